@@ -1,0 +1,50 @@
+"""Every error that a caller can meet, in one tree:
+
+    NightschoolError
+      SettingsError      a setting is unknown or has a value that cannot be used
+      InputError         an argument or an imported line is malformed
+      StoreError         the memory cannot be read or written
+        SchemaOutdated   the database was written by another version
+        NotFound         no row has that id (in that scope)
+      TrainingError      a phase did not learn, or could not run
+      GateRefused        an adapter may not serve: unjudged, rejected, damaged or tainted
+      ServingError       a base or an adapter cannot be loaded, or an answer cannot be made
+
+The message names the thing, the value and the next step.
+"""
+
+
+class NightschoolError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class SettingsError(NightschoolError):
+    pass
+
+
+class InputError(NightschoolError):
+    pass
+
+
+class StoreError(NightschoolError):
+    pass
+
+
+class SchemaOutdated(StoreError):
+    pass
+
+
+class NotFound(StoreError):
+    pass
+
+
+class TrainingError(NightschoolError):
+    pass
+
+
+class GateRefused(NightschoolError):
+    pass
+
+
+class ServingError(NightschoolError):
+    pass

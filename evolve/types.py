@@ -1,0 +1,145 @@
+"""The nouns of learning: frozen values. `Snapshot` and `Adapter` are named by the hash of their content."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..content import Message, content_id
+
+Phase = Literal["sft", "dpo"]
+PairSource = Literal["correction", "contrast"]
+Prompt = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An answer worth imitating (phase 1)."""
+
+    prompt: Prompt
+    completion: str
+    weight: float
+    interaction_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, the first preferred (phase 2)."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    weight: float
+    interaction_ids: tuple[str, ...]
+    how: PairSource
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """One answer that was liked or not, with nothing to compare it with (phase 2)."""
+
+    prompt: Prompt
+    completion: str
+    liked: bool
+    weight: float
+    interaction_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A held-out answer with the satisfaction it met. `cluster` is the user or session that the bootstrap draws."""
+
+    prompt: Prompt
+    completion: str
+    liked: bool
+    cluster: str
+    interaction_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """Why interactions that carried feedback are not in the snapshot."""
+
+    reason: str
+    interaction_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The frozen data of one night. `excluded` is a report and not part of the id."""
+
+    examples: tuple[Example, ...]
+    pairs: tuple[Pair, ...]
+    thumbs: tuple[Thumb, ...]
+    held_out: tuple[Judged, ...]
+    excluded: tuple[Excluded, ...] = ()
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = {name: [asdict(row) for row in getattr(self, name)] for name in ("examples", "pairs", "thumbs", "held_out")}
+        object.__setattr__(self, "id", content_id(parts))
+
+    def interaction_ids(self) -> set[str]:
+        """Every interaction that was trained on or judged on."""
+        rows = (*self.examples, *self.pairs, *self.thumbs, *self.held_out)
+        return {i for row in rows for i in row.interaction_ids}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained LoRA in `path`, named by the hash of its weights."""
+
+    id: str
+    base_id: str
+    snapshot_id: str
+    phase: Phase
+    parent_id: str | None
+    path: Path
+    created_utc: float
+    details: dict[str, Any] = field(default_factory=dict)  # settings, losses, seconds, peak memory
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One quantity for incumbent and candidate. `low` and `high` bound `change` (candidate − incumbent)."""
+
+    name: str
+    incumbent: float
+    candidate: float
+    change: float
+    low: float
+    high: float
+    passed: bool
+    rule: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    candidate_id: str
+    incumbent_id: str | None  # None = the base
+    snapshot_id: str
+    accepted: bool
+    measures: tuple[Measure, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One night. Its outcome follows from what exists; nothing records a status."""
+
+    id: str
+    started_utc: float
+    finished_utc: float | None
+    snapshot_id: str | None
+    candidate_id: str | None
+    accepted: bool | None
+    error: str | None
+
+    @property
+    def outcome(self) -> str:
+        if self.error:
+            return "failed"
+        if self.accepted is not None:
+            return "promoted" if self.accepted else "rejected"
+        return "nothing to learn" if self.finished_utc else "running"

@@ -1,0 +1,144 @@
+"""Every SQL table of the project: one schema, brought up by the one Alembic chain in `migrations/`.
+
+SQL holds the facts; the vector index and the adapters' files are derived from it. Snapshots hold references and weights,
+never text: what is forgotten here is gone from every snapshot too, and the snapshot's id no longer re-derives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+ID = String(64)
+NAME = String(255)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class TopicRow(Base):
+    __tablename__ = "topics"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    label: Mapped[str] = mapped_column(NAME)
+    centroid: Mapped[bytes] = mapped_column(LargeBinary)  # float32, the sum of the unit vectors of its turns
+    size: Mapped[int] = mapped_column(Integer)
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
+class InteractionRow(Base):
+    __tablename__ = "interactions"
+    __table_args__ = (
+        Index("ix_interactions_session", "user_id", "agent_id", "session_id", "position", unique=True),
+        Index("ix_interactions_created_utc", "created_utc"),
+        Index("ix_interactions_topic_id", "topic_id"),
+    )
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    user_id: Mapped[str] = mapped_column(NAME)
+    agent_id: Mapped[str] = mapped_column(NAME)
+    session_id: Mapped[str] = mapped_column(NAME)
+    position: Mapped[int] = mapped_column(Integer)
+    turn: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    text: Mapped[str] = mapped_column(Text)
+    reply: Mapped[str] = mapped_column(Text)
+    adapter_id: Mapped[str | None] = mapped_column(ID)
+    memory_ids: Mapped[list[str]] = mapped_column(JSON)
+    topic_id: Mapped[str | None] = mapped_column(ForeignKey("topics.id"))
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
+class FeedbackRow(Base):
+    __tablename__ = "feedback"
+    __table_args__ = (Index("ix_feedback_interaction_id", "interaction_id"),)
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    interaction_id: Mapped[str] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"))
+    rating: Mapped[float | None] = mapped_column(Float)
+    correction: Mapped[str | None] = mapped_column(Text)
+    comment: Mapped[str | None] = mapped_column(Text)
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
+class MemoryRow(Base):
+    __tablename__ = "memories"
+    __table_args__ = (Index("ix_memories_user_id", "user_id"), Index("ix_memories_created_utc", "created_utc"))
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    user_id: Mapped[str] = mapped_column(NAME)
+    agent_id: Mapped[str] = mapped_column(NAME)
+    session_id: Mapped[str] = mapped_column(NAME)
+    kind: Mapped[str] = mapped_column(String(16))
+    text: Mapped[str] = mapped_column(Text)
+    source_ids: Mapped[list[str]] = mapped_column(JSON)
+    shared: Mapped[bool] = mapped_column(Boolean)
+    indexed: Mapped[bool] = mapped_column(Boolean)  # false until the vector index holds it: the outbox
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
+class SnapshotRow(Base):
+    __tablename__ = "snapshots"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    rows: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # references and weights, see evolve/dataset.py
+    excluded: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
+class SnapshotSourceRow(Base):
+    """Which interactions a snapshot was made of, so that lineage and forgetting are one indexed query."""
+
+    __tablename__ = "snapshot_sources"
+    __table_args__ = (Index("ix_snapshot_sources_interaction_id", "interaction_id"),)
+    snapshot_id: Mapped[str] = mapped_column(ForeignKey("snapshots.id"), primary_key=True)
+    interaction_id: Mapped[str] = mapped_column(ID, primary_key=True)  # no foreign key: it outlives what is forgotten
+
+
+class AdapterRow(Base):
+    __tablename__ = "adapters"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    base_id: Mapped[str] = mapped_column(NAME)
+    snapshot_id: Mapped[str] = mapped_column(ForeignKey("snapshots.id"))
+    phase: Mapped[str] = mapped_column(String(16))
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
+    folder: Mapped[str] = mapped_column(NAME)  # under <home>/adapters
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+    tainted: Mapped[str | None] = mapped_column(Text)  # why it may not serve any more
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
+class VerdictRow(Base):
+    __tablename__ = "verdicts"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    candidate_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    incumbent_id: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
+    snapshot_id: Mapped[str] = mapped_column(ForeignKey("snapshots.id"))
+    accepted: Mapped[bool] = mapped_column(Boolean)
+    measures: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    reasons: Mapped[list[str]] = mapped_column(JSON)
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
+class DeploymentRow(Base):
+    """The live alias: the newest row says which adapter serves; no adapter means the base."""
+
+    __tablename__ = "deployments"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    adapter_id: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
+    reason: Mapped[str] = mapped_column(Text)
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
+class CycleRow(Base):
+    __tablename__ = "cycles"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    started_utc: Mapped[float] = mapped_column(Float)
+    finished_utc: Mapped[float | None] = mapped_column(Float)
+    snapshot_id: Mapped[str | None] = mapped_column(ForeignKey("snapshots.id"))
+    candidate_id: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
+    error: Mapped[str | None] = mapped_column(Text)

@@ -1,0 +1,114 @@
+"""The nouns of memory: frozen values without I/O.
+
+Times are `*_utc`: seconds since 1970 in UTC, as float. Owners are the same three everywhere: `user_id`, `agent_id`
+(empty = no agent of its own) and `session_id`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..content import Message
+
+DEFAULT_USER = "default"
+
+MemoryKind = Literal["turn", "note"]
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """One turn and our reply.
+
+    `turn` holds the messages since the previous reply of the session (usually one user message; also system and tool
+    messages); `text` is the request being answered, the latest user message of the session. The full prompt is the
+    turns and replies of the session up to `position`. Text that memory injected stands in neither: only `memory_ids`.
+    """
+
+    id: str
+    user_id: str
+    agent_id: str
+    session_id: str
+    position: int
+    turn: tuple[Message, ...]
+    text: str
+    reply: str
+    created_utc: float
+    adapter_id: str | None = None
+    memory_ids: tuple[str, ...] = ()
+    topic_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a person said of a reply; any of the three may be missing. `rating` is in [-1, 1], a thumb is ±1."""
+
+    id: str
+    interaction_id: str
+    rating: float | None
+    correction: str | None
+    comment: str | None
+    created_utc: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A stored unit: a `turn` made from an interaction, or a `note` that somebody asked to be remembered."""
+
+    id: str
+    user_id: str
+    agent_id: str
+    session_id: str
+    kind: MemoryKind
+    text: str
+    created_utc: float
+    source_ids: tuple[str, ...] = ()
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Recall:
+    memory: Memory
+    score: float  # in [0, 1]
+    parts: dict[str, float]  # why it was found: score by part
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One piece of evidence, `value` in [-1, 1]."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Satisfaction:
+    """How one interaction went: `score` in [-1, 1], `confidence` in [0, 1]."""
+
+    interaction_id: str
+    score: float
+    confidence: float
+    signals: tuple[Signal, ...]
+    explicit: bool
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What people keep asking. `recurrence` is the decayed count over distinct sessions."""
+
+    id: str
+    label: str
+    recurrence: float
+    sessions: int
+    last_seen_utc: float
+
+
+@dataclass(frozen=True)
+class ForgetReceipt:
+    """What one `forget` erased, and what was trained on it and is tainted now."""
+
+    interactions: int
+    memories: int
+    feedback: int
+    tainted_snapshots: tuple[str, ...]
+    tainted_adapters: tuple[str, ...]

@@ -1,0 +1,200 @@
+"""Every dial, one frozen dataclass a stage, and the one loader: defaults, then `settings.toml`, then environment.
+
+An unknown key, section or variable is an error, never ignored. `NIGHTSCHOOL_HOME` moves everything;
+`NIGHTSCHOOL_<SECTION>_<FIELD>` sets one field (`NIGHTSCHOOL_NIGHT_BUDGET_MINUTES=20`).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .errors import SettingsError
+
+PREFIX = "NIGHTSCHOOL_"
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    # where: empty = inside the home
+    database_url: str = ""
+    index_url: str = ""
+    # recall
+    recall_limit: int = 5  # memories given to a reply
+    recall_threshold: float = 0.35  # a memory scoring less is not given to a reply
+    # topics
+    topic_cosine: float = 0.6  # a turn joins the nearest topic at or above this cosine
+
+
+@dataclass(frozen=True)
+class CensorSettings:
+    min_confidence: float = 0.5  # below it a turn stays unlabelled
+    liked_above: float = 0.2  # scores in between teach nothing
+    disliked_below: float = -0.2
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    # weights, see evolve/weights.py
+    half_life_days: float = 30.0
+    weight_cap: float = 3.0
+    # what goes in
+    max_rows: int = 3000  # per part; a seeded, recency-weighted sample beyond it
+    min_liked: int = 20  # fewer liked turns: nothing to learn
+    same_prompt_cosine: float = 0.92  # "nearly the same prompt" for a contrast pair
+    # what is held out, by user where there are enough users, else by session
+    held_out_share: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class NightSettings:
+    budget_minutes: float = 30.0  # the one dial: decides how many rows each phase sees
+    seed: int = 0
+    # LoRA
+    lora_targets: str = "attention+mlp"  # or "attention"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    max_tokens: int = 512  # prompt and answer; the prompt is cut from the left
+    batch_size: int = 8
+    # phase 1
+    sft_epochs: float = 2.0
+    sft_lr: float = 2e-3
+    replay_share: float = 0.15  # of phase 1's rows: the base's own text, so that it does not forget
+    # phase 2
+    preference_epochs: float = 1.0
+    preference_lr: float = 1e-3
+    beta: float = 0.1  # DPO on pairs
+    thumb_beta: float = 0.2  # the unpaired loss on thumbs
+    sft_term: float = 0.2  # alpha, NLL of the chosen answer
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    bootstrap: int = 1000
+    confidence: float = 0.95
+    min_clusters: int = 8  # fewer held-out users or sessions: no verdict in favour
+    min_rated: int = 20  # fewer held-out liked or disliked answers together: likewise
+    max_nll_rise: float = 0.02  # nats per token on satisfied answers, non-inferiority
+    max_probe_rise: float = 0.05  # relative, on the fixed probe text
+    probe_answers: int = 16  # held-out prompts answered in full, to see empty or endless answers
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    base: str = "seedling"  # or a folder, or a hub id
+    device: str = "auto"
+    threads: int = 0  # 0 = torch's own choice
+    max_tokens: int = 96
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    home: Path
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    censor: CensorSettings = field(default_factory=CensorSettings)
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    night: NightSettings = field(default_factory=NightSettings)
+    gate: GateSettings = field(default_factory=GateSettings)
+    serving: ServingSettings = field(default_factory=ServingSettings)
+
+    @property
+    def database_url(self) -> str:
+        return self.memory.database_url or f"sqlite:///{self.home / 'nightschool.db'}"
+
+    @property
+    def index_url(self) -> str:
+        return self.memory.index_url or str(self.home / "index")
+
+    def to_json(self) -> dict[str, Any]:
+        """Sections as plain data, for manifests; the home is left out, since results do not depend on it."""
+        return {name: asdict(getattr(self, name)) for name in SECTIONS}
+
+
+SECTIONS: dict[str, type] = {
+    "memory": MemorySettings,
+    "censor": CensorSettings,
+    "dataset": DatasetSettings,
+    "night": NightSettings,
+    "gate": GateSettings,
+    "serving": ServingSettings,
+}
+
+
+def default_home(env: Mapping[str, str] | None = None) -> Path:
+    env = os.environ if env is None else env
+    return Path(env.get(PREFIX + "HOME") or Path.home() / ".nightschool").expanduser()
+
+
+def load_settings(home: Path | str | None = None, env: Mapping[str, str] | None = None) -> Settings:
+    """Defaults, then `<home>/settings.toml`, then environment variables."""
+    env = os.environ if env is None else env
+    folder = Path(home).expanduser() if home is not None else default_home(env)
+    return with_environment(with_file(Settings(home=folder), folder / "settings.toml"), env)
+
+
+def with_file(settings: Settings, path: Path) -> Settings:
+    if not path.exists():
+        return settings
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    for section, values in data.items():
+        if section not in SECTIONS or not isinstance(values, dict):
+            raise SettingsError(f"{path}: no section [{section}]{_nearest(section, SECTIONS)}; known: {', '.join(SECTIONS)}")
+        settings = with_values(settings, section, values, str(path))
+    return settings
+
+
+def with_environment(settings: Settings, env: Mapping[str, str]) -> Settings:
+    aliases = {"DATABASE_URL": "MEMORY_DATABASE_URL", "BASE": "SERVING_BASE"}
+    for name in sorted(k for k in env if k.startswith(PREFIX) and k != PREFIX + "HOME"):
+        key = name.removeprefix(PREFIX)
+        section, _, key = aliases.get(key, key).lower().partition("_")
+        if section not in SECTIONS:
+            raise SettingsError(f"environment: unknown variable {name}; expected {PREFIX}<SECTION>_<FIELD>")
+        settings = with_values(settings, section, {key: env[name]}, f"environment variable {name}")
+    return settings
+
+
+def with_values(settings: Settings, section: str, values: Mapping[str, Any], source: str) -> Settings:
+    """`settings` with `values` in one section, each brought to its field's type; SettingsError otherwise."""
+    stage = getattr(settings, section)
+    known = {f.name: type(getattr(stage, f.name)) for f in fields(stage)}
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise SettingsError(f"{source}: no setting {section}.{key}{_nearest(key, known)}")
+        changes[key] = _coerce(known[key], value, f"{source}: {section}.{key}")
+    return replace(settings, **{section: replace(stage, **changes)})
+
+
+def _coerce(kind: type, value: Any, where: str) -> Any:
+    wrong = SettingsError(f"{where} must be {kind.__name__}, not {value!r}")
+    if isinstance(value, bool) and kind is not bool:
+        raise wrong
+    if kind is float and isinstance(value, int | float | str):
+        try:
+            return float(value)
+        except ValueError:
+            raise wrong from None
+    if kind is int and isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            raise wrong from None
+    if not isinstance(value, kind):
+        raise wrong
+    return value
+
+
+def _nearest(word: str, known: Mapping[str, object]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
