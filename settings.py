@@ -148,7 +148,9 @@ def with_file(settings: Settings, path: Path) -> Settings:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
     for section, values in data.items():
         if section not in SECTIONS or not isinstance(values, dict):
-            raise SettingsError(f"{path}: no section [{section}]{_nearest(section, SECTIONS)}; known: {', '.join(SECTIONS)}")
+            raise SettingsError(
+                f"{path}: no section [{section}]{_nearest(section, SECTIONS)}; known: {', '.join(SECTIONS)}"
+            )
         settings = with_values(settings, section, values, str(path))
     return settings
 

@@ -77,7 +77,9 @@ class Snapshot:
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = {name: [asdict(row) for row in getattr(self, name)] for name in ("examples", "pairs", "thumbs", "held_out")}
+        parts = {
+            name: [asdict(row) for row in getattr(self, name)] for name in ("examples", "pairs", "thumbs", "held_out")
+        }
         object.__setattr__(self, "id", content_id(parts))
 
     def interaction_ids(self) -> set[str]:

@@ -1,7 +1,7 @@
 """Every SQL table of the project: one schema, brought up by the one Alembic chain in `migrations/`.
 
-SQL holds the facts; the vector index and the adapters' files are derived from it. Snapshots hold references and weights,
-never text: what is forgotten here is gone from every snapshot too, and the snapshot's id no longer re-derives.
+SQL holds the facts; the vector index and the adapters' files are derived from it. Snapshots hold references and
+weights, never text: what is forgotten here is gone from every snapshot too, and the snapshot's id no longer re-derives.
 """
 
 from __future__ import annotations

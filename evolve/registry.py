@@ -1,0 +1,298 @@
+"""Adapters on disk and in SQL: sealed, judged, promoted, rolled back, withdrawn.
+
+The invariant: what `live` returns has an accepted verdict, is not tainted, and its weights hash to its id. A folder
+without `adapter.json` is debris, since the manifest is written last; the live alias is the newest row of
+`deployments`, so a switch is one insert.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session
+
+from ..content import files_id
+from ..errors import GateRefused, NotFound
+from ..memory.tables import (
+    AdapterRow,
+    CycleRow,
+    DeploymentRow,
+    SnapshotRow,
+    SnapshotSourceRow,
+    VerdictRow,
+)
+from .types import Adapter, Cycle, Excluded, Measure, Phase, Snapshot, Verdict
+
+WEIGHTS = "adapter_model.safetensors"
+MANIFEST = "adapter.json"
+DEBRIS = ".building-"
+
+
+def seal(
+    folder: Path,
+    *,
+    base_id: str,
+    snapshot_id: str,
+    phase: Phase,
+    parent_id: str | None,
+    created_utc: float,
+    details: dict[str, Any],
+) -> Adapter:
+    """Name the weights in `folder` by their hash, write the manifest last, and move the folder beside it under its name.
+
+    Sealing weights that are already there is a no-op that returns the adapter known.
+    """
+    adapter_id = files_id([folder / WEIGHTS])
+    target = folder.parent / adapter_id.replace(":", "-")
+    if (target / MANIFEST).exists():
+        shutil.rmtree(folder)
+        return read_adapter(target)
+    adapter = Adapter(adapter_id, base_id, snapshot_id, phase, parent_id, target, created_utc, details)
+    manifest = {key: value for key, value in asdict(adapter).items() if key != "path"}
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+    if target.exists():
+        shutil.rmtree(target)  # debris of a crash: it has no manifest
+    os.replace(folder, target)
+    return adapter
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The adapter in `folder`; GateRefused when its manifest is missing or its weights are not what they were."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        raise GateRefused(f"{folder.name}: no {MANIFEST}, so the adapter is incomplete; run `nightschool night` again")
+    data = json.loads(manifest.read_text(encoding="utf-8"))
+    adapter = Adapter(path=folder, **data)
+    found = files_id([folder / WEIGHTS]) if (folder / WEIGHTS).exists() else "missing"
+    if found != adapter.id:
+        raise GateRefused(
+            f"{folder.name}: its weights are {found}, the manifest says {adapter.id}; run `nightschool audit verify`"
+        )
+    return adapter
+
+
+class Registry:
+    """What was trained, how it was judged and which adapter serves. `sql` is the memory's own database."""
+
+    def __init__(self, sql: Engine, folder: Path, clock: Callable[[], float]) -> None:
+        self.sql, self.folder, self.clock = sql, folder, clock
+
+    def building(self) -> Path:
+        """A new empty folder for a training run; `sweep` removes it if the run dies."""
+        path = self.folder / f"{DEBRIS}{uuid4().hex}"
+        path.mkdir(parents=True)
+        return path
+
+    def sweep(self) -> int:
+        """Remove folders without a manifest: what a crash left. Only the night calls it, under its lock."""
+        debris = [p for p in self.folder.glob("*") if p.is_dir() and not (p / MANIFEST).exists()]
+        debris += [p for p in self.folder.glob(DEBRIS + "*") if p not in debris]
+        for path in debris:
+            shutil.rmtree(path)
+        return len(debris)
+
+    # -- snapshots ---
+
+    def add_snapshot(self, snapshot: Snapshot, rows: list[dict[str, Any]]) -> None:
+        """Keep the references of a snapshot (`rows`, from `dataset.to_rows`); a known id is a no-op."""
+        with Session(self.sql) as session, session.begin():
+            if session.get(SnapshotRow, snapshot.id):
+                return
+            excluded = [asdict(e) for e in snapshot.excluded]
+            session.add(SnapshotRow(id=snapshot.id, rows=rows, excluded=excluded, created_utc=self.clock()))
+            session.flush()
+            sources = [SnapshotSourceRow(snapshot_id=snapshot.id, interaction_id=i) for i in snapshot.interaction_ids()]
+            session.add_all(sources)
+
+    def snapshot_rows(self, snapshot_id: str) -> list[dict[str, Any]]:
+        with Session(self.sql) as session:
+            row = session.get(SnapshotRow, snapshot_id)
+            if row is None:
+                raise NotFound(f"no snapshot {snapshot_id}; see `nightschool adapters list`")
+            return row.rows
+
+    def snapshot_ids(self) -> list[str]:
+        with Session(self.sql) as session:
+            return list(session.scalars(select(SnapshotRow.id).order_by(SnapshotRow.created_utc)))
+
+    def excluded(self, snapshot_id: str) -> tuple[Excluded, ...]:
+        with Session(self.sql) as session:
+            row = session.get(SnapshotRow, snapshot_id)
+            found = row.excluded if row else []
+            return tuple(Excluded(e["reason"], tuple(e["interaction_ids"])) for e in found)
+
+    def sources(self, snapshot_id: str) -> set[str]:
+        """The interactions that snapshot was made of, forgotten ones included."""
+        with Session(self.sql) as session:
+            query = select(SnapshotSourceRow.interaction_id).where(SnapshotSourceRow.snapshot_id == snapshot_id)
+            return set(session.scalars(query))
+
+    # -- adapters ---
+
+    def add(self, adapter: Adapter) -> None:
+        with Session(self.sql) as session, session.begin():
+            if session.get(AdapterRow, adapter.id):
+                return
+            values = {k: v for k, v in asdict(adapter).items() if k != "path"}
+            session.add(AdapterRow(**values, folder=adapter.path.name, tainted=None))
+
+    def adapters(self) -> list[Adapter]:
+        """Every adapter that was trained and recorded, oldest first."""
+        with Session(self.sql) as session:
+            return [self._adapter(row) for row in session.scalars(select(AdapterRow).order_by(AdapterRow.created_utc))]
+
+    def adapter(self, adapter_id: str) -> Adapter:
+        """By id or by an unambiguous prefix of it."""
+        with Session(self.sql) as session:
+            prefix = adapter_id.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
+            rows = session.scalars(select(AdapterRow).where(AdapterRow.id.like(prefix, escape="\\"))).all()
+            if len(rows) != 1:
+                found = "no adapter" if not rows else f"{len(rows)} adapters"
+                raise NotFound(f"{found} with id {adapter_id}; see `nightschool adapters list`")
+            return self._adapter(rows[0])
+
+    def tainted(self) -> dict[str, str]:
+        """Adapters that may not serve any more, and why."""
+        with Session(self.sql) as session:
+            rows = session.scalars(select(AdapterRow).where(AdapterRow.tainted.is_not(None)))
+            return {row.id: row.tainted or "" for row in rows}
+
+    def taint(self, adapter_id: str, reason: str) -> None:
+        with Session(self.sql) as session, session.begin():
+            session.execute(update(AdapterRow).where(AdapterRow.id == adapter_id).values(tainted=reason))
+
+    def _adapter(self, row: AdapterRow) -> Adapter:
+        names = ("id", "base_id", "snapshot_id", "phase", "parent_id", "created_utc", "details")
+        return Adapter(path=self.folder / row.folder, **{name: getattr(row, name) for name in names})
+
+    # -- verdicts ---
+
+    def add_verdict(self, verdict: Verdict) -> None:
+        with Session(self.sql) as session, session.begin():
+            values = {**asdict(verdict), "reasons": list(verdict.reasons)}
+            session.add(VerdictRow(**values, created_utc=self.clock()))
+
+    def verdict(self, candidate_id: str) -> Verdict | None:
+        """The newest verdict on that adapter."""
+        with Session(self.sql) as session:
+            query = select(VerdictRow).where(VerdictRow.candidate_id == candidate_id).order_by(VerdictRow.id.desc())
+            row = session.scalars(query.limit(1)).first()
+            if row is None:
+                return None
+            measures = tuple(Measure(**m) for m in row.measures)
+            ids = (row.candidate_id, row.incumbent_id, row.snapshot_id)
+            return Verdict(*ids, row.accepted, measures, tuple(row.reasons))
+
+    # -- the live alias ---
+
+    def live(self) -> Adapter | None:
+        """The adapter in service; None is the base, also when the newest deployment was tainted since."""
+        with Session(self.sql) as session:
+            row = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id.desc()).limit(1)).first()
+            adapter = session.get(AdapterRow, row.adapter_id) if row and row.adapter_id else None
+            return self._adapter(adapter) if adapter and not adapter.tainted else None
+
+    def promote(self, adapter_id: str) -> Adapter:
+        """Put an accepted, untainted, undamaged adapter into service; GateRefused otherwise."""
+        adapter = self.adapter(adapter_id)
+        self._require_servable(adapter)
+        self._deploy(adapter.id, "promoted")
+        return adapter
+
+    def _require_servable(self, adapter: Adapter) -> None:
+        verdict = self.verdict(adapter.id)
+        if verdict is None:
+            raise GateRefused(f"adapter {adapter.id} was never judged; run `nightschool night`")
+        if not verdict.accepted:
+            raise GateRefused(f"adapter {adapter.id} was rejected: {'; '.join(verdict.reasons)}")
+        if reason := self.tainted().get(adapter.id):
+            raise GateRefused(
+                f"adapter {adapter.id} is tainted: {reason}; run `nightschool night` to train a clean one"
+            )
+        read_adapter(adapter.path)
+
+    def rollback(self) -> Adapter | None:
+        """Back to what served before the live adapter and may still serve; None is the base.
+
+        Rolling back twice goes back two steps: only what was deployed before the live one's promotion counts.
+        """
+        live = self.live()
+        if live is None:
+            raise GateRefused(
+                "the base is serving: there is nothing to roll back from; see `nightschool adapters list`"
+            )
+        target = self._predecessor(live.id)
+        self._deploy(target.id if target else None, f"rolled back from {live.id}")
+        return target
+
+    def withdraw_tainted(self) -> Adapter | None:
+        """If the newest deployment is tainted, deploy its last clean predecessor; returns what serves now."""
+        with Session(self.sql) as session:
+            row = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id.desc()).limit(1)).first()
+            deployed = row.adapter_id if row else None
+        if deployed is None or deployed not in self.tainted():
+            return self.live()
+        target = self._predecessor(deployed)
+        self._deploy(target.id if target else None, f"withdrew {deployed}: tainted")
+        return target
+
+    def _predecessor(self, adapter_id: str) -> Adapter | None:
+        with Session(self.sql) as session:
+            first = select(func.min(DeploymentRow.id)).where(DeploymentRow.adapter_id == adapter_id)
+            earlier = select(DeploymentRow).where(DeploymentRow.id < first.scalar_subquery())
+            tainted = self.tainted()
+            for row in session.scalars(earlier.order_by(DeploymentRow.id.desc())):
+                if row.adapter_id is None:
+                    return None
+                if row.adapter_id not in tainted:
+                    return self.adapter(row.adapter_id)
+        return None
+
+    def deployments(self) -> list[dict[str, Any]]:
+        """Every switch of the alias, oldest first."""
+        with Session(self.sql) as session:
+            rows = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id))
+            return [{"adapter_id": r.adapter_id, "reason": r.reason, "created_utc": r.created_utc} for r in rows]
+
+    def _deploy(self, adapter_id: str | None, reason: str) -> None:
+        with Session(self.sql) as session, session.begin():
+            session.add(DeploymentRow(adapter_id=adapter_id, reason=reason, created_utc=self.clock()))
+
+    # -- cycles ---
+
+    def open_cycle(self) -> str:
+        cycle_id = uuid4().hex[:12]
+        with Session(self.sql) as session, session.begin():
+            session.add(CycleRow(id=cycle_id, started_utc=self.clock()))
+        return cycle_id
+
+    def update_cycle(self, cycle_id: str, **values: Any) -> None:
+        with Session(self.sql) as session, session.begin():
+            session.execute(update(CycleRow).where(CycleRow.id == cycle_id).values(**values))
+
+    def cycle(self, cycle_id: str) -> Cycle:
+        with Session(self.sql) as session:
+            row = session.get(CycleRow, cycle_id)
+            if row is None:
+                raise NotFound(f"no cycle {cycle_id}")
+            verdict = self.verdict(row.candidate_id) if row.candidate_id else None
+            accepted = verdict.accepted if verdict else None
+            return Cycle(
+                row.id, row.started_utc, row.finished_utc, row.snapshot_id, row.candidate_id, accepted, row.error
+            )
+
+    def cycles(self) -> list[Cycle]:
+        """Every night, oldest first."""
+        with Session(self.sql) as session:
+            ids = list(session.scalars(select(CycleRow.id).order_by(CycleRow.started_utc)))
+        return [self.cycle(i) for i in ids]
