@@ -46,7 +46,7 @@ def seal(
     created_utc: float,
     details: dict[str, Any],
 ) -> Adapter:
-    """Name the weights in `folder` by their hash, write the manifest last, and move the folder beside it under its name.
+    """Name the weights in `folder` by their hash, write the manifest last, and rename the folder after the weights.
 
     Sealing weights that are already there is a no-op that returns the adapter known.
     """

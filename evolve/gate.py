@@ -1,0 +1,199 @@
+"""Whether a candidate may serve: it must be shown to be better, and shown not to be worse, on people it never saw.
+
+Everything is scored through the engine that serves. A written rule a measure decides, and all must pass:
+
+- `preference`: superiority. Going from the incumbent to the candidate must raise the log-probability (per token) of
+  liked held-out answers more than that of disliked ones: the area under the ROC curve of that movement, whose null
+  is .5, must have an interval above .5.
+- `liked_nll`: non-inferiority. Nats per token on liked held-out answers may rise by at most `max_nll_rise`.
+- `probe_nll`: non-inferiority. On a fixed text that no night trains on, NLL relative to the base may rise by at most
+  `max_probe_rise`; always against the base, so that drift cannot creep in over nights.
+- `empty_answers`: no more empty answers to held-out prompts than the incumbent gives.
+
+Intervals are percentile bootstraps over clusters (users, or sessions where users are few), since the turns of one
+person are not independent. Not covered here: facts, safety, and preferences of people who never gave feedback.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..content import Message
+from ..serving.engine import Engine, Sampling
+from ..settings import GateSettings
+from .types import Adapter, Judged, Measure, Snapshot, Verdict
+
+Vector = NDArray[np.float64]
+ANSWER_TOKENS = 48
+
+
+def judge(
+    candidate: Adapter,
+    incumbent: Adapter | None,
+    snapshot: Snapshot,
+    engine: Engine,
+    settings: GateSettings,
+) -> Verdict:
+    """The verdict on `candidate` (loaded in `engine`) against `incumbent` (None = the base)."""
+    held_out = snapshot.held_out
+    reasons = too_little(held_out, settings)
+    measures: tuple[Measure, ...] = ()
+    if not reasons:
+        before = incumbent.id if incumbent else None
+        measures = (
+            *_held_out_measures(candidate.id, before, held_out, engine, settings),
+            _probe_measure(candidate.id, engine, settings),
+            _empty_measure(candidate.id, before, held_out, engine, settings),
+        )
+        reasons = [_reason(m) for m in measures if not m.passed]
+    accepted = not reasons
+    reasons = reasons or [_reason(m) for m in measures]
+    ids = (candidate.id, incumbent.id if incumbent else None, snapshot.id)
+    return Verdict(*ids, accepted, measures, tuple(reasons))
+
+
+def too_little(held_out: Sequence[Judged], settings: GateSettings) -> list[str]:
+    """Why the held-out part cannot carry a verdict; empty if it can."""
+    clusters = len({h.cluster for h in held_out})
+    liked = sum(h.liked for h in held_out)
+    found: list[str] = []
+    if len(held_out) < settings.min_rated:
+        found.append(f"only {len(held_out)} held-out rated answers, at least {settings.min_rated} are needed")
+    if clusters < settings.min_clusters:
+        found.append(f"only {clusters} held-out users or sessions, at least {settings.min_clusters} are needed")
+    if liked in (0, len(held_out)):
+        found.append("the held-out answers are all liked or all disliked, so preference cannot be measured")
+    return found
+
+
+# -- what is measured ---
+
+
+@dataclass(frozen=True)
+class _Scored:
+    logprob: Vector
+    tokens: Vector
+
+
+def _scores(
+    engine: Engine, prompts: Sequence[Sequence[Message]], answers: Sequence[str], adapter: str | None
+) -> _Scored:
+    scores = engine.score(prompts, answers, adapter=adapter)
+    return _Scored(np.array([s.logprob for s in scores]), np.array([float(s.tokens) for s in scores]))
+
+
+def _held_out_measures(
+    candidate: str, incumbent: str | None, held_out: Sequence[Judged], engine: Engine, settings: GateSettings
+) -> tuple[Measure, Measure]:
+    prompts, answers = [h.prompt for h in held_out], [h.completion for h in held_out]
+    after = _scores(engine, prompts, answers, candidate)
+    before = _scores(engine, prompts, answers, incumbent)
+    liked = np.array([h.liked for h in held_out])
+    draws = cluster_draws([h.cluster for h in held_out], settings.bootstrap)
+    moved = (after.logprob - before.logprob) / after.tokens
+    return (
+        _preference(moved, liked, draws, settings),
+        _liked_nll(after, before, liked.astype(float), draws, settings),
+    )
+
+
+def _preference(moved: Vector, liked: NDArray[np.bool_], draws: NDArray[np.int64], settings: GateSettings) -> Measure:
+    value = weighted_auc(moved, liked, np.ones(len(moved)))
+    low, high = interval([weighted_auc(moved, liked, w) - 0.5 for w in draws], settings.confidence)
+    rule = "interval of the change above 0"
+    return Measure("preference", 0.5, value, value - 0.5, low, high, low > 0, rule)
+
+
+def _liked_nll(
+    after: _Scored, before: _Scored, liked: Vector, draws: NDArray[np.int64], settings: GateSettings
+) -> Measure:
+    def nll(scored: _Scored, weights: Vector) -> float:
+        return float(-(weights * scored.logprob).sum() / (weights * scored.tokens).sum())
+
+    old, new = nll(before, liked), nll(after, liked)
+    changes = [nll(after, w * liked) - nll(before, w * liked) for w in draws if (w * liked).any()]
+    low, high = interval(changes, settings.confidence)
+    rule = f"rises by at most {settings.max_nll_rise} nats per token"
+    return Measure("liked_nll", old, new, new - old, low, high, high <= settings.max_nll_rise, rule)
+
+
+def probe_text() -> list[tuple[list[Message], str]]:
+    """The fixed conversations on which drift is measured: (prompt, answer); never trained on."""
+    lines = files("nightschool.evolve").joinpath("probe.jsonl").read_text(encoding="utf-8").splitlines()
+    conversations = [json.loads(line)["messages"] for line in lines]
+    return [(messages[:-1], messages[-1]["content"]) for messages in conversations]
+
+
+def _probe_measure(candidate: str, engine: Engine, settings: GateSettings) -> Measure:
+    prompts, answers = zip(*probe_text(), strict=True)
+    after = _scores(engine, prompts, answers, candidate)
+    base = _scores(engine, prompts, answers, None)
+    draws = cluster_draws([str(i) for i in range(len(answers))], settings.bootstrap)
+
+    def rise(weights: Vector) -> float:
+        return float((weights * after.logprob).sum() / (weights * base.logprob).sum() - 1)
+
+    ones = np.ones(len(answers))
+    low, high = interval([rise(w) for w in draws], settings.confidence)
+    old, new = -base.logprob.sum() / base.tokens.sum(), -after.logprob.sum() / after.tokens.sum()
+    rule = f"at most {settings.max_probe_rise:.0%} above the base"
+    return Measure(
+        "probe_nll", float(old), float(new), rise(ones), low, high, rise(ones) <= settings.max_probe_rise, rule
+    )
+
+
+def _empty_measure(
+    candidate: str, incumbent: str | None, held_out: Sequence[Judged], engine: Engine, settings: GateSettings
+) -> Measure:
+    distinct = list({h.cluster: h.prompt for h in held_out}.values())[: settings.probe_answers]
+    sampling = Sampling(max_tokens=ANSWER_TOKENS)
+
+    def empty(adapter: str | None) -> float:
+        answers = engine.generate(distinct, adapter=adapter, sampling=sampling)
+        return sum(not a.strip() for a in answers) / max(1, len(answers))
+
+    old, new = empty(incumbent), empty(candidate)
+    change = new - old
+    return Measure("empty_answers", old, new, change, change, change, new <= old, "no more than the incumbent")
+
+
+# -- arithmetic ---
+
+
+def cluster_draws(clusters: Sequence[str], count: int, seed: int = 0) -> NDArray[np.int64]:
+    """`count` bootstrap draws of whole clusters, as a weight per row: shape (count, rows)."""
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
+    return drawn[:, index]
+
+
+def weighted_auc(
+    values: Vector, positive: NDArray[np.bool_], weights: NDArray[np.float64] | NDArray[np.int64]
+) -> float:
+    """Area under the ROC curve with row weights; .5 where a draw holds one class only."""
+    from sklearn.metrics import roc_auc_score
+
+    kept = weights > 0
+    if positive[kept].all() or not positive[kept].any():
+        return 0.5
+    return float(roc_auc_score(positive[kept], values[kept], sample_weight=weights[kept]))
+
+
+def interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.asarray(values, float), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _reason(measure: Measure) -> str:
+    m = measure
+    word = "passed" if m.passed else "failed"
+    numbers = f"{m.incumbent:.3f} → {m.candidate:.3f}, change {m.change:+.3f} [{m.low:+.3f}, {m.high:+.3f}]"
+    return f"{m.name} {word}: {numbers}; rule: {m.rule}"

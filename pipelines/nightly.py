@@ -1,0 +1,101 @@
+"""The whole night on one page: freeze what was heard, ground, prefer, judge, promote.
+
+Whatever fails, the incumbent goes on serving: the live alias moves only in the last step, and only for an accepted
+verdict. A night that already ran on the same memory with the same settings is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from ..evolve import dataset, gate
+from ..evolve.registry import Registry
+from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
+from ..memory.store import MemoryStore
+from ..serving.engine import Engine
+from ..settings import Settings
+from .lock import night_lock
+
+Progress = Callable[[str], None]
+
+
+def run(store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress) -> Cycle:
+    """One night. Returns how it ended; an error is recorded in the cycle and raised."""
+    with night_lock(settings.home):
+        registry.sweep()
+        cycle_id = registry.open_cycle()
+        try:
+            _night(cycle_id, store, registry, engine, settings, progress)
+        except Exception as error:  # an unattended night must record why it failed, whatever it was
+            registry.update_cycle(cycle_id, finished_utc=store.clock(), error=f"{type(error).__name__}: {error}")
+            raise
+        registry.update_cycle(cycle_id, finished_utc=store.clock())
+        return registry.cycle(cycle_id)
+
+
+def _night(
+    cycle_id: str, store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress
+) -> None:
+    snapshot = _gather(store, registry, settings, progress)
+    registry.update_cycle(cycle_id, snapshot_id=snapshot.id)
+    if reason := nothing_to_learn(snapshot, registry, settings):
+        progress(f"nothing to learn: {reason}")
+        return
+    candidate = _learn(snapshot, registry, settings, progress)
+    verdict = _judge(candidate, snapshot, registry, engine, settings, progress)
+    registry.update_cycle(cycle_id, candidate_id=candidate.id)
+    if verdict.accepted:
+        registry.promote(candidate.id)
+    progress(f"{'promoted' if verdict.accepted else 'rejected'} {candidate.id}")
+
+
+def nothing_to_learn(snapshot: Snapshot, registry: Registry, settings: Settings) -> str | None:
+    """Why this snapshot teaches nothing new; None if it does."""
+    if len(snapshot.examples) < settings.dataset.min_liked:
+        return f"{len(snapshot.examples)} liked answers, at least {settings.dataset.min_liked} are needed"
+    night = asdict(settings.night)
+    for adapter in registry.adapters():
+        known = adapter.snapshot_id == snapshot.id and adapter.details.get("night") == night
+        if known and registry.verdict(adapter.id) and adapter.id not in registry.tainted():
+            return f"adapter {adapter.id} was already trained on this memory with these settings, and judged"
+    return None
+
+
+def _gather(store: MemoryStore, registry: Registry, settings: Settings, progress: Progress) -> Snapshot:
+    progress("reading the memory")
+    snapshot = dataset.freeze(store, settings, now=store.clock())
+    registry.add_snapshot(snapshot, dataset.to_rows(snapshot))
+    counts = ", ".join(f"{len(getattr(snapshot, part))} {part}" for part in ("examples", "pairs", "thumbs", "held_out"))
+    progress(f"snapshot {snapshot.id}: {counts.replace('_', ' ')}")
+    for excluded in snapshot.excluded:
+        progress(f"  left out, {excluded.reason}: {len(excluded.interaction_ids)}")
+    return snapshot
+
+
+def _learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress: Progress) -> Adapter:
+    from ..evolve import dpo, sft
+
+    grounded = sft.run(snapshot, settings, folder=registry.building(), progress=progress)
+    registry.add(grounded)
+    if not (snapshot.pairs or snapshot.thumbs):
+        progress("no pairs and no thumbs: phase 2 is left out")
+        return grounded
+    preferred = dpo.run(snapshot, grounded, settings, folder=registry.building(), progress=progress)
+    registry.add(preferred)
+    return preferred
+
+
+def _judge(
+    candidate: Adapter, snapshot: Snapshot, registry: Registry, engine: Engine, settings: Settings, progress: Progress
+) -> Verdict:
+    incumbent = registry.live()
+    for adapter in filter(None, (candidate, incumbent)):
+        if adapter.id not in engine.adapters():
+            engine.load(adapter.id, adapter.path)
+    progress(f"judging against {incumbent.id if incumbent else 'the base'}")
+    verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate)
+    registry.add_verdict(verdict)
+    for reason in verdict.reasons:
+        progress(f"  {reason}")
+    return verdict
