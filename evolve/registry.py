@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine as Sql
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from ..content import files_id
@@ -29,6 +30,7 @@ from ..memory.tables import (
     SnapshotSourceRow,
     VerdictRow,
 )
+from ..serving.engine import Engine
 from .types import Adapter, Cycle, Excluded, Measure, Phase, Snapshot, Verdict
 
 WEIGHTS = "adapter_model.safetensors"
@@ -81,10 +83,23 @@ def read_adapter(folder: Path) -> Adapter:
     return adapter
 
 
+def ensure_loaded(engine: Engine, adapter: Adapter) -> None:
+    """Load `adapter` into `engine` unless it is there; GateRefused when it is damaged or made for another base."""
+    if adapter.id in engine.adapters():
+        return
+    if adapter.base_id != engine.base_id:
+        raise GateRefused(
+            f"adapter {adapter.id} was trained on base {adapter.base_id}, but {engine.base_id} is serving;"
+            " set serving.base back, or run `nightschool night` to train for this base"
+        )
+    read_adapter(adapter.path)
+    engine.load(adapter.id, adapter.path)
+
+
 class Registry:
     """What was trained, how it was judged and which adapter serves. `sql` is the memory's own database."""
 
-    def __init__(self, sql: Engine, folder: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, sql: Sql, folder: Path, clock: Callable[[], float]) -> None:
         self.sql, self.folder, self.clock = sql, folder, clock
 
     def building(self) -> Path:

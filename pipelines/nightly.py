@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from ..evolve import dataset, gate
-from ..evolve.registry import Registry
+from ..evolve.registry import Registry, ensure_loaded
 from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
 from ..memory.store import MemoryStore
 from ..serving.engine import Engine
@@ -91,8 +91,7 @@ def _judge(
 ) -> Verdict:
     incumbent = registry.live()
     for adapter in filter(None, (candidate, incumbent)):
-        if adapter.id not in engine.adapters():
-            engine.load(adapter.id, adapter.path)
+        ensure_loaded(engine, adapter)
     progress(f"judging against {incumbent.id if incumbent else 'the base'}")
     verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate)
     registry.add_verdict(verdict)

@@ -1,0 +1,129 @@
+"""The arrows backwards: from an answer to the adapter that gave it, to the conversations that taught it.
+
+`verify` re-derives what can be re-derived and returns what disagrees; an empty list means sound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import GateRefused, StoreError
+from ..memory.store import MemoryStore
+from ..memory.types import Interaction
+from . import dataset
+from .registry import Registry, read_adapter
+from .types import Adapter, Verdict
+
+
+@dataclass(frozen=True)
+class Source:
+    """A conversation that taught an adapter. Texts are left out: the auditor asks for them by id."""
+
+    user_id: str
+    session_id: str
+    interaction_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where an adapter comes from. `forgotten` are interactions it was made of that memory no longer holds."""
+
+    adapter: Adapter
+    parents: tuple[Adapter, ...]
+    verdict: Verdict | None
+    tainted: str | None
+    sources: tuple[Source, ...]
+    forgotten: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        for adapter in (data["adapter"], *data["parents"]):
+            adapter["path"] = str(adapter["path"])
+        return data
+
+
+@dataclass(frozen=True)
+class Why:
+    """Why an answer came out as it did. `lineage` is None where the base answered."""
+
+    interaction: Interaction
+    memories: tuple[dict[str, Any], ...]
+    lineage: Lineage | None
+
+    def to_json(self) -> dict[str, Any]:
+        lineage = self.lineage.to_json() if self.lineage else None
+        return {"interaction": asdict(self.interaction), "memories": list(self.memories), "lineage": lineage}
+
+
+def why(store: MemoryStore, registry: Registry, interaction_id: str) -> Why:
+    """What an answer was made from: the memories it was shown and the adapter that spoke."""
+    interaction = store.interaction(interaction_id)
+    known = store.memories(interaction.memory_ids)
+    shown = tuple(
+        {"id": i, "text": known[i].text, "source_ids": known[i].source_ids}
+        if i in known
+        else {"id": i, "forgotten": True}
+        for i in interaction.memory_ids
+    )
+    adapter_id = interaction.adapter_id
+    return Why(interaction, shown, lineage(store, registry, adapter_id) if adapter_id else None)
+
+
+def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:
+    """The adapter, its ancestors, its verdict and the conversations it was made of."""
+    adapter = registry.adapter(adapter_id)
+    parents: list[Adapter] = []
+    while (parents[-1] if parents else adapter).parent_id:
+        parents.append(registry.adapter((parents[-1] if parents else adapter).parent_id or ""))
+    wanted = registry.sources(adapter.snapshot_id)
+    sessions: dict[tuple[str, str], list[str]] = {}
+    for interaction in store.interactions():
+        if interaction.id in wanted:
+            sessions.setdefault((interaction.user_id, interaction.session_id), []).append(interaction.id)
+    found = tuple(Source(user, session, tuple(ids)) for (user, session), ids in sorted(sessions.items()))
+    missing = wanted - {i for source in found for i in source.interaction_ids}
+    tainted = registry.tainted().get(adapter.id)
+    return Lineage(adapter, tuple(parents), registry.verdict(adapter.id), tainted, found, tuple(sorted(missing)))
+
+
+def verify(store: MemoryStore, registry: Registry) -> list[str]:
+    """Everything that disagrees, from the memory to the adapter in service; empty = sound."""
+    return [*store.verify(), *_bad_snapshots(store, registry), *_bad_adapters(registry)]
+
+
+def _bad_snapshots(store: MemoryStore, registry: Registry) -> list[str]:
+    """Snapshots that no longer hash to their id though nothing they are made of was forgotten on record."""
+    tainted = registry.tainted()
+    excused = {a.snapshot_id for a in registry.adapters() if a.id in tainted}
+    found: list[str] = []
+    for snapshot_id in registry.snapshot_ids():
+        try:
+            derived = dataset.from_rows(store, registry.snapshot_rows(snapshot_id)).id
+        except StoreError as error:
+            derived = str(error)
+        if derived != snapshot_id and snapshot_id not in excused and _has_adapter(registry, snapshot_id):
+            found.append(f"snapshot {snapshot_id} re-derives as {derived}")
+    return found
+
+
+def _has_adapter(registry: Registry, snapshot_id: str) -> bool:
+    return any(a.snapshot_id == snapshot_id for a in registry.adapters())
+
+
+def _bad_adapters(registry: Registry) -> list[str]:
+    found: list[str] = []
+    for adapter in registry.adapters():
+        try:
+            on_disk = read_adapter(adapter.path)
+        except GateRefused as error:
+            found.append(f"adapter {error}")
+            continue
+        if (on_disk.snapshot_id, on_disk.parent_id) != (adapter.snapshot_id, adapter.parent_id):
+            found.append(f"adapter {adapter.id}: its manifest and the database name different origins")
+    live = registry.live()
+    if live is not None:
+        verdict = registry.verdict(live.id)
+        if verdict is None or not verdict.accepted:
+            found.append(f"adapter {live.id} is in service without an accepted verdict")
+    return found

@@ -1,0 +1,214 @@
+"""What an application embeds: an assistant that answers, remembers and listens. It never trains.
+
+The invariant: each reply is recorded with the adapter that gave it and the memories it was shown, before it is returned.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from uuid import uuid4
+
+from .content import Message
+from .errors import GateRefused, InputError, ServingError
+from .memory.types import DEFAULT_USER, Feedback, ForgetReceipt, Interaction, Memory, Recall, with_notes
+from .settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from .evolve.registry import Registry
+    from .memory.store import MemoryStore
+    from .serving.engine import Engine
+
+P = ParamSpec("P")
+R = TypeVar("R")
+log = logging.getLogger("nightschool")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer and where it came from. `id` is what `rate` and `nightschool audit why` take."""
+
+    text: str
+    id: str
+    session_id: str
+    adapter_id: str | None  # None = the base answered
+    memory_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def open(
+    home: Path | str | None = None, *, settings: Settings | None = None, engine: Engine | None = None
+) -> Assistant:
+    """An assistant over the memory in `home` (default: NIGHTSCHOOL_HOME, else ~/.nightschool), made if missing."""
+    from .evolve.registry import Registry
+    from .memory.store import MemoryStore
+
+    settings = settings or load_settings(home)
+    store = MemoryStore(settings)
+    return Assistant(settings, store, Registry(store.sql, settings.home / "adapters", store.clock), engine)
+
+
+class Assistant:
+    """Answers with the live adapter, remembers, and listens. One may be shared by threads.
+
+    A call without `session_id` belongs to this object's own session, one without `user_id` to the default user.
+    """
+
+    def __init__(
+        self, settings: Settings, store: MemoryStore, registry: Registry, engine: Engine | None = None
+    ) -> None:
+        self.settings, self.store, self.registry = settings, store, registry
+        self._engine = engine
+        self._session_id = uuid4().hex
+
+    def __enter__(self) -> Assistant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.store.close()
+
+    @property
+    def engine(self) -> Engine:
+        """The serving engine, loaded when first needed."""
+        if self._engine is None:
+            from .serving.local import LocalEngine
+
+            self._engine = LocalEngine(self.settings.serving)
+        return self._engine
+
+    # -- the day ---
+
+    def reply(
+        self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
+    ) -> Reply:
+        """Answer `text` in its session, with what memory knows, and record both."""
+        if not text.strip():
+            raise InputError("reply: text is empty; give the user's words")
+        from .serving.engine import Sampling
+
+        session = session_id or self._session_id
+        turn: list[Message] = [{"role": "user", "content": text}]
+        said = self.store.session_messages(user_id=user_id, agent_id=agent_id, session_id=session)
+        found = self.recall(text, user_id=user_id, agent_id=agent_id)
+        memories = [r.memory for r in found if r.memory.session_id != session or r.memory.kind == "note"]
+        prompt = with_notes([*said, *turn], [m.text for m in memories])
+        adapter_id = self._serving()
+        sampling = Sampling(self.settings.serving.max_tokens, self.settings.serving.temperature)
+        (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
+        owner = {"user_id": user_id, "agent_id": agent_id, "session_id": session}
+        memory_ids = tuple(m.id for m in memories)
+        interaction = self.store.record(turn, answer, **owner, adapter_id=adapter_id, memory_ids=memory_ids)
+        return Reply(answer, interaction.id, session, adapter_id, memory_ids)
+
+    def record(
+        self,
+        turn: str | Sequence[Message],
+        reply: str,
+        *,
+        user_id: str = DEFAULT_USER,
+        agent_id: str = "",
+        session_id: str | None = None,
+        created_utc: float | None = None,
+    ) -> Interaction:
+        """Keep a turn that something else answered. `created_utc`: seconds since 1970, default now."""
+        messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
+        owner = {"user_id": user_id, "agent_id": agent_id, "session_id": session_id or self._session_id}
+        return self.store.record(messages, reply, **owner, created_utc=created_utc)
+
+    def rate(
+        self,
+        reply: Reply | Interaction | str,
+        rating: float | None = None,
+        *,
+        correction: str | None = None,
+        comment: str | None = None,
+    ) -> Feedback:
+        """What a person said of a reply: `rating` in [-1, 1] (a thumb is ±1), the answer they wanted, or a comment."""
+        interaction_id = reply if isinstance(reply, str) else reply.id
+        return self.store.rate(interaction_id, rating=rating, correction=correction, comment=comment)
+
+    def remember(
+        self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str = "", shared: bool = False
+    ) -> Memory:
+        """Keep a note. Private to the user unless `shared`."""
+        owner = {"user_id": user_id, "agent_id": agent_id, "session_id": session_id}
+        return self.store.remember(text, **owner, shared=shared)
+
+    def recall(
+        self, query: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", limit: int | None = None
+    ) -> list[Recall]:
+        """What memory holds on `query`, best first; nothing below the threshold of the settings."""
+        return self.store.recall(query, user_id=user_id, agent_id=agent_id, limit=limit)
+
+    def forget(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        interaction_ids: Sequence[str] = (),
+        memory_ids: Sequence[str] = (),
+        dry_run: bool = False,
+    ) -> ForgetReceipt:
+        """Erase for good, and take out of service what was trained on it. `dry_run` only counts."""
+        receipt = self.store.forget(
+            user_id=user_id,
+            session_id=session_id,
+            interaction_ids=tuple(interaction_ids),
+            memory_ids=tuple(memory_ids),
+            dry_run=dry_run,
+        )
+        if not dry_run and receipt.tainted_adapters:
+            self.registry.withdraw_tainted()
+        return receipt
+
+    # -- the live adapter ---
+
+    def _serving(self) -> str | None:
+        """The id of the live adapter, loaded; the base if it cannot be, with a warning that says why."""
+        from .evolve.registry import ensure_loaded
+
+        adapter = self.registry.live()
+        if adapter is None:
+            return None
+        try:
+            ensure_loaded(self.engine, adapter)
+        except (GateRefused, ServingError) as error:
+            log.warning("the base answers, since the live adapter is refused: %s", error)
+            return None
+        return adapter.id
+
+
+class AsyncAssistant:
+    """`Assistant` for asyncio and trio: the same calls, each run in a worker thread.
+
+    `await assistant.call(assistant.sync.reply, "hello", user_id="ada")`; the four most used have a short form.
+    """
+
+    def __init__(self, assistant: Assistant) -> None:
+        self.sync = assistant
+
+    async def call(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        from anyio import to_thread
+
+        return await to_thread.run_sync(partial(method, *args, **kwargs))
+
+    async def reply(self, text: str, **owner: Any) -> Reply:
+        return await self.call(self.sync.reply, text, **owner)
+
+    async def rate(self, reply: Reply | Interaction | str, rating: float | None = None, **said: Any) -> Feedback:
+        return await self.call(self.sync.rate, reply, rating, **said)
+
+    async def remember(self, text: str, **owner: Any) -> Memory:
+        return await self.call(self.sync.remember, text, **owner)
+
+    async def recall(self, query: str, **owner: Any) -> list[Recall]:
+        return await self.call(self.sync.recall, query, **owner)
