@@ -6,6 +6,7 @@ Times are `*_utc`: seconds since 1970 in UTC, as float. Owners are the same thre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,3 +113,24 @@ class ForgetReceipt:
     feedback: int
     tainted_snapshots: tuple[str, ...]
     tainted_adapters: tuple[str, ...]
+
+
+def notes_message(texts: Sequence[str]) -> Message:
+    """How remembered texts are shown to the model, one line each."""
+    lines = "\n".join("- " + " ".join(text.split()) for text in texts)
+    return {"role": "system", "content": f"Notes from earlier conversations:\n{lines}"}
+
+
+def with_notes(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:
+    """`messages` with the notes at the end of their first system message, or as a new first message.
+
+    The one place that decides this: what a reply was given by day is what its training row is given by night.
+    """
+    if not texts:
+        return list(messages)
+    notes = notes_message(texts)
+    system = next((i for i, m in enumerate(messages) if m["role"] == "system"), None)
+    if system is None:
+        return [notes, *messages]
+    joined: Message = {"role": "system", "content": f"{messages[system]['content']}\n\n{notes['content']}"}
+    return [*messages[:system], joined, *messages[system + 1 :]]
