@@ -1,4 +1,8 @@
-"""The nouns of learning: frozen values. `Snapshot` and `Adapter` are named by the hash of their content."""
+"""The nouns of learning: frozen values. `Snapshot` and `Adapter` are named by the hash of their content.
+
+`interaction_ids` of a row: first the interaction that was answered (of a contrast pair, the chosen answer's and then the
+rejected one's), then every other whose words or judgement are in the row: duplicates, earlier turns, sources of notes.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ class Example:
     completion: str
     weight: float
     interaction_ids: tuple[str, ...]
+    correction_id: str | None = None  # the feedback whose correction is the completion
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Pair:
     weight: float
     interaction_ids: tuple[str, ...]
     how: PairSource
+    correction_id: str | None = None  # the feedback whose correction is `chosen`
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Thumb:
     liked: bool
     weight: float
     interaction_ids: tuple[str, ...]
+    correction_id: str | None = None  # the feedback whose correction is the completion
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Judged:
     liked: bool
     cluster: str
     interaction_ids: tuple[str, ...]
+    correction_id: str | None = None  # the feedback whose correction is the completion
 
 
 @dataclass(frozen=True)
