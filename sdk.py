@@ -1,6 +1,7 @@
 """What an application embeds: an assistant that answers, remembers and listens. It never trains.
 
-The invariant: each reply is recorded with the adapter that gave it and the memories it was shown, before it is returned.
+The invariant: each reply is recorded with the adapter that gave it and the memories it was shown, before it is
+returned.
 """
 
 from __future__ import annotations

@@ -1,0 +1,348 @@
+"""The command line: parse, call, print. Every read takes `--json`; the exit code is the answer.
+
+`night` exits 0 promoted, 3 nothing to learn, 4 rejected, 1 failed. Progress and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import InputError, NightschoolError
+from ..settings import load_settings
+
+if TYPE_CHECKING:
+    from ..sdk import Assistant
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="An assistant that goes to school at night.")
+adapters = typer.Typer(no_args_is_help=True, help="What was trained, and which adapter serves.")
+audit = typer.Typer(no_args_is_help=True, help="Why an answer came out as it did, and what an adapter learnt from.")
+memory = typer.Typer(no_args_is_help=True, help="The store itself.")
+app.add_typer(adapters, name="adapters")
+app.add_typer(audit, name="audit")
+app.add_typer(memory, name="memory")
+
+out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
+
+Home = Annotated[
+    Path | None, typer.Option(help="Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+User = Annotated[str, typer.Option("--user", help="Whose memory.")]
+Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
+Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
+
+
+def main() -> None:
+    """Entry point: errors that we raise on purpose become one line and exit code 1."""
+    try:
+        app()
+    except NightschoolError as error:
+        err.print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+
+
+@contextmanager
+def assistant(home: Path | None) -> Iterator[Assistant]:
+    from ..sdk import open as open_assistant
+
+    with open_assistant(home) as opened:
+        yield opened
+
+
+def show(value: Any, as_json: bool, lines: list[str]) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+    else:
+        for line in lines:
+            out.print(line, markup=False, highlight=False)
+
+
+def when(utc: float) -> str:
+    return datetime.fromtimestamp(utc, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+# -- the day ---
+
+
+@app.command()
+def init(home: Home = None) -> None:
+    """Make a home: the database, the index and a settings file to edit."""
+    with assistant(home) as nightschool:
+        folder = nightschool.settings.home
+    path = folder / "settings.toml"
+    if not path.exists():
+        path.write_text(
+            "# Sections and fields: nightschool doctor --json shows them with their values.\n", encoding="utf-8"
+        )
+    out.print(f"ready: {folder}\nnext: nightschool import FILE, or nightschool chat", markup=False, highlight=False)
+
+
+@app.command("import")
+def import_(files: list[Path], home: Home = None, as_json: AsJson = False) -> None:
+    """Read conversations: OpenAI chat lines (with ratings), ShareGPT, or a ChatGPT export. Twice changes nothing."""
+    from ..memory.importer import import_files
+
+    if missing := [str(f) for f in files if not f.is_file()]:
+        raise InputError(f"no such file: {', '.join(missing)}")
+    with assistant(home) as nightschool, err.status("reading") as status:
+        report = import_files(
+            nightschool.store,
+            files,
+            now=nightschool.store.clock(),
+            progress=lambda n: status.update(f"{n} conversations"),
+        )
+    lines = [
+        f"{report.conversations} conversations: {report.interactions_new} turns new,"
+        f" {report.interactions_known} known, {report.feedback_new} new ratings and corrections"
+    ]
+    lines += [f"{e.file}:{e.line}: {e.reason}" for e in report.errors]
+    show(asdict(report), as_json, lines)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def chat(home: Home = None, user: User = "default", agent: Agent = "", session: Session = None) -> None:
+    """Talk. /good and /bad rate the last answer, /fix TEXT corrects it, /remember TEXT keeps a note, /quit leaves."""
+    with assistant(home) as nightschool:
+        err.print("loading the base", style="dim")
+        assert nightschool.engine
+        last = None
+        while (line := _prompt()) not in (None, "/quit"):
+            if not line:
+                continue
+            if line.startswith("/"):
+                _chat_command(nightschool, line, last, user, agent)
+                continue
+            last = nightschool.reply(line, user_id=user, agent_id=agent, session_id=session)
+            out.print(last.text, markup=False, highlight=False)
+
+
+def _prompt() -> str | None:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent: str) -> None:
+    command, _, text = line.partition(" ")
+    if command == "/remember" and text:
+        nightschool.remember(text, user_id=user, agent_id=agent)
+    elif command in ("/good", "/bad") and last:
+        nightschool.rate(last, 1 if command == "/good" else -1)
+    elif command == "/fix" and text and last:
+        nightschool.rate(last, correction=text)
+    else:
+        err.print("/good, /bad, /fix TEXT (after an answer), /remember TEXT, /quit", style="dim")
+        return
+    err.print("noted", style="dim")
+
+
+@app.command()
+def rate(
+    reply: str, rating: Annotated[float | None, typer.Argument(min=-1, max=1)] = None, correction: str | None = None,
+    comment: str | None = None, home: Home = None,
+) -> None:  # fmt: skip
+    """What you think of a reply: a rating from -1 to 1, the answer you wanted, a comment."""
+    with assistant(home) as nightschool:
+        nightschool.rate(reply, rating, correction=correction, comment=comment)
+    out.print("noted")
+
+
+@app.command()
+def remember(text: str, home: Home = None, user: User = "default", agent: Agent = "", shared: bool = False) -> None:
+    """Keep a note."""
+    with assistant(home) as nightschool:
+        kept = nightschool.remember(text, user_id=user, agent_id=agent, shared=shared)
+    out.print(kept.id, highlight=False)
+
+
+@app.command()
+def recall(
+    query: str, home: Home = None, user: User = "default", agent: Agent = "", limit: int = 5, as_json: AsJson = False
+) -> None:
+    """What memory holds on something, and why it was found."""
+    with assistant(home) as nightschool:
+        found = nightschool.recall(query, user_id=user, agent_id=agent, limit=limit)
+    lines = [f"{r.score:.2f}  {r.memory.text}  ({when(r.memory.created_utc)}, {r.memory.kind})" for r in found]
+    show([asdict(r) for r in found], as_json, lines or ["nothing relevant"])
+
+
+@app.command()
+def forget(
+    user: Annotated[str | None, typer.Option("--user")] = None,
+    session: Annotated[str | None, typer.Option("--session")] = None,
+    interaction: Annotated[list[str] | None, typer.Option("--interaction")] = None,
+    note: Annotated[list[str] | None, typer.Option("--memory")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Erase; without it only count.")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase for good. Shows what would go unless --yes; adapters trained on it are taken out of service."""
+    with assistant(home) as nightschool:
+        receipt = nightschool.forget(
+            user_id=user, session_id=session, interaction_ids=interaction or [], memory_ids=note or [], dry_run=not yes
+        )
+    r = receipt
+    lines = [
+        f"{'erased' if yes else 'would erase'}: {r.interactions} turns, {r.memories} memories, {r.feedback} ratings"
+    ]
+    lines += [f"tainted: adapter {i}" for i in r.tainted_adapters]
+    lines += [] if yes else ["nothing was changed; add --yes to erase"]
+    show(asdict(r), as_json, lines)
+
+
+# -- the night ---
+
+
+@app.command()
+def night(home: Home = None, as_json: AsJson = False) -> None:
+    """Learn from what was heard. Exits 0 promoted, 3 nothing to learn, 4 rejected, 1 failed."""
+    from ..pipelines import nightly
+
+    with assistant(home) as nightschool:
+        started = nightschool.store.clock()
+
+        def progress(line: str) -> None:
+            err.print(f"{nightschool.store.clock() - started:6.0f}s  {line}", markup=False, highlight=False)
+
+        n = nightschool
+        cycle = nightly.run(n.store, n.registry, n.engine, n.settings, progress)
+        verdict = n.registry.verdict(cycle.candidate_id) if cycle.candidate_id else None
+    value = {**asdict(cycle), "outcome": cycle.outcome, "verdict": asdict(verdict) if verdict else None}
+    show(value, as_json, [f"night {cycle.id}: {cycle.outcome}"])
+    raise typer.Exit(NIGHT_EXIT[cycle.outcome])
+
+
+@adapters.command("list")
+def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
+    """Every adapter, its verdict, and which one serves."""
+    with assistant(home) as nightschool:
+        registry = nightschool.registry
+        live, tainted = registry.live(), registry.tainted()
+        rows = []
+        for adapter in registry.adapters():
+            verdict = registry.verdict(adapter.id)
+            state = "live" if live and live.id == adapter.id else "tainted" if adapter.id in tainted else ""
+            judged = "not judged" if verdict is None else "accepted" if verdict.accepted else "rejected"
+            rows.append({**asdict(adapter), "verdict": judged, "state": state})
+    if as_json:
+        show(rows, True, [])
+        return
+    table = Table("adapter", "phase", "made", "verdict", "state")
+    for row in rows:
+        table.add_row(row["id"], row["phase"], when(row["created_utc"]), row["verdict"], row["state"])
+    out.print(table)
+    out.print(f"serving: {live.id if live else 'the base'}", highlight=False)
+
+
+@adapters.command()
+def rollback(home: Home = None) -> None:
+    """Put back what served before the live adapter."""
+    with assistant(home) as nightschool:
+        now = nightschool.registry.rollback()
+    out.print(f"serving: {now.id if now else 'the base'}", highlight=False)
+
+
+# -- the audit ---
+
+
+@audit.command()
+def why(reply: str, home: Home = None, as_json: AsJson = False) -> None:
+    """Why that answer: what it was asked and shown, which adapter spoke, what that one learnt from."""
+    from ..evolve import lineage as lines_of
+
+    with assistant(home) as nightschool:
+        found = lines_of.why(nightschool.store, nightschool.registry, reply)
+    i = found.interaction
+    lines = [f"asked:    {i.text}", f"answered: {i.reply}", f"when:     {when(i.created_utc)}, session {i.session_id}"]
+    lines += [f"shown:    {m.get('text', '(forgotten)')}  ({m['id']})" for m in found.memories]
+    lines += _lineage_lines(found.lineage) if found.lineage else ["adapter:  none, the base answered"]
+    show(found.to_json(), as_json, lines)
+
+
+@audit.command()
+def lineage(adapter: str, home: Home = None, as_json: AsJson = False) -> None:
+    """Where an adapter comes from: its parents, its verdict, the conversations that taught it."""
+    from ..evolve import lineage as lines_of
+
+    with assistant(home) as nightschool:
+        found = lines_of.lineage(nightschool.store, nightschool.registry, adapter)
+    lines = _lineage_lines(found)
+    lines += [f"  user {s.user_id}, session {s.session_id}: {', '.join(s.interaction_ids)}" for s in found.sources]
+    show(found.to_json(), as_json, lines)
+
+
+def _lineage_lines(found: Any) -> list[str]:
+    adapter, users = found.adapter, {s.user_id for s in found.sources}
+    lines = [f"adapter:  {adapter.id} ({adapter.phase}, {when(adapter.created_utc)}, on base {adapter.base_id})"]
+    lines += [f"parent:   {p.id} ({p.phase})" for p in found.parents]
+    turns = sum(len(s.interaction_ids) for s in found.sources)
+    lines += [
+        f"learnt:   snapshot {adapter.snapshot_id}: {turns} turns, {len(found.sources)} sessions, {len(users)} users"
+    ]
+    lines += [f"forgotten since: {len(found.forgotten)} turns"] if found.forgotten else []
+    lines += [f"tainted:  {found.tainted}"] if found.tainted else []
+    return lines + [f"judged:   {reason}" for reason in (found.verdict.reasons if found.verdict else ["never"])]
+
+
+@audit.command("verify")
+def audit_verify(home: Home = None, as_json: AsJson = False) -> None:
+    """Re-derive every id from memory to the adapter in service. Exits 1 if anything disagrees."""
+    from ..evolve import lineage as lines_of
+
+    with assistant(home) as nightschool:
+        found = lines_of.verify(nightschool.store, nightschool.registry)
+    show(found, as_json, found or ["sound: every id re-derives"])
+    if found:
+        raise typer.Exit(1)
+
+
+@memory.command("verify")
+def memory_verify(home: Home = None, as_json: AsJson = False) -> None:
+    """Compare the facts in SQL with their index. Exits 1 if anything disagrees."""
+    with assistant(home) as nightschool:
+        found = nightschool.store.verify()
+    show(found, as_json, found or ["sound"])
+    if found:
+        raise typer.Exit(1)
+
+
+@memory.command()
+def rebuild(home: Home = None) -> None:
+    """Drop the vector and full-text index and make it again from SQL."""
+    with assistant(home) as nightschool, err.status("embedding"):
+        count = nightschool.store.rebuild_index()
+    out.print(f"{count} memories indexed")
+
+
+@app.command()
+def doctor(home: Home = None, as_json: AsJson = False) -> None:
+    """Versions, settings, counts, and whether the base can be loaded."""
+    from .doctor import examine
+
+    found = examine(load_settings(home))
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items() if key != "settings"])
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(home: Home = None) -> None:
+    """The main job in a few minutes: conversations with feedback go in, one night, a better adapter answers."""
+    from .demo import run
+
+    raise typer.Exit(run(home, out, err))
