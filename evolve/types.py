@@ -1,7 +1,7 @@
 """The nouns of learning: frozen values. `Snapshot` and `Adapter` are named by the hash of their content.
 
-`interaction_ids` of a row: first the interaction that was answered (of a contrast pair, the chosen answer's and then the
-rejected one's), then every other whose words or judgement are in the row: duplicates, earlier turns, sources of notes.
+`interaction_ids` of a row: first the interaction that was answered (of a contrast pair, the chosen answer's, then the
+rejected one's), then every other whose words or judgement are in it: duplicates, earlier turns, sources of notes.
 """
 
 from __future__ import annotations
