@@ -1,0 +1,54 @@
+"""How much a row teaches: satisfaction, multiplied by how often its topic comes back.
+
+    pair       w = c · m · log(1 + n_k),   m = (s_chosen − s_rejected) / 2
+    example    w = c · s · log(1 + n_k),   s > 0: only what was liked is imitated
+    thumb      w = c · |s| · log(1 + n_k)
+
+c in [0, 1] is the confidence in the satisfaction, s in [-1, 1] its score, and n_k the decayed count of the topic over
+distinct sessions (`memory.topics.recurrence`). The weights of one part of a snapshot are then scaled to mean 1 and
+capped (`normalise`).
+
+The invariant: frequency multiplies satisfaction and never replaces it. n_k ≥ 0 enters through a factor that is never
+negative, so it turns no sign: what was not preferred weighs 0 however often it is asked, and what nobody is sure about
+(c = 0) weighs 0 too. The logarithm makes the hundredth session count less than the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from math import log1p
+
+
+def pair_weight(confidence: float, margin: float, recurrence: float) -> float:
+    return confidence * max(0.0, margin) * log1p(max(0.0, recurrence))
+
+
+def pair_margin(chosen_score: float, rejected_score: float) -> float:
+    return (chosen_score - rejected_score) / 2
+
+
+def example_weight(confidence: float, score: float, recurrence: float) -> float:
+    return pair_weight(confidence, score, recurrence)
+
+
+def thumb_weight(confidence: float, score: float, recurrence: float) -> float:
+    return pair_weight(confidence, abs(score), recurrence)
+
+
+def normalise(weights: Sequence[float], cap: float) -> list[float]:
+    """`min(cap, λw)` with the λ that makes the mean 1, so that the mean and the cap hold together.
+
+    λ is exact: with the k largest at the cap, the others share what is left, and k is the smallest number for which
+    none of the others exceeds the cap. If too few weights are positive to reach the mean (fewer than n / cap of them),
+    all of those are at the cap. Order and zeros are kept.
+    """
+    if cap < 1:
+        raise ValueError(f"a cap of {cap} is below the mean of 1; set dataset.weight_cap to 1 or more")
+    ascending = sorted(w for w in weights if w > 0)
+    sums = list(accumulate(ascending))  # from the smallest up: subtracting outliers from a total would lose digits
+    for capped, (largest, rest) in enumerate(zip(reversed(ascending), reversed(sums), strict=True)):
+        scale = (len(weights) - capped * cap) / rest
+        if scale * largest <= cap:
+            return [min(cap, scale * w) for w in weights]
+    return [cap if w > 0 else 0.0 for w in weights]

@@ -1,0 +1,186 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nightschool.memory.signals import (
+    COEFFICIENTS,
+    assess,
+    combine,
+    correction_of,
+    label,
+    label_of,
+    rephrasing,
+    sentiment,
+)
+from nightschool.memory.types import Feedback, Interaction, Satisfaction, Signal
+from nightschool.settings import CensorSettings
+
+SETTINGS = CensorSettings()
+
+
+def turn(text: str, reply: str = "We open at eight.") -> Interaction:
+    return Interaction("i", "u", "", "s", 0, ({"role": "user", "content": text},), text, reply, 0.0)
+
+
+def said(
+    rating: float | None = None, correction: str | None = None, comment: str | None = None, at: float = 0.0
+) -> Feedback:
+    return Feedback(f"f{at}", "i", rating, correction, comment, at)
+
+
+def after(reaction: str | None, cosine: float | None = None, reply: str = "We open at eight.") -> Satisfaction:
+    return assess(turn("when do you open", reply), [], turn(reaction) if reaction is not None else None, cosine)
+
+
+# -- what was said outright ---
+
+
+def test_a_thumb_decides_alone_whatever_the_next_turn_says():
+    satisfaction = assess(turn("hi"), [said(1.0)], turn("no, that's wrong, useless"), 1.0)
+    assert (satisfaction.score, satisfaction.confidence, satisfaction.explicit) == (1.0, 1.0, True)
+    assert satisfaction.signals == (Signal("rating", 1.0),)
+
+
+def test_the_latest_rating_counts():
+    assert assess(turn("hi"), [said(-1.0, at=2.0), said(1.0, at=1.0)], None, None).score == -1.0
+
+
+def test_a_rating_of_zero_takes_the_opinion_back():
+    satisfaction = assess(turn("hi"), [said(1.0, at=1.0), said(0.0, at=2.0)], turn("thanks, perfect"), None)
+    assert satisfaction.score == 0.0
+    assert label(satisfaction, SETTINGS) is None
+
+
+@pytest.mark.parametrize(("rating", "score"), [(None, -1.0), (-1.0, -1.0), (1.0, 0.0)])
+def test_a_correction_says_the_answer_was_wrong_unless_praised_as_well(rating: float | None, score: float):
+    assert assess(turn("hi"), [said(rating, "We open at nine.")], None, None).score == score
+
+
+def test_a_correction_that_repeats_the_answer_or_is_blank_is_none():
+    interaction = turn("when", reply="At eight.")
+    assert correction_of(interaction, [said(correction=" At eight. "), said(correction="  ", at=1.0)]) is None
+    assert assess(interaction, [said(correction="At eight.")], None, None).explicit is False
+
+
+def test_the_latest_real_correction_is_taken():
+    feedback = [said(correction="At nine.", at=1.0), said(correction="At ten.", at=2.0), said(correction="", at=3.0)]
+    found = correction_of(turn("when"), feedback)
+    assert found is not None and found.correction == "At ten."
+
+
+def test_a_comment_without_a_thumb_is_read():
+    assert label(assess(turn("hi"), [said(comment="great, very helpful")], None, None), SETTINGS) == "liked"
+    assert assess(turn("hi"), [said(comment="so so")], None, None).confidence == 0.0
+
+
+# -- what the next turn shows ---
+
+
+@pytest.mark.parametrize(
+    "reaction",
+    [
+        "no, I meant on Sunday",
+        "That's wrong.",
+        "that’s not what I asked",
+        "You didn't answer my question",
+        "Nope. The other shop",
+        "as I said, the rear wheel",
+    ],
+)
+def test_a_correcting_turn_is_dislike(reaction: str):
+    satisfaction = after(reaction)
+    assert Signal("correction_cue", -1.0) in satisfaction.signals
+    assert label(satisfaction, SETTINGS) == "disliked"
+
+
+@pytest.mark.parametrize("reaction", ["no", "No, the front one", "nothing else", "I know that already, thanks"])
+def test_no_as_the_answer_to_a_question_corrects_nothing(reaction: str):
+    satisfaction = after(reaction, reply="Is it the rear wheel?")
+    assert "correction_cue" not in {s.name for s in satisfaction.signals}
+
+
+@pytest.mark.parametrize("reaction", ["thanks!", "ok", "great", "what?", "and on Sunday?"])
+def test_one_weak_cue_leaves_the_turn_unlabelled(reaction: str):
+    assert label(after(reaction), SETTINGS) is None
+
+
+@pytest.mark.parametrize(
+    ("reaction", "cosine", "expected"),
+    [
+        ("thanks, that's perfect, great", None, "liked"),
+        ("what? when do you open the shop", 0.96, "disliked"),
+        ("thanks for nothing, useless, awful", None, None),
+        ("what? that makes no sense, this is useless, terrible", None, "disliked"),
+    ],
+)
+def test_cues_that_agree_add_up(reaction: str, cosine: float | None, expected: str | None):
+    assert label(after(reaction, cosine), SETTINGS) == expected
+
+
+def test_cues_that_disagree_lower_the_confidence():
+    assert after("thanks, but that's wrong").confidence > after("thank you! that's wrong, great").confidence
+
+
+def test_no_cue_no_opinion():
+    for satisfaction in (after("and on Sunday?", 0.3), after(None)):
+        assert (satisfaction.score, satisfaction.confidence, satisfaction.signals) == (0.0, 0.0, ())
+
+
+def test_rephrasing_grows_with_the_cosine_and_needs_more_than_a_word_or_two():
+    values = [rephrasing("when do you open", "what are your hours", c) for c in (0.5, 0.8, 0.9, 0.99)]
+    assert values == sorted(values, reverse=True)
+    assert (values[0], values[-1]) == (0.0, -1.0)
+    assert rephrasing("ok", "ok", 1.0) == 0.0
+    assert rephrasing("when do you open", "when do you open", None) == -1.0
+    assert rephrasing("when do you open", "what are your hours", None) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("good", 0.5), ("not good", -0.5), ("really great, love it", 1.0), ("a wheel", 0.0)]
+)
+def test_sentiment_counts_praise_and_blame_and_minds_negation(text: str, value: float):
+    assert sentiment(text) == value
+
+
+# -- what the reply shows ---
+
+
+def test_an_empty_reply_is_disliked():
+    assert label(after(None, reply="  "), SETTINGS) == "disliked"
+
+
+def test_refusals_and_repetitions_are_noticed_and_label_only_together():
+    interaction = turn("when do you open", "I'm sorry, I cannot help with that.")
+    once = assess(interaction, [], None, None)
+    again = assess(interaction, [], None, None, earlier_replies=["I'm sorry, I  cannot help with that."])
+    assert [s.name for s in once.signals] == ["refusal"]
+    assert [s.name for s in again.signals] == ["refusal", "repeated"]
+    assert (label(once, SETTINGS), label(again, SETTINGS)) == (None, "disliked")
+
+
+# -- the arithmetic ---
+
+
+@pytest.mark.parametrize("name", [n for n, a in COEFFICIENTS.items() if a < 1.96])
+def test_no_weak_cue_labels_alone(name: str):
+    assert label_of(*combine([Signal(name, -1.0)]), SETTINGS) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(COEFFICIENTS)), st.floats(-1, 1)), max_size=8))
+def test_inferred_scores_stay_in_range_and_never_outrank_a_thumb(signals: list[tuple[str, float]]):
+    score, confidence = combine([Signal(n, v) for n, v in signals])
+    assert -1 <= score <= 1
+    assert 0 <= confidence <= 0.8
+
+
+@given(st.text(), st.text(), st.text(), st.floats(-1, 1))
+def test_any_text_can_be_assessed(text: str, reply: str, reaction: str, cosine: float):
+    satisfaction = assess(turn(text, reply), [], turn(reaction), cosine, earlier_replies=[text])
+    assert -1 <= satisfaction.score <= 1
+
+
+@pytest.mark.parametrize(
+    ("score", "confidence", "expected"),
+    [(0.2, 0.5, "liked"), (-0.2, 0.5, "disliked"), (0.1, 1.0, None), (1.0, 0.49, None)],
+)
+def test_labels_need_confidence_and_a_clear_score(score: float, confidence: float, expected: str | None):
+    assert label_of(score, confidence, SETTINGS) == expected
