@@ -37,7 +37,11 @@ def test_wheel_holds_every_module_and_data_file(wheel: set[str]) -> None:
     modules = {f"nightschool/{p.relative_to(ROOT)}" for f in folders_with_code() for p in (ROOT / f).glob("*.py")}
     data = {f"nightschool/{p.relative_to(ROOT)}" for p in (ROOT / "serving" / "seedling").iterdir()}
     assert data
-    wanted = modules | data | {"nightschool/py.typed", "nightschool/evolve/probe.jsonl", "nightschool/migrations/script.py.mako"}
+    wanted = (
+        modules
+        | data
+        | {"nightschool/py.typed", "nightschool/evolve/probe.jsonl", "nightschool/migrations/script.py.mako"}
+    )
     assert wanted <= wheel
 
 

@@ -1,0 +1,135 @@
+"""The gate's rules on an engine whose log-probabilities we choose."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nightschool.content import Message
+from nightschool.evolve.gate import cluster_draws, interval, judge, probe_text, weighted_auc
+from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
+from nightschool.serving.engine import Sampling, Score
+from nightschool.settings import GateSettings
+
+CANDIDATE = Adapter("new", "base", "b2:s", "dpo", None, Path("new"), 0.0)
+INCUMBENT = Adapter("old", "base", "b2:s", "dpo", None, Path("old"), 0.0)
+PROBES = {answer for _, answer in probe_text()}
+QUICK = GateSettings(bootstrap=200)
+
+
+class ChosenEngine:
+    """Scores every answer -2 a token, moved by `liked`, `disliked` and `probe` where `new` answers."""
+
+    base_id = "base"
+
+    def __init__(self, liked: float = 0.0, disliked: float = 0.0, probe: float = 0.0, answer: str = "well") -> None:
+        self.moves = {"liked": liked, "disliked": disliked, "probe": probe}
+        self.answer = answer
+
+    def score(
+        self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
+    ) -> list[Score]:
+        noise = np.random.default_rng(0).normal(0, 0.05, len(answers))
+        new = adapter == "new"
+        return [Score((-2.0 + new * (self._move(a) + n),) * 4) for a, n in zip(answers, noise, strict=True)]
+
+    def _move(self, answer: str) -> float:
+        return self.moves["probe" if answer in PROBES else answer.split()[0]]
+
+    def generate(self, prompts: Sequence[object], *, adapter: str | None, sampling: Sampling) -> list[str]:
+        return [self.answer if adapter == "new" else "well"] * len(prompts)
+
+
+def snapshot(clusters: int = 12, each: int = 4, liked: int = 2) -> Snapshot:
+    held_out = [
+        Judged(
+            ({"role": "user", "content": f"{c} {i}"},),
+            "liked it" if i < liked else "disliked it",
+            i < liked,
+            f"u{c}",
+            (),
+        )
+        for c in range(clusters)
+        for i in range(each)
+    ]
+    return Snapshot((), (), (), tuple(held_out))
+
+
+def verdict(engine: ChosenEngine, held_out: Snapshot | None = None, incumbent: Adapter | None = INCUMBENT) -> Verdict:
+    return judge(CANDIDATE, incumbent, held_out or snapshot(), engine, QUICK)
+
+
+def failed(found: Verdict) -> set[str]:
+    return {m.name for m in found.measures if not m.passed}
+
+
+def test_candidate_that_favours_liked_answers_is_accepted() -> None:
+    found = verdict(ChosenEngine(liked=0.3, disliked=-0.3))
+    assert found.accepted
+    assert failed(found) == set()
+    assert (found.candidate_id, found.incumbent_id) == ("new", "old")
+    assert len(found.reasons) == 4
+
+
+def test_candidate_that_moves_both_alike_is_rejected_for_preference() -> None:
+    found = verdict(ChosenEngine(liked=0.3, disliked=0.3))
+    assert not found.accepted
+    assert failed(found) == {"preference"}
+    assert found.reasons[0].startswith("preference failed")
+
+
+def test_candidate_that_makes_liked_answers_less_likely_is_rejected() -> None:
+    assert failed(verdict(ChosenEngine(liked=-0.3, disliked=-0.9))) == {"liked_nll"}
+
+
+def test_candidate_that_forgets_the_probe_text_is_rejected() -> None:
+    assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, probe=-0.5))) == {"probe_nll"}
+
+
+def test_candidate_that_answers_with_nothing_is_rejected() -> None:
+    assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=" "))) == {"empty_answers"}
+
+
+def test_base_is_the_incumbent_where_nothing_serves_yet() -> None:
+    assert verdict(ChosenEngine(liked=0.3, disliked=-0.3), incumbent=None).incumbent_id is None
+
+
+@pytest.mark.parametrize(
+    ("held_out", "reason"),
+    [
+        (snapshot(clusters=3), "only 12 held-out rated answers"),
+        (snapshot(clusters=7, each=10), "only 7 held-out users"),
+        (snapshot(liked=4), "all liked or all disliked"),
+    ],
+)
+def test_too_little_held_out_is_never_accepted_and_says_why(held_out: Snapshot, reason: str) -> None:
+    found = verdict(ChosenEngine(liked=0.3, disliked=-0.3), held_out)
+    assert not found.accepted
+    assert any(reason in r for r in found.reasons)
+
+
+def test_draws_take_whole_clusters() -> None:
+    draws = cluster_draws(["a", "b", "a", "c"], 50)
+    assert draws.shape == (50, 4)
+    assert (draws[:, 0] == draws[:, 2]).all()
+    assert (draws[:, [0, 1, 3]].sum(1) == 3).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)), min_size=2, max_size=12))
+def test_auc_with_weights_equals_auc_with_repeated_rows(rows: list[tuple[int, bool, int]]) -> None:
+    values, liked, weights = (np.array(column) for column in zip(*rows, strict=True))
+    repeated = np.repeat(np.arange(len(rows)), weights)
+    plain = weighted_auc(values[repeated].astype(float), liked[repeated], np.ones(len(repeated)))
+    assert weighted_auc(values.astype(float), liked, weights) == pytest.approx(plain)
+
+
+def test_interval_holds_the_stated_share() -> None:
+    assert interval(list(range(101)), 0.9) == (5.0, 95.0)
+
+
+def test_probe_text_is_many_answers_to_users() -> None:
+    assert len(PROBES) >= 50
+    assert all(prompt[-1]["role"] == "user" for prompt, _ in probe_text())

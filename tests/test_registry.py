@@ -1,0 +1,179 @@
+"""The registry over a real database, with folders that hold made-up weights."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from nightschool.errors import GateRefused, NotFound
+from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, ensure_loaded, read_adapter, seal
+from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
+from nightschool.memory.tables import Base
+from sqlalchemy import create_engine
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    sql = create_engine(f"sqlite:///{tmp_path / 'registry.db'}")
+    Base.metadata.create_all(sql)
+    ticks = count(1)
+    found = Registry(sql, tmp_path / "adapters", lambda: float(next(ticks)))
+    found.add_snapshot(SNAPSHOT, [{"part": "held_out"}])
+    yield found
+    sql.dispose()
+
+
+SNAPSHOT = Snapshot((), (), (), (Judged((), "an answer", True, "ada", ("b2:1",)),))
+
+
+def trained(registry: Registry, weights: bytes, parent_id: str | None = None) -> Adapter:
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(weights)
+    facts = {"base_id": "base", "snapshot_id": SNAPSHOT.id, "parent_id": parent_id, "details": {"night": {}}}
+    adapter = seal(folder, phase="sft", created_utc=registry.clock(), **facts)
+    registry.add(adapter)
+    return adapter
+
+
+def judged(registry: Registry, adapter: Adapter, accepted: bool = True) -> Adapter:
+    registry.add_verdict(Verdict(adapter.id, None, SNAPSHOT.id, accepted, (), ("because",)))
+    return adapter
+
+
+def promoted(registry: Registry, weights: bytes) -> Adapter:
+    return registry.promote(judged(registry, trained(registry, weights)).id)
+
+
+def test_adapter_is_named_by_its_weights_and_reads_back(registry: Registry) -> None:
+    adapter = trained(registry, b"one")
+    assert read_adapter(adapter.path) == adapter == registry.adapter(adapter.id[:12])
+    assert trained(registry, b"two").id != adapter.id
+
+
+def test_sealing_the_same_weights_twice_keeps_the_first(registry: Registry) -> None:
+    first, again = trained(registry, b"one"), trained(registry, b"one")
+    assert again == first
+    assert registry.adapters() == [first]
+    assert [p.name for p in registry.folder.iterdir()] == [first.path.name]
+
+
+def test_folder_without_manifest_is_debris_and_swept(registry: Registry) -> None:
+    adapter = trained(registry, b"one")
+    registry.building()
+    (registry.folder / "half").mkdir()
+    assert registry.sweep() == 2
+    assert [p.name for p in registry.folder.iterdir()] == [adapter.path.name]
+
+
+def test_rejected_candidate_never_serves(registry: Registry) -> None:
+    adapter = judged(registry, trained(registry, b"one"), accepted=False)
+    with pytest.raises(GateRefused, match="rejected: because"):
+        registry.promote(adapter.id)
+    assert registry.live() is None
+
+
+def test_unjudged_candidate_never_serves(registry: Registry) -> None:
+    with pytest.raises(GateRefused, match="never judged"):
+        registry.promote(trained(registry, b"one").id)
+
+
+def test_damaged_weights_are_refused_and_the_incumbent_stays(registry: Registry) -> None:
+    incumbent = promoted(registry, b"one")
+    damaged = judged(registry, trained(registry, b"two"))
+    (damaged.path / WEIGHTS).write_bytes(b"twi")
+    with pytest.raises(GateRefused, match="audit verify"):
+        registry.promote(damaged.id)
+    assert registry.live() == incumbent
+
+
+def test_adapter_without_manifest_is_refused(registry: Registry) -> None:
+    adapter = judged(registry, trained(registry, b"one"))
+    (adapter.path / MANIFEST).unlink()
+    with pytest.raises(GateRefused, match="incomplete"):
+        registry.promote(adapter.id)
+
+
+def test_rollback_goes_back_one_step_each_time_and_ends_at_the_base(registry: Registry) -> None:
+    one, two, three = (promoted(registry, w) for w in (b"one", b"two", b"three"))
+    assert registry.live() == three
+    assert [registry.rollback(), registry.rollback(), registry.rollback()] == [two, one, None]
+    assert registry.live() is None
+    with pytest.raises(GateRefused, match="nothing to roll back"):
+        registry.rollback()
+    assert [d["reason"].split()[0] for d in registry.deployments()] == ["promoted"] * 3 + ["rolled"] * 3
+
+
+def test_rollback_passes_over_tainted_adapters(registry: Registry) -> None:
+    one, two = promoted(registry, b"one"), promoted(registry, b"two")
+    promoted(registry, b"three")
+    registry.taint(two.id, "a turn was forgotten")
+    assert registry.rollback() == one
+
+
+def test_tainted_live_adapter_stops_serving_and_its_clean_predecessor_returns(registry: Registry) -> None:
+    one, two = promoted(registry, b"one"), promoted(registry, b"two")
+    registry.taint(two.id, "a turn was forgotten")
+    assert registry.live() is None
+    assert registry.withdraw_tainted() == one == registry.live()
+    assert registry.withdraw_tainted() == one
+    with pytest.raises(GateRefused, match="tainted: a turn was forgotten"):
+        registry.promote(two.id)
+
+
+def test_unknown_and_ambiguous_ids_are_named(registry: Registry) -> None:
+    trained(registry, b"one"), trained(registry, b"two")
+    with pytest.raises(NotFound, match="no adapter with id b2:zz"):
+        registry.adapter("b2:zz")
+    with pytest.raises(NotFound, match="2 adapters with id b2:"):
+        registry.adapter("b2:")
+    with pytest.raises(NotFound, match="no adapter with id %"):
+        registry.adapter("%")
+    with pytest.raises(NotFound, match="no snapshot b2:0"):
+        registry.snapshot_rows("b2:0")
+    with pytest.raises(NotFound, match="no cycle x"):
+        registry.cycle("x")
+
+
+def test_snapshot_is_kept_once_with_its_sources(registry: Registry) -> None:
+    registry.add_snapshot(SNAPSHOT, [{"part": "other"}])
+    assert registry.snapshot_rows(SNAPSHOT.id) == [{"part": "held_out"}]
+    assert registry.sources(SNAPSHOT.id) == {"b2:1"}
+    assert registry.snapshot_ids() == [SNAPSHOT.id]
+
+
+def test_outcome_of_a_cycle_follows_from_what_exists(registry: Registry) -> None:
+    cycle = registry.open_cycle()
+    assert registry.cycle(cycle).outcome == "running"
+    registry.update_cycle(cycle, finished_utc=9.0)
+    assert registry.cycle(cycle).outcome == "nothing to learn"
+    adapter = judged(registry, trained(registry, b"one"), accepted=False)
+    registry.update_cycle(cycle, candidate_id=adapter.id)
+    assert registry.cycle(cycle).outcome == "rejected"
+    judged(registry, adapter)
+    assert registry.cycle(cycle).outcome == "promoted"
+    registry.update_cycle(cycle, error="boom")
+    assert [c.outcome for c in registry.cycles()] == ["failed"]
+
+
+class ListingEngine:
+    base_id = "base"
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+
+    def adapters(self) -> list[str]:
+        return self.loaded
+
+    def load(self, adapter_id: str, path: Path) -> None:
+        self.loaded.append(adapter_id)
+
+
+def test_adapter_is_loaded_once_and_only_on_its_own_base(registry: Registry) -> None:
+    adapter, engine = trained(registry, b"one"), ListingEngine()
+    ensure_loaded(engine, adapter)
+    ensure_loaded(engine, adapter)
+    assert engine.loaded == [adapter.id]
+    stranger = ListingEngine()
+    stranger.base_id = "another"
+    with pytest.raises(GateRefused, match="trained on base base, but another is serving"):
+        ensure_loaded(stranger, adapter)

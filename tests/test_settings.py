@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+from nightschool.errors import SettingsError
+from nightschool.settings import SECTIONS, Settings, load_settings
+
+
+def test_defaults_hold_without_file_and_environment(tmp_path: Path) -> None:
+    settings = load_settings(tmp_path, {})
+    assert settings == Settings(home=tmp_path)
+    assert settings.database_url == f"sqlite:///{tmp_path / 'nightschool.db'}"
+    assert settings.index_url == str(tmp_path / "index")
+
+
+def test_environment_wins_over_file_and_file_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("[night]\nbudget_minutes = 5\nseed = 7\n")
+    settings = load_settings(tmp_path, {"NIGHTSCHOOL_NIGHT_SEED": "9"})
+    assert (settings.night.budget_minutes, settings.night.seed) == (5.0, 9)
+
+
+def test_short_names_reach_the_database_and_the_base(tmp_path: Path) -> None:
+    env = {"NIGHTSCHOOL_DATABASE_URL": "postgresql+psycopg://x", "NIGHTSCHOOL_BASE": "some/base"}
+    settings = load_settings(tmp_path, env)
+    assert settings.database_url == "postgresql+psycopg://x"
+    assert settings.serving.base == "some/base"
+
+
+def test_home_comes_from_the_environment_when_not_given(tmp_path: Path) -> None:
+    assert load_settings(None, {"NIGHTSCHOOL_HOME": str(tmp_path / "n")}).home == tmp_path / "n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[nigth]\nseed = 1\n", r"no section \[nigth\] \(did you mean night\?\)"),
+        ("seed = 1\n", r"no section \[seed\]"),
+        ("[night]\nsede = 1\n", r"no setting night.sede \(did you mean seed\?\)"),
+        ("[night]\nseed = 'x'\n", "night.seed must be int, not 'x'"),
+        ("[night]\nbudget_minutes = true\n", "night.budget_minutes must be float, not True"),
+        ("[serving]\nbase = 3\n", "serving.base must be str, not 3"),
+        ("[night\n", "not valid TOML"),
+    ],
+)
+def test_what_cannot_be_used_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        load_settings(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("NIGHTSCHOOL_COLOUR", "x"), ("NIGHTSCHOOL_NIGHT_SEED", "1.5"), ("NIGHTSCHOOL_NIGHT_BETA", "much")],
+)
+def test_unusable_environment_variables_are_errors_that_name_them(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load_settings(tmp_path, {name: value})
+
+
+def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
+    assert set(load_settings(tmp_path, {}).to_json()) == set(SECTIONS)
