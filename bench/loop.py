@@ -238,7 +238,7 @@ def tm4_summary(folds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def four_gram_nll(assistant: Any, train: Sequence[Conversation], test: Sequence[Conversation]) -> list[float]:
-    """Log-probability of each held-out answer under an interpolated 4-gram (Witten-Bell) of the liked training answers."""
+    """Log-probability of each held-out answer under a 4-gram of the liked training answers."""
     from nightschool.serving.base import load_tokenizer
 
     tokenizer = load_tokenizer(assistant.settings.serving.base)

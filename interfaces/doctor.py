@@ -26,10 +26,10 @@ def examine(settings: Settings) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "device": _device(),
         "base": _try(problems, "base", lambda: _base(settings)),
-        "memory": _try(problems, "memory", lambda: _counts(settings)) if settings.home.exists() else "no home yet; run `nightschool init`",
+        "memory": _try(problems, "memory", lambda: _counts(settings)),
         "settings": settings.to_json(),
         "problems": problems,
-    }  # fmt: skip
+    }
 
 
 def _version(name: str) -> str:
@@ -51,7 +51,9 @@ def _base(settings: Settings) -> str:
     return f"{settings.serving.base} = {base_id(settings.serving.base)}"
 
 
-def _counts(settings: Settings) -> dict[str, int]:
+def _counts(settings: Settings) -> dict[str, int] | str:
+    if not settings.home.exists():
+        return "no home yet; run `nightschool init`"
     from ..memory.store import MemoryStore
 
     with MemoryStore(settings) as store:

@@ -1,0 +1,95 @@
+"""`nightschool demo`: the main job from start to end, on conversations with an invented bicycle workshop.
+
+Nothing is staged: the conversations are imported as any user's would be, the night is the night, and if the gate
+rejects the candidate the demo says so and exits with the night's code.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..evolve import lineage
+from ..memory.importer import import_files
+from ..pipelines import nightly
+from ..sdk import Assistant
+from ..sdk import open as open_assistant
+from .cli import NIGHT_EXIT
+from .demo_data import QUESTIONS, conversations
+
+USER = "demo-visitor"
+
+
+def run(home: Path | None, out: Console, err: Console) -> int:
+    """Returns the exit code of the night."""
+    folder = home or Path(tempfile.mkdtemp(prefix="nightschool-demo-"))
+    with open_assistant(folder) as nightschool:
+        _import(nightschool, out)
+        out.print("\n[bold]2  before the night[/]: the base answers questions that nobody asked in these words")
+        before = _answers(nightschool)
+        out.print("[bold]3  the night[/]")
+        started = time.monotonic()
+        n = nightschool
+        cycle = nightly.run(n.store, n.registry, n.engine, n.settings, lambda line: _progress(err, started, line))
+        out.print(f"\n[bold]4  after the night[/]: {cycle.outcome}")
+        _show_answers(out, before, _answers(nightschool))
+        _audit(nightschool, out)
+    out.print(f"\nhome: {folder}\ngo on: nightschool chat --home {folder}", highlight=False)
+    return NIGHT_EXIT[cycle.outcome]
+
+
+def _import(nightschool: Assistant, out: Console) -> None:
+    path = nightschool.settings.home / "demo.jsonl"
+    now = nightschool.store.clock()
+    path.write_text("".join(json.dumps(c) + "\n" for c in conversations(now)), encoding="utf-8")
+    report = import_files(nightschool.store, [path], now=now)
+    out.print(
+        f"[bold]1  conversations go in[/]: {report.conversations} with a bicycle workshop, {report.interactions_new} turns,"
+        f" {report.feedback_new} ratings and corrections",
+        highlight=False,
+    )
+    again = import_files(nightschool.store, [path], now=now)
+    out.print(f"   once more: {again.interactions_new} new, {again.interactions_known} known", highlight=False)
+    topics = sorted(nightschool.store.topics(now), key=lambda t: -t.recurrence)[:4]
+    often = ", ".join(f"{t.label} ({t.recurrence:.1f})" for t in topics)
+    out.print(f"   asked most, in sessions with half-life of 30 days: {often}", highlight=False)
+
+
+def _answers(nightschool: Assistant) -> list[str]:
+    replies = [nightschool.reply(q, user_id=USER, session_id=f"demo-{time.time_ns()}") for q in QUESTIONS]
+    return [r.text for r in replies]
+
+
+def _progress(err: Console, started: float, line: str) -> None:
+    err.print(f"{time.monotonic() - started:6.0f}s  {line}", markup=False, highlight=False)
+
+
+def _show_answers(out: Console, before: Sequence[str], after: Sequence[str]) -> None:
+    table = Table("question", "before", "after", show_lines=True)
+    for row in zip(QUESTIONS, before, after, strict=True):
+        table.add_row(*row)
+    out.print(table)
+
+
+def _audit(nightschool: Assistant, out: Console) -> None:
+    reply = nightschool.reply(QUESTIONS[0], user_id=USER, session_id=f"demo-{time.time_ns()}")
+    found = lineage.why(nightschool.store, nightschool.registry, reply.id)
+    out.print(f"[bold]5  why that answer[/]: nightschool audit why {reply.id}", highlight=False)
+    if found.lineage:
+        taught = found.lineage.sources
+        users, turns = {s.user_id for s in taught}, sum(len(s.interaction_ids) for s in taught)
+        out.print(
+            f"   adapter {found.lineage.adapter.id}, taught by {turns} turns of {len(users)} people", highlight=False
+        )
+        for reason in found.lineage.verdict.reasons if found.lineage.verdict else ():
+            out.print(f"   {reason}", markup=False, highlight=False)
+    else:
+        out.print("   the base answered: nothing was promoted")
+    disagreements = lineage.verify(nightschool.store, nightschool.registry)
+    out.print(f"   audit verify: {disagreements or 'sound, every id re-derives'}", markup=False, highlight=False)

@@ -1,0 +1,161 @@
+"""The assistant over a real store, with an engine that says what it was asked."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import nightschool
+import pytest
+from nightschool.content import Message
+from nightschool.errors import InputError
+from nightschool.evolve.registry import WEIGHTS, seal
+from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
+from nightschool.memory.embed import Embedder
+from nightschool.memory.store import MemoryStore
+from nightschool.sdk import Assistant, AsyncAssistant
+from nightschool.serving.engine import Sampling
+from nightschool.settings import Settings
+
+
+class EchoEngine:
+    """Answers with the adapter's id and the whole prompt, so that a test sees what the model was shown."""
+
+    base_id = "base"
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+
+    def adapters(self) -> list[str]:
+        return self.loaded
+
+    def load(self, adapter_id: str, path: Path) -> None:
+        self.loaded.append(adapter_id)
+
+    def generate(
+        self, prompts: Sequence[Sequence[Message]], *, adapter: str | None = None, sampling: Sampling | None = None
+    ) -> list[str]:
+        return [f"{adapter}: " + " | ".join(f"{m['role']}={m['content']}" for m in prompt) for prompt in prompts]
+
+
+@pytest.fixture
+def assistant(tmp_path: Path, embedder: Embedder) -> Iterator[Assistant]:
+    from nightschool.evolve.registry import Registry
+
+    settings = Settings(home=tmp_path / "home")
+    store = MemoryStore(settings, embedder=embedder)
+    registry = Registry(store.sql, settings.home / "adapters", store.clock)
+    with Assistant(settings, store, registry, EchoEngine()) as opened:
+        yield opened
+
+
+def serve(assistant: Assistant, interaction_id: str = "b2:1", base_id: str = "base") -> Adapter:
+    registry = assistant.registry
+    snapshot = Snapshot((), (), (), (Judged((), "x", True, "ada", (interaction_id,)),))
+    registry.add_snapshot(snapshot, [])
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(b"weights")
+    facts = {"base_id": base_id, "snapshot_id": snapshot.id, "parent_id": None, "details": {}}
+    adapter = seal(folder, phase="sft", created_utc=1.0, **facts)
+    registry.add(adapter)
+    registry.add_verdict(Verdict(adapter.id, None, snapshot.id, True, (), ("better",)))
+    return registry.promote(adapter.id)
+
+
+def test_reply_is_recorded_with_what_gave_it(assistant: Assistant) -> None:
+    reply = assistant.reply("Hello there", user_id="ada")
+    kept = assistant.store.interaction(reply.id)
+    assert (kept.text, kept.reply, kept.adapter_id, kept.user_id) == ("Hello there", reply.text, None, "ada")
+    assert str(reply) == "None: user=Hello there"
+
+
+def test_notes_are_shown_to_the_model_and_named_in_the_reply(assistant: Assistant) -> None:
+    note = assistant.remember("My dog is called Rex.", user_id="ada")
+    reply = assistant.reply("What is my dog called?", user_id="ada")
+    assert "system=Notes from earlier conversations:\n- My dog is called Rex." in reply.text
+    assert reply.memory_ids == (note.id,)
+
+
+def test_another_user_is_never_shown_a_private_note(assistant: Assistant) -> None:
+    assistant.remember("My dog is called Rex.", user_id="ada")
+    assert "Rex" not in assistant.reply("What is my dog called?", user_id="bob").text
+
+
+def test_session_goes_on_and_another_session_starts_anew(assistant: Assistant) -> None:
+    assistant.reply("Blue zebras", user_id="ada", session_id="one")
+    assert "user=Blue zebras | assistant=" in assistant.reply("Go on", user_id="ada", session_id="one").text
+    assert "assistant=" not in assistant.reply("Something else", user_id="ada", session_id="two").text
+
+
+def test_empty_text_is_refused(assistant: Assistant) -> None:
+    with pytest.raises(InputError, match="text is empty"):
+        assistant.reply(" ")
+
+
+def test_feedback_reaches_the_turn(assistant: Assistant) -> None:
+    reply = assistant.reply("Hello there")
+    assistant.rate(reply, -1, correction="Good day.")
+    ((found,),) = assistant.store.feedback().values()
+    assert (found.interaction_id, found.rating, found.correction) == (reply.id, -1, "Good day.")
+
+
+def test_turn_answered_elsewhere_can_be_recorded_and_rated(assistant: Assistant) -> None:
+    kept = assistant.record("Do you open on Sunday?", "Yes, at nine.", user_id="ada")
+    assert assistant.rate(kept, 1).interaction_id == kept.id
+    assert assistant.recall("open on Sunday", user_id="ada")[0].memory.source_ids == (kept.id,)
+
+
+def test_live_adapter_answers_and_is_named(assistant: Assistant) -> None:
+    adapter = serve(assistant)
+    reply = assistant.reply("Hello there")
+    assert reply.adapter_id == adapter.id
+    assert reply.text.startswith(adapter.id)
+
+
+def test_damaged_live_adapter_is_refused_and_the_base_answers(
+    assistant: Assistant, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = serve(assistant)
+    (adapter.path / WEIGHTS).write_bytes(b"others")
+    with caplog.at_level(logging.WARNING, logger="nightschool"):
+        assert assistant.reply("Secret words").adapter_id is None
+    assert "the base answers" in caplog.text
+    assert "Secret" not in caplog.text
+
+
+def test_adapter_of_another_base_does_not_answer(assistant: Assistant) -> None:
+    serve(assistant, base_id="another")
+    assert assistant.reply("Hello there").adapter_id is None
+
+
+def test_forgetting_withdraws_the_adapter_that_learnt_from_it(assistant: Assistant) -> None:
+    kept = assistant.record("My code is 1234.", "Noted.", user_id="ada")
+    adapter = serve(assistant, kept.id)
+    plan = assistant.forget(user_id="ada", dry_run=True)
+    assert plan.interactions == 1
+    assert assistant.registry.live() == adapter
+    receipt = assistant.forget(user_id="ada")
+    assert receipt.tainted_adapters == (adapter.id,)
+    assert assistant.registry.live() is None
+    assert assistant.reply("Hello there").adapter_id is None
+
+
+def test_async_front_gives_the_same_answers(assistant: Assistant) -> None:
+    front = AsyncAssistant(assistant)
+
+    async def talk() -> str:
+        await front.remember("My dog is called Rex.", user_id="ada")
+        assert len(await front.recall("dog called", user_id="ada")) == 1
+        reply = await front.reply("What is my dog called?", user_id="ada")
+        await front.rate(reply, 1)
+        await front.call(assistant.forget, user_id="ada")
+        return reply.text
+
+    assert "Rex" in asyncio.run(talk())
+
+
+def test_open_makes_a_home_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_HOME", str(tmp_path / "there"))
+    with nightschool.open() as opened:
+        assert opened.settings.home == tmp_path / "there"
+    assert (tmp_path / "there" / "nightschool.db").exists()
