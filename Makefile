@@ -28,6 +28,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@mkdir -p .venv/typed && ln -sfn ../.. .venv/typed/nightschool
 	$(BIN)/mypy
 
 bench: setup

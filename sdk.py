@@ -105,9 +105,16 @@ class Assistant:
         adapter_id = self._serving()
         sampling = Sampling(self.settings.serving.max_tokens, self.settings.serving.temperature)
         (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
-        owner = {"user_id": user_id, "agent_id": agent_id, "session_id": session}
         memory_ids = tuple(m.id for m in memories)
-        interaction = self.store.record(turn, answer, **owner, adapter_id=adapter_id, memory_ids=memory_ids)
+        interaction = self.store.record(
+            turn,
+            answer,
+            user_id=user_id,
+            agent_id=agent_id,
+            session_id=session,
+            adapter_id=adapter_id,
+            memory_ids=memory_ids,
+        )
         return Reply(answer, interaction.id, session, adapter_id, memory_ids)
 
     def record(
@@ -122,8 +129,10 @@ class Assistant:
     ) -> Interaction:
         """Keep a turn that something else answered. `created_utc`: seconds since 1970, default now."""
         messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
-        owner = {"user_id": user_id, "agent_id": agent_id, "session_id": session_id or self._session_id}
-        return self.store.record(messages, reply, **owner, created_utc=created_utc)
+        session = session_id or self._session_id
+        return self.store.record(
+            messages, reply, user_id=user_id, agent_id=agent_id, session_id=session, created_utc=created_utc
+        )
 
     def rate(
         self,
@@ -141,8 +150,7 @@ class Assistant:
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str = "", shared: bool = False
     ) -> Memory:
         """Keep a note. Private to the user unless `shared`."""
-        owner = {"user_id": user_id, "agent_id": agent_id, "session_id": session_id}
-        return self.store.remember(text, **owner, shared=shared)
+        return self.store.remember(text, user_id=user_id, agent_id=agent_id, session_id=session_id, shared=shared)
 
     def recall(
         self, query: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", limit: int | None = None

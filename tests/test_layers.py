@@ -24,7 +24,7 @@ ALLOWED = {
 }
 VENDORS = {
     "lancedb": {"memory/vectors.py"},
-    "trl": {"evolve/sft.py", "evolve/dpo.py", "evolve/training.py"},
+    "trl": {"evolve/trainer.py"},
     "sentence_transformers": {"memory/embed.py"},
     "sqlalchemy": {"memory", "migrations", "evolve/registry.py"},
 }

@@ -1,0 +1,124 @@
+"""Whole nights on the seedling, at a small size: what is promoted, what is not, and what a failure leaves behind."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from nightschool.errors import NightschoolError, TrainingError
+from nightschool.evolve import lineage, sft
+from nightschool.evolve.registry import Registry
+from nightschool.memory.embed import Embedder
+from nightschool.memory.store import MemoryStore
+from nightschool.pipelines import nightly
+from nightschool.pipelines.lock import NightRunning, night_lock
+from nightschool.sdk import Assistant
+from nightschool.serving.local import LocalEngine
+from nightschool.settings import DatasetSettings, GateSettings, NightSettings, Settings
+
+NIGHT = NightSettings(budget_minutes=2, sft_epochs=2, batch_size=8, replay_share=0.1)
+GATE = GateSettings(bootstrap=200, min_clusters=4, min_rated=10, probe_answers=4)
+QUESTIONS = ("When do you open?", "Do you repair wheels?", "How much is a new bell?", "Where is your workshop?")
+LIKED = (
+    "We open at nine, my friend.",
+    "Yes my friend, in two days.",
+    "It is four pounds, my friend.",
+    "At the old mill.",
+)
+DISLIKED = "Go away now, I do not know and I do not care at all."
+
+
+@pytest.fixture(scope="module")
+def engine() -> LocalEngine:
+    return LocalEngine(Settings(home=Path()).serving)
+
+
+@pytest.fixture
+def assistant(tmp_path: Path, embedder: Embedder, engine: LocalEngine) -> Iterator[Assistant]:
+    settings = Settings(home=tmp_path / "home", night=NIGHT, gate=GATE, dataset=DatasetSettings(held_out_share=0.3))
+    store = MemoryStore(settings, embedder=embedder)
+    with Assistant(settings, store, Registry(store.sql, settings.home / "adapters", store.clock), engine) as opened:
+        yield opened
+
+
+def listen(assistant: Assistant, users: int = 24) -> None:
+    """Every user asks twice, likes the friendly answer and dislikes the rude one."""
+    for u in range(users):
+        for k in (u % 4, (u + 1) % 4):
+            owner = {"user_id": f"user{u}", "session_id": f"s{k}"}
+            good = assistant.record(QUESTIONS[k], LIKED[k], **owner)
+            bad = assistant.record(f"{QUESTIONS[k]} Please.", f"{DISLIKED} {u}", **owner)
+            assistant.rate(good, 1)
+            assistant.rate(bad, -1)
+
+
+def night(assistant: Assistant, said: list[str] | None = None):
+    said = [] if said is None else said
+    return nightly.run(assistant.store, assistant.registry, assistant.engine, assistant.settings, said.append)
+
+
+def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_withdrawn(assistant: Assistant) -> None:
+    listen(assistant)
+    said: list[str] = []
+    cycle = night(assistant, said)
+    assert cycle.outcome == "promoted", said
+    live = assistant.registry.live()
+    assert live and live.id == cycle.candidate_id and live.phase == "dpo"
+
+    reply = assistant.reply("When do you open?", user_id="visitor")
+    assert reply.adapter_id == live.id
+    found = lineage.why(assistant.store, assistant.registry, reply.id)
+    assert found.lineage
+    assert [p.phase for p in found.lineage.parents] == ["sft"]
+    assert {s.user_id for s in found.lineage.sources} == {f"user{u}" for u in range(24)}
+    assert lineage.verify(assistant.store, assistant.registry) == []
+
+    said.clear()
+    assert night(assistant, said).outcome == "nothing to learn"
+    assert "already trained" in said[-1]
+
+    receipt = assistant.forget(user_id="user3")
+    assert live.id in receipt.tainted_adapters
+    assert assistant.reply("When do you open?", user_id="visitor").adapter_id is None
+    assert lineage.lineage(assistant.store, assistant.registry, live.id).forgotten
+    assert lineage.verify(assistant.store, assistant.registry) == []
+    (assistant.registry.folder / live.path.name / "adapter_model.safetensors").write_bytes(b"")
+    assert any(live.path.name in line for line in lineage.verify(assistant.store, assistant.registry))
+
+
+def test_night_without_feedback_has_nothing_to_learn(assistant: Assistant) -> None:
+    assistant.record("When do you open?", "At nine.", user_id="ada")
+    assert night(assistant).outcome == "nothing to learn"
+    assert assistant.registry.adapters() == []
+
+
+def test_rejected_candidate_is_kept_with_reasons_and_does_not_serve(assistant: Assistant) -> None:
+    listen(assistant)
+    assistant.settings = replace(assistant.settings, gate=replace(GATE, min_clusters=1000))
+    cycle = night(assistant)
+    assert cycle.outcome == "rejected"
+    verdict = assistant.registry.verdict(cycle.candidate_id or "")
+    assert verdict and "at least 1000 are needed" in verdict.reasons[0]
+    assert assistant.registry.live() is None
+
+
+def test_failing_night_says_why_and_leaves_the_incumbent_and_no_debris(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TrainingError("the loss is not finite")
+
+    listen(assistant)
+    monkeypatch.setattr(sft, "run", fail)
+    with pytest.raises(TrainingError):
+        night(assistant)
+    (cycle,) = assistant.registry.cycles()
+    assert (cycle.outcome, cycle.error) == ("failed", "TrainingError: the loss is not finite")
+    assert assistant.registry.live() is None
+    assert assistant.registry.sweep() == 1
+
+
+def test_second_night_at_once_is_refused(assistant: Assistant) -> None:
+    with night_lock(assistant.settings.home), pytest.raises(NightRunning, match="another night is running"):
+        night(assistant)
+    assert issubclass(NightRunning, NightschoolError)
