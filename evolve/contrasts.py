@@ -1,0 +1,115 @@
+"""A liked answer against a disliked one: what phase 2 compares.
+
+Two sources: a correction against what it corrected, and a liked against a disliked answer to the same prompt, or to
+nearly the same (the same but for the last request, whose vector is close). The invariant: the work is bounded by
+POOL², however much is remembered, and no prompt supplies more than PAIRS_PER_PROMPT contrasts on either side.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answers import Answer, Vectors, merged
+from .weights import pair_margin, pair_weight
+
+PAIRS_PER_PROMPT = 4
+POOL = 8192  # answers of one kind that are compared with each other
+CHUNK = 512
+SAME = 2.0  # above every cosine
+
+Order = Callable[[Answer], float]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    chosen: Answer
+    rejected: Answer
+
+    @property
+    def corrects(self) -> bool:
+        """Whether `chosen` is what should have been said instead of `rejected`."""
+        return self.chosen.interaction.id == self.rejected.interaction.id
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        return self.chosen.key, self.chosen.completion, self.rejected.completion
+
+    @property
+    def weight(self) -> float:
+        confidence = self.chosen.confidence * self.rejected.confidence
+        return pair_weight(confidence, pair_margin(self.chosen.score, self.rejected.score), self.chosen.recurrence)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        heads = tuple(dict.fromkeys((self.chosen.interaction.id, self.rejected.interaction.id)))
+        return merged(heads, self.chosen.sources, self.rejected.sources)
+
+
+def fold_contrasts(contrasts: Iterable[Contrast]) -> list[Contrast]:
+    """The first of those with the same words, with the sources of all; those that prefer nothing are left out."""
+    found: dict[tuple[str, str, str], Contrast] = {}
+    for contrast in contrasts:
+        if contrast.weight <= 0:
+            continue
+        first = found.setdefault(contrast.words, contrast)
+        if first is not contrast:
+            sources = merged(first.chosen.sources, contrast.sources)
+            found[contrast.words] = replace(first, chosen=replace(first.chosen, sources=sources))
+    return list(found.values())
+
+
+def find_contrasts(answers: Sequence[Answer], vectors: Vectors, cosine: float, order: Order) -> list[Contrast]:
+    """Liked against disliked, the closest prompts first. `order` says which come into the pool, smallest first."""
+    groups: dict[str, tuple[list[Answer], list[Answer]]] = defaultdict(lambda: ([], []))
+    for answer in sorted(answers, key=lambda a: (order(a), a.interaction.id)):
+        side = groups[answer.key_without_request][0 if answer.liked else 1]
+        if len(side) < POOL:
+            side.append(answer)
+    found: list[tuple[float, Contrast]] = []
+    for liked, disliked in groups.values():
+        if liked and disliked:
+            found += _near(liked, disliked, vectors, cosine)
+    return _bounded(found)
+
+
+def _near(
+    liked: list[Answer], disliked: list[Answer], vectors: Vectors, cosine: float
+) -> Iterator[tuple[float, Contrast]]:
+    """For each liked answer the PAIRS_PER_PROMPT disliked ones whose prompts are closest."""
+    codes = {key: n for n, key in enumerate(dict.fromkeys(a.key for a in (*liked, *disliked)))}
+    rejected, rejected_codes = _matrix(disliked, vectors), np.array([codes[a.key] for a in disliked])
+    for start in range(0, len(liked), CHUNK):
+        block = liked[start : start + CHUNK]
+        # rounded, so that the last bits of a product on another machine change no choice
+        closeness = np.round(_matrix(block, vectors) @ rejected.T, 3)
+        closeness[np.array([[codes[a.key]] for a in block]) == rejected_codes] = SAME
+        for answer, row in zip(block, closeness, strict=True):
+            near = np.flatnonzero(row >= cosine)
+            for j in near[np.argsort(-row[near], kind="stable")][:PAIRS_PER_PROMPT]:
+                if answer.completion != disliked[j].completion:
+                    yield float(row[j]), Contrast(answer, disliked[j])
+
+
+def _matrix(answers: list[Answer], vectors: Vectors) -> NDArray[np.float32]:
+    width = next((len(v) for v in vectors.values()), 1)
+    missing = np.zeros(width, dtype=np.float32)
+    return np.stack([vectors.get(a.interaction.id, missing) for a in answers]).astype(np.float32, copy=False)
+
+
+def _bounded(found: list[tuple[float, Contrast]]) -> list[Contrast]:
+    def rank(pair: tuple[float, Contrast]) -> tuple[float, float, str, str, str]:
+        closeness, c = pair
+        return -closeness, -c.weight, c.chosen.interaction.id, c.rejected.interaction.id, c.chosen.completion
+
+    chosen, rejected, kept = Counter[str](), Counter[str](), list[Contrast]()
+    for _, contrast in sorted(found, key=rank):
+        if max(chosen[contrast.chosen.key], rejected[contrast.rejected.key]) < PAIRS_PER_PROMPT:
+            chosen[contrast.chosen.key] += 1
+            rejected[contrast.rejected.key] += 1
+            kept.append(contrast)
+    return kept

@@ -1,0 +1,237 @@
+"""Memory → Snapshot: what one night learns from and is judged on, frozen and named by its content.
+
+`freeze` reads the store, `build` decides on values alone, and `to_rows` and `from_rows` carry a snapshot to SQL and
+back by reference. The invariants: the same memory gives the same id at any time, since age is reckoned from the latest
+interaction and not from the clock; what is stored holds no text, so what was forgotten is in no snapshot any more.
+
+Not covered: expansion, masking of personal data, a cap on one user's influence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from math import log
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..content import content_id
+from ..errors import NotFound
+from ..memory.topics import DAY
+from ..memory.types import Feedback, Interaction, Memory
+from ..settings import DatasetSettings, Settings
+from .answers import Answer, ClusterOf, Exclusions, Vectors, fold, gather, hold_out
+from .contrasts import Contrast, Order, find_contrasts, fold_contrasts
+from .prompts import Prompts
+from .types import Example, Judged, Pair, Snapshot, Thumb
+from .weights import example_weight, normalise, thumb_weight
+
+if TYPE_CHECKING:
+    from ..memory.store import MemoryStore
+
+Row = TypeVar("Row")
+PARTS: dict[str, type] = {"examples": Example, "pairs": Pair, "thumbs": Thumb, "held_out": Judged}
+TEXT = {"prompt", "completion", "chosen", "rejected"}  # of rows; what is not text is kept in SQL
+WEIGHT_DIGITS = 6  # the last bits of a logarithm shall change no id
+
+
+def freeze(store: MemoryStore, settings: Settings, *, now: float) -> Snapshot:
+    """The snapshot of all that is remembered up to `now`."""
+    interactions = store.interactions()
+    memories = store.memories(sorted({m for i in interactions for m in i.memory_ids}))
+    vectors = store.request_vectors([i.id for i in interactions])
+    return build(interactions, store.feedback(), memories, vectors, settings, now=now)
+
+
+def build(
+    interactions: Sequence[Interaction],
+    feedback: Mapping[str, Sequence[Feedback]],
+    memories: Mapping[str, Memory],
+    vectors: Vectors,
+    settings: Settings,
+    *,
+    now: float,
+) -> Snapshot:
+    """`freeze` on values."""
+    excluded = Exclusions()
+    excluded.add("dated later than now", (i.id for i in interactions if i.created_utc > now and i.id in feedback))
+    prompts = Prompts((i for i in interactions if i.created_utc <= now), memories)
+    order = _recent_first(prompts, settings.dataset)
+    gathered = gather(prompts, feedback, vectors, settings, excluded)
+    cluster_of, held = hold_out(gathered.answers, settings)
+
+    taught = fold((a for a in gathered.answers if cluster_of(a.interaction) not in held), settings.censor, excluded)
+    judged = _held_out(gathered.answers, cluster_of, held, settings, excluded)
+    judged = _unseen(judged, taught, excluded)
+    corrections = [Contrast(*pair) for pair in gathered.corrected if cluster_of(pair[0].interaction) not in held]
+    near = find_contrasts(taught, vectors, settings.dataset.same_prompt_cosine, order)
+    contrasts = fold_contrasts([*corrections, *near])
+
+    limit, cap = settings.dataset.max_rows, settings.dataset.weight_cap
+    liked, rated, heard = (_first(part, order, limit) for part in ([a for a in taught if a.liked], taught, judged))
+    excluded.add("over the budget of rows", _ids(taught, judged) - _ids(liked, rated, heard))
+    return Snapshot(
+        examples=_examples(liked, prompts, cap),
+        pairs=_pairs(_first(contrasts, lambda c: (not c.corrects, order(c.chosen)), limit), prompts, cap),
+        thumbs=_thumbs(rated, prompts, cap),
+        held_out=_judged(heard, prompts, cluster_of),
+        excluded=excluded.report(),
+    )
+
+
+# -- the held-out part ---
+
+
+def _held_out(
+    answers: Sequence[Answer], cluster_of: ClusterOf, held: frozenset[str], settings: Settings, excluded: Exclusions
+) -> list[Answer]:
+    """The answers of the held-out clusters, duplicates folded within each."""
+    groups: dict[str, list[Answer]] = {cluster: [] for cluster in sorted(held)}
+    for answer in answers:
+        cluster = cluster_of(answer.interaction)
+        if cluster in held:
+            groups[cluster].append(answer)
+    return [answer for group in groups.values() for answer in fold(group, settings.censor, excluded)]
+
+
+def _unseen(judged: Sequence[Answer], taught: Sequence[Answer], excluded: Exclusions) -> list[Answer]:
+    """`judged` without what is taught word for word: knowing it by heart is no proof."""
+    words = {a.words for a in taught}
+    excluded.add("held out, but the same answer is taught", _ids([a for a in judged if a.words in words]))
+    return [a for a in judged if a.words not in words]
+
+
+# -- the budget ---
+
+
+def _recent_first(prompts: Prompts, settings: DatasetSettings) -> Order:
+    """A random order of answers in which one half-life of age halves the chance to come first.
+
+    log(−log u) + age · ln 2 / h, smallest first, is weighted sampling without replacement with weights 2^(−age/h)
+    (Efraimidis and Spirakis 2006), in logarithms. u is hashed from the interaction's id and the seed.
+    """
+    latest = max((i.created_utc for i in prompts.interactions.values()), default=0.0)
+
+    def order(answer: Answer) -> float:
+        digest = content_id([settings.seed, answer.interaction.id]).removeprefix("b2:")
+        u = (int(digest[:13], 16) + 0.5) / 16**13  # 52 bits, never 0 nor 1
+        age = (latest - answer.interaction.created_utc) / (settings.half_life_days * DAY)
+        return log(-log(u)) + age * log(2)
+
+    return order
+
+
+def _first(rows: Sequence[Row], order: Callable[[Row], Any], limit: int) -> list[Row]:
+    """The `limit` rows that come first in `order`, in the order in which they stood."""
+    first = sorted(range(len(rows)), key=lambda i: (order(rows[i]), i))[:limit]
+    return [rows[i] for i in sorted(first)]
+
+
+def _ids(*parts: Sequence[Answer]) -> set[str]:
+    return {a.interaction.id for part in parts for a in part}
+
+
+# -- rows ---
+
+
+def _weighted(weights: Sequence[float], cap: float) -> list[float]:
+    return [round(w, WEIGHT_DIGITS) for w in normalise(weights, cap)]
+
+
+def _examples(answers: Sequence[Answer], prompts: Prompts, cap: float) -> tuple[Example, ...]:
+    weights = _weighted([example_weight(a.confidence, a.score, a.recurrence) for a in answers], cap)
+    return tuple(
+        Example(prompts.prompt(a.interaction), a.completion, w, a.sources, a.correction_id)
+        for a, w in zip(answers, weights, strict=True)
+    )
+
+
+def _thumbs(answers: Sequence[Answer], prompts: Prompts, cap: float) -> tuple[Thumb, ...]:
+    weights = _weighted([thumb_weight(a.confidence, a.score, a.recurrence) for a in answers], cap)
+    return tuple(
+        Thumb(prompts.prompt(a.interaction), a.completion, a.liked, w, a.sources, a.correction_id)
+        for a, w in zip(answers, weights, strict=True)
+    )
+
+
+def _pairs(contrasts: Sequence[Contrast], prompts: Prompts, cap: float) -> tuple[Pair, ...]:
+    weights = _weighted([c.weight for c in contrasts], cap)
+    return tuple(
+        Pair(
+            prompts.prompt(c.chosen.interaction),
+            c.chosen.completion,
+            c.rejected.completion,
+            w,
+            c.sources,
+            "correction" if c.corrects else "contrast",
+            c.chosen.correction_id,
+        )
+        for c, w in zip(contrasts, weights, strict=True)
+    )
+
+
+def _judged(answers: Sequence[Answer], prompts: Prompts, cluster_of: ClusterOf) -> tuple[Judged, ...]:
+    return tuple(
+        Judged(
+            prompts.prompt(a.interaction),
+            a.completion,
+            a.liked,
+            cluster_of(a.interaction),
+            a.sources,
+            a.correction_id,
+        )
+        for a in answers
+    )
+
+
+# -- references ---
+
+
+def to_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """What SQL keeps of a snapshot: which interactions and corrections, how weighted; never their text."""
+    return [{"part": part, **_references(row)} for part in PARTS for row in getattr(snapshot, part)]
+
+
+def _references(row: Example | Pair | Thumb | Judged) -> dict[str, Any]:
+    kept = {f.name: getattr(row, f.name) for f in fields(row) if f.name not in TEXT}
+    return kept | {"interaction_ids": list(row.interaction_ids)}
+
+
+def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> Snapshot:
+    """The snapshot again, its text read from memory; NotFound names what was forgotten since."""
+    interactions = store.interactions()
+    memories = store.memories(sorted({m for i in interactions for m in i.memory_ids}))
+    corrections = {f.id: f.correction or "" for given in store.feedback().values() for f in given}
+    return resolve(rows, Prompts(interactions, memories), corrections)
+
+
+def resolve(rows: Sequence[Mapping[str, Any]], prompts: Prompts, corrections: Mapping[str, str]) -> Snapshot:
+    """`from_rows` on values; `corrections` by the id of the feedback."""
+    _require_remembered(rows, prompts, corrections)
+    parts: dict[str, list[Any]] = {part: [] for part in PARTS}
+    for row in rows:
+        kept = {k: v for k, v in row.items() if k != "part"} | {"interaction_ids": tuple(row["interaction_ids"])}
+        head = prompts.interactions[row["interaction_ids"][0]]
+        text = (corrections[row["correction_id"]] if row["correction_id"] else head.reply).strip()
+        words: dict[str, str] = {"completion": text}
+        if row["part"] == "pairs":
+            other = head if row["how"] == "correction" else prompts.interactions[row["interaction_ids"][1]]
+            words = {"chosen": text, "rejected": other.reply.strip()}
+        parts[row["part"]].append(PARTS[row["part"]](prompt=prompts.prompt(head), **words, **kept))
+    return Snapshot(**{part: tuple(found) for part, found in parts.items()})
+
+
+def _require_remembered(rows: Sequence[Mapping[str, Any]], prompts: Prompts, corrections: Mapping[str, str]) -> None:
+    named = {i for row in rows for i in row["interaction_ids"]}
+    heads = {row["interaction_ids"][0] for row in rows} & prompts.interactions.keys()
+    missing = {
+        "interaction": named - prompts.interactions.keys(),
+        "correction": {row["correction_id"] for row in rows if row["correction_id"]} - corrections.keys(),
+        "memory": {m for i in heads for m in prompts.missing_memories(prompts.interactions[i])},
+    }
+    gone = [f"{kind} {name}" for kind, names in missing.items() for name in sorted(names)]
+    if gone:
+        more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+        raise NotFound(
+            f"the snapshot was made of what is forgotten now: {', '.join(gone[:5])}{more};"
+            " run `nightschool night` to learn again from what is left"
+        )

@@ -1,0 +1,87 @@
+"""The prompt that an answer was given to, put back together from what is remembered.
+
+An interaction keeps only its own turn; its prompt is the turns and replies of its session before it, its turn, and the
+notes it was shown, in the form in which the assistant showed them. The invariant: everything a prompt is made of is
+named by `sources`, so that what is forgotten can be followed into every row that held it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ..content import Message, content_id
+from ..memory.types import Interaction, Memory, with_notes
+from .types import Prompt
+
+SessionKey = tuple[str, str, str]  # user, agent, session
+
+LOOK_BACK = 20  # replies before this one that it is compared with
+
+
+def session_key(interaction: Interaction) -> SessionKey:
+    return interaction.user_id, interaction.agent_id, interaction.session_id
+
+
+class Prompts:
+    """The sessions of `interactions` in order. Keys are chained hashes, so a long session costs linear time."""
+
+    def __init__(self, interactions: Iterable[Interaction], memories: Mapping[str, Memory]) -> None:
+        ordered = sorted(interactions, key=lambda i: (session_key(i), i.position))
+        self.interactions = {i.id: i for i in ordered}
+        self.memories = memories
+        self._sessions: dict[SessionKey, list[Interaction]] = {}
+        self._index: dict[str, int] = {}
+        self._history: dict[str, str] = {}  # the key of all that was said before an interaction
+        before = ""
+        for interaction in ordered:
+            session = self._sessions.setdefault(session_key(interaction), [])
+            if not session:
+                before = ""
+            self._index[interaction.id] = len(session)
+            self._history[interaction.id] = before
+            before = content_id([before, list(interaction.turn), interaction.reply])
+            session.append(interaction)
+
+    def prompt(self, interaction: Interaction) -> Prompt:
+        messages: list[Message] = []
+        for earlier in self._earlier(interaction):
+            messages += [*earlier.turn, {"role": "assistant", "content": earlier.reply}]
+        return tuple(with_notes([*messages, *interaction.turn], self._notes(interaction)))
+
+    def key(self, interaction: Interaction) -> str:
+        """Equal keys are equal prompts."""
+        return content_id([self._history[interaction.id], list(interaction.turn), self._notes(interaction)])
+
+    def key_without_request(self, interaction: Interaction) -> str:
+        """Equal keys are prompts that differ in the words of the last request at most."""
+        rest = list(interaction.turn)
+        last = max((i for i, m in enumerate(rest) if m["role"] == "user"), default=None)
+        if last is not None:
+            rest[last] = {"role": "user", "content": ""}
+        return content_id([self._history[interaction.id], rest, self._notes(interaction)])
+
+    def reaction(self, interaction: Interaction) -> Interaction | None:
+        """The next turn of the session."""
+        session = self._sessions[session_key(interaction)]
+        following = self._index[interaction.id] + 1
+        return session[following] if following < len(session) else None
+
+    def earlier_replies(self, interaction: Interaction) -> list[str]:
+        index = self._index[interaction.id]
+        return [i.reply for i in self._sessions[session_key(interaction)][max(0, index - LOOK_BACK) : index]]
+
+    def missing_memories(self, interaction: Interaction) -> list[str]:
+        return [m for m in interaction.memory_ids if m not in self.memories]
+
+    def sources(self, interaction: Interaction) -> tuple[str, ...]:
+        """The interaction and every other whose words are in its prompt: earlier turns, what its notes were made of."""
+        found = [interaction.id, *(i.id for i in self._earlier(interaction))]
+        for memory_id in interaction.memory_ids:
+            found += [s for s in self.memories[memory_id].source_ids if s in self.interactions]
+        return tuple(dict.fromkeys(found))
+
+    def _earlier(self, interaction: Interaction) -> list[Interaction]:
+        return self._sessions[session_key(interaction)][: self._index[interaction.id]]
+
+    def _notes(self, interaction: Interaction) -> list[str]:
+        return [self.memories[m].text for m in interaction.memory_ids]

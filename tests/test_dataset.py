@@ -1,0 +1,464 @@
+import json
+from dataclasses import asdict, replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nightschool.content import Message
+from nightschool.errors import NotFound
+from nightschool.evolve.contrasts import PAIRS_PER_PROMPT
+from nightschool.evolve.dataset import build, resolve, to_rows
+from nightschool.evolve.prompts import Prompts
+from nightschool.evolve.types import Snapshot
+from nightschool.memory.topics import DAY
+from nightschool.memory.types import Feedback, Interaction, Memory
+from nightschool.settings import DatasetSettings, Settings
+
+NOW = 1_000 * DAY
+WORDS = "bell brake chain fork frame gear hub lamp lock pedal pump saddle spoke tyre valve wheel".split()
+
+
+def settings(**dataset: object) -> Settings:
+    return Settings(home=Path("/nowhere"), dataset=DatasetSettings(**{"held_out_share": 0.0, **dataset}))
+
+
+class World:
+    """A memory on values: what is told here is what `build` gets."""
+
+    def __init__(self) -> None:
+        self.interactions: list[Interaction] = []
+        self.feedback: dict[str, list[Feedback]] = {}
+        self.memories: dict[str, Memory] = {}
+        self._number = count()
+
+    def says(
+        self,
+        text: str,
+        reply: str,
+        rating: float | None = None,
+        correction: str | None = None,
+        *,
+        user: str = "ada",
+        session: str = "",
+        age_days: float = 0.0,
+        topic: str | None = "t:all",
+        memories: tuple[str, ...] = (),
+        system: str = "",
+    ) -> str:
+        n = next(self._number)
+        session = session or f"s{n}"
+        position = sum(i.session_id == session and i.user_id == user for i in self.interactions)
+        turn: list[Message] = [{"role": "system", "content": system}] if system else []
+        turn.append({"role": "user", "content": text})
+        interaction = Interaction(
+            f"i{n:05}",
+            user,
+            "",
+            session,
+            position,
+            tuple(turn),
+            text,
+            reply,
+            NOW - age_days * DAY,
+            None,
+            memories,
+            topic,
+        )
+        self.interactions.append(interaction)
+        if rating is not None or correction is not None:
+            given = Feedback(f"f{n:05}", interaction.id, rating, correction, None, interaction.created_utc)
+            self.feedback[interaction.id] = [given]
+        return interaction.id
+
+    def knows(self, memory_id: str, text: str, *sources: str) -> str:
+        self.memories[memory_id] = Memory(memory_id, "ada", "", "", "note", text, NOW, sources)
+        return memory_id
+
+    def forgets(self, *interaction_ids: str) -> None:
+        self.interactions = [i for i in self.interactions if i.id not in interaction_ids]
+        self.feedback = {k: v for k, v in self.feedback.items() if k not in interaction_ids}
+        self.memories = {k: m for k, m in self.memories.items() if not set(m.source_ids) & set(interaction_ids)}
+
+    def vectors(self) -> dict[str, np.ndarray]:
+        """Bags of words as unit vectors: the same words in another order are nearly the same prompt."""
+        found = {}
+        for interaction in self.interactions:
+            v = np.array([1e-3, *(float(w in interaction.text) for w in WORDS)], dtype=np.float32)
+            found[interaction.id] = v / np.linalg.norm(v)
+        return found
+
+    def freeze(self, now: float = NOW, **dataset: object) -> Snapshot:
+        return build(self.interactions, self.feedback, self.memories, self.vectors(), settings(**dataset), now=now)
+
+    def load(self, rows: list[dict[str, object]]) -> Snapshot:
+        corrections = {f.id: f.correction or "" for given in self.feedback.values() for f in given}
+        return resolve(rows, Prompts(self.interactions, self.memories), corrections)
+
+
+def reasons(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
+    return {e.reason: e.interaction_ids for e in snapshot.excluded}
+
+
+def busy(users: int = 60, each: int = 4, seed: int = 0) -> World:
+    """Many users, some context, all kinds of feedback."""
+    world, random = World(), np.random.default_rng(seed)
+    for n in range(users * each):
+        words = " ".join(random.choice(WORDS, 3))
+        liked = bool(random.random() < 0.6)
+        world.says(
+            f"{words}?" if random.random() < 0.7 else "the lock?",
+            f"{'good' if liked else 'bad'} answer {n % 17}",
+            None if random.random() < 0.3 else 1.0 if liked else -1.0,
+            "what it should be" if not liked and random.random() < 0.3 else None,
+            user=f"u{n % users}",
+            session=f"s{n // 2}" if random.random() < 0.5 else "",
+            age_days=float(random.uniform(0, 60)),
+            topic=f"t:{words[0]}",
+        )
+    return world
+
+
+# -- prompts ---
+
+
+def test_the_prompt_is_the_session_so_far_and_the_turn():
+    world = World()
+    world.says("hello", "hi there", session="a", system="Be kind.")
+    world.says("the bell?", "ten euros", 1.0, session="a")
+    world.says("and then?", "bye", session="a")
+    (example,) = world.freeze().examples
+    assert [m["role"] for m in example.prompt] == ["system", "user", "assistant", "user"]
+    assert [m["content"] for m in example.prompt] == ["Be kind.", "hello", "hi there", "the bell?"]
+    assert example.completion == "ten euros"
+    assert example.interaction_ids == ("i00001", "i00000")
+
+
+def test_notes_that_the_reply_was_given_stand_where_the_model_saw_them():
+    world = World()
+    source = world.says("my bike has a coaster brake", "noted")
+    note = world.knows("m1", "has a coaster\nbrake", source)
+    world.says("the brake?", "ten euros", 1.0, memories=(note,), system="Be kind.")
+    (example,) = world.freeze().examples
+    assert example.prompt[0]["content"] == "Be kind.\n\nNotes from earlier conversations:\n- has a coaster brake"
+    assert example.interaction_ids == ("i00001", source)
+
+
+def test_a_reply_given_a_forgotten_memory_is_left_out_with_the_reason():
+    world = World()
+    left_out = world.says("the brake?", "ten euros", 1.0, memories=("m9",))
+    world.says("the bell?", "five euros", 1.0)
+    snapshot = world.freeze()
+    assert [e.completion for e in snapshot.examples] == ["five euros"]
+    assert reasons(snapshot) == {"a memory that the reply was given is forgotten": (left_out,)}
+
+
+def test_a_session_of_another_user_with_the_same_name_is_another_session():
+    world = World()
+    world.says("hello", "hi", session="a", user="ada")
+    world.says("the bell?", "ten", 1.0, session="a", user="bob")
+    assert len(world.freeze().examples[0].prompt) == 1
+
+
+# -- rows ---
+
+
+def test_liked_answers_are_examples_and_every_rated_one_is_a_thumb():
+    world = World()
+    world.says("the bell?", "ten", 1.0)
+    world.says("the lock?", "no idea", -1.0)
+    world.says("the pump?", "maybe", 0.0)
+    world.says("the hub?", "unrated")
+    snapshot = world.freeze()
+    assert [e.completion for e in snapshot.examples] == ["ten"]
+    assert {(t.completion, t.liked) for t in snapshot.thumbs} == {("ten", True), ("no idea", False)}
+    assert reasons(snapshot) == {"rated neither good nor bad": ("i00002",)}
+
+
+def test_what_the_next_turn_shows_labels_an_unrated_answer_with_less_weight():
+    world = World()
+    world.says("the bell?", "the lock is open", session="a")
+    world.says("no, I meant the bell", "ten euros", 1.0, session="a")
+    world.says("the pump?", "rude", -1.0)
+    inferred, explicit = sorted((t for t in world.freeze().thumbs if not t.liked), key=lambda t: t.weight)
+    assert inferred.completion == "the lock is open"
+    assert inferred.weight < explicit.weight
+
+
+def test_a_correction_is_an_example_and_preferred_to_what_it_corrects():
+    world = World()
+    world.says("the bell?", "five euros", -1.0, "ten euros")
+    snapshot = world.freeze()
+    (example,), (pair,) = snapshot.examples, snapshot.pairs
+    assert (example.completion, example.correction_id) == ("ten euros", "f00000")
+    assert (pair.chosen, pair.rejected, pair.how, pair.correction_id) == (
+        "ten euros",
+        "five euros",
+        "correction",
+        "f00000",
+    )
+    assert pair.interaction_ids == ("i00000",)
+    assert {(t.completion, t.liked) for t in snapshot.thumbs} == {("ten euros", True), ("five euros", False)}
+
+
+def test_a_correction_of_a_praised_answer_is_still_preferred_but_does_not_make_it_disliked():
+    world = World()
+    world.says("the bell?", "ten", 1.0, "ten euros")
+    snapshot = world.freeze()
+    assert [(p.chosen, p.rejected) for p in snapshot.pairs] == [("ten euros", "ten")]
+    assert [(t.completion, t.liked) for t in snapshot.thumbs] == [("ten euros", True)]
+
+
+def test_an_empty_reply_is_never_a_row_but_its_correction_is():
+    world = World()
+    world.says("the bell?", "  ", 1.0)
+    world.says("the lock?", "", -1.0, "ten euros")
+    snapshot = world.freeze()
+    assert [t.completion for t in snapshot.thumbs] == ["ten euros"]
+    assert snapshot.pairs == ()
+    assert reasons(snapshot) == {"the reply is empty": ("i00000",)}
+
+
+def test_a_liked_and_a_disliked_answer_to_the_same_prompt_are_a_pair():
+    world = World()
+    world.says("the bell?", "ten euros", 1.0)
+    world.says("the bell?", "no idea", -1.0)
+    (pair,) = world.freeze().pairs
+    assert (pair.chosen, pair.rejected, pair.how) == ("ten euros", "no idea", "contrast")
+    assert pair.interaction_ids == ("i00000", "i00001")
+
+
+def test_nearly_the_same_first_request_makes_a_pair_and_another_request_does_not():
+    world = World()
+    world.says("the bell and lamp?", "ten euros", 1.0)
+    world.says("the lamp and bell, please?", "no idea", -1.0)
+    world.says("the pump?", "rude", -1.0)
+    (pair,) = world.freeze().pairs
+    assert (pair.rejected, pair.prompt[-1]["content"]) == ("no idea", "the bell and lamp?")
+
+
+def test_the_same_request_after_another_history_or_system_message_makes_no_pair():
+    world = World()
+    world.says("the bell?", "ten euros", 1.0)
+    world.says("hello", "hi", session="a")
+    world.says("the bell?", "no idea", -1.0, session="a")
+    world.says("the bell?", "nope", -1.0, system="You sell cheese.")
+    assert world.freeze().pairs == ()
+
+
+def test_no_prompt_makes_more_than_its_share_of_pairs():
+    world = World()
+    for n in range(12):
+        world.says("the bell?", f"good {n}", 1.0)
+        world.says("the bell?", f"bad {n}", -1.0)
+        world.says(f"the bell, version {n}?", f"worse {n}", -1.0)
+    pairs = world.freeze().pairs
+    assert len(pairs) == PAIRS_PER_PROMPT
+    assert {p.rejected.split()[0] for p in pairs} == {"bad"}  # the very same prompt comes first
+
+
+def test_pairs_need_no_vectors_where_the_prompts_are_equal():
+    world = World()
+    world.says("the bell?", "ten euros", 1.0)
+    world.says("the bell?", "no idea", -1.0)
+    assert len(build(world.interactions, world.feedback, {}, {}, settings(), now=NOW).pairs) == 1
+
+
+# -- duplicates and weights ---
+
+
+def test_the_same_answer_to_the_same_prompt_is_one_row_with_all_its_sources():
+    world = World()
+    ids = [world.says("the bell?", "ten euros", 1.0, age_days=3.0 - n) for n in range(3)]
+    (example,) = world.freeze().examples
+    assert example.interaction_ids == (ids[2], ids[0], ids[1])
+
+
+def test_an_answer_on_which_people_disagree_teaches_nothing():
+    world = World()
+    ids = [world.says("the bell?", "ten euros", rating) for rating in (1.0, -1.0)]
+    snapshot = world.freeze()
+    assert (snapshot.thumbs, snapshot.pairs) == ((), ())
+    assert reasons(snapshot) == {"people disagree on this answer": tuple(ids)}
+
+
+def test_frequent_and_recent_topics_weigh_more_and_the_mean_is_one():
+    world = World()
+    for n in range(5):
+        world.says(f"the bell {n}?", f"ten {n}", 1.0, topic="t:often")
+    world.says("the pump?", "five", 1.0, topic="t:once")
+    world.says("the hub?", "six", 1.0, topic="t:long ago", age_days=300)
+    examples = world.freeze().examples
+    weight = {e.completion: e.weight for e in examples}
+    assert weight["ten 0"] > weight["five"] > weight["six"]
+    assert sum(weight.values()) / len(weight) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_asking_often_in_one_session_counts_once():
+    world = World()
+    world.says("the bell?", "ten", 1.0, topic="t:many sessions")
+    world.says("the bell again?", "ten more", 1.0, topic="t:many sessions")
+    for n in range(9):
+        world.says(f"the lock {n}?", f"five {n}", 1.0, session="one sitting", topic="t:one session")
+    weight = {e.completion: e.weight for e in world.freeze().examples}
+    assert weight["ten"] > weight["five 0"]
+
+
+# -- the held-out part ---
+
+
+def test_no_user_is_on_both_sides_and_the_share_is_about_right():
+    snapshot = busy(users=80).freeze(held_out_share=0.2)
+    held = {j.cluster for j in snapshot.held_out}
+    users = {f"i{n:05}": f"u{n % 80}" for n in range(320)}
+    assert held <= set(users.values())
+    assert not held & {users[i] for row in (*snapshot.thumbs, *snapshot.pairs) for i in row.interaction_ids}
+    assert 0.1 < len(snapshot.held_out) / (len(snapshot.held_out) + len(snapshot.thumbs)) < 0.3
+
+
+def test_with_few_users_whole_sessions_are_held_out():
+    world = World()
+    for n in range(200):
+        world.says(f"{WORDS[n % 16]} number {n}?", f"answer {n}", 1.0 if n % 3 else -1.0, session=f"s{n // 2}")
+    snapshot = world.freeze(held_out_share=0.2)
+    held = {j.cluster for j in snapshot.held_out}
+    assert 10 <= len(held) <= 30
+    assert {c for c in held if json.loads(c)[0] == "ada"} == held
+    taught = {i for row in snapshot.thumbs for i in row.interaction_ids}
+    assert not taught & {i for j in snapshot.held_out for i in j.interaction_ids}
+
+
+def test_no_prompt_with_the_same_answer_is_on_both_sides():
+    world = World()
+    for n in range(300):
+        world.says(f"the {WORDS[n % 5]}?", f"answer {n % 7}", 1.0, user=f"u{n % 100}")
+    snapshot = world.freeze(held_out_share=0.2)
+    taught = {(json.dumps(t.prompt), t.completion) for t in snapshot.thumbs}
+    assert taught
+    assert not taught & {(json.dumps(j.prompt), j.completion) for j in snapshot.held_out}
+    assert "held out, but the same answer is taught" in reasons(snapshot)
+
+
+def test_a_single_conversation_is_never_held_out():
+    world = World()
+    world.says("the bell?", "ten", 1.0)
+    assert world.freeze(held_out_share=0.9).held_out == ()
+
+
+def test_other_seeds_hold_out_others():
+    world = busy()
+    first, second = (world.freeze(held_out_share=0.2, seed=n) for n in (0, 1))
+    assert {j.cluster for j in first.held_out} != {j.cluster for j in second.held_out}
+
+
+# -- the budget ---
+
+
+def test_beyond_the_budget_recent_answers_are_favoured_and_the_rest_is_named():
+    world = World()
+    for n in range(200):
+        world.says(f"the bell {n}?", f"answer {n}", 1.0, age_days=0.0 if n % 2 else 120.0)
+    snapshot = world.freeze(max_rows=50)
+    assert len(snapshot.examples) == len(snapshot.thumbs) == 50
+    recent = sum(int(e.completion.split()[1]) % 2 for e in snapshot.examples)
+    assert 35 <= recent < 50  # odds of 16 to 1, and the old ones are replayed too
+    assert len(reasons(snapshot)["over the budget of rows"]) == 150
+
+
+def test_corrections_come_first_where_pairs_exceed_the_budget():
+    world = World()
+    for n in range(10):
+        world.says(f"the bell {n}?", "bad", -1.0, f"good {n}", age_days=200)
+        world.says(f"the lock {n}?", f"fine {n}", 1.0)
+        world.says(f"the lock {n}?", f"awful {n}", -1.0)
+    assert {p.how for p in world.freeze(max_rows=10).pairs} == {"correction"}
+
+
+# -- identity ---
+
+
+def test_the_same_memory_gives_the_same_id_at_any_time_and_in_any_order():
+    world = busy()
+    first = world.freeze(held_out_share=0.2)
+    world.interactions.reverse()
+    second = world.freeze(now=NOW + 90 * DAY, held_out_share=0.2)
+    assert first.id == second.id
+    assert asdict(first) == asdict(second)
+
+
+def test_what_is_dated_later_than_now_waits():
+    world = World()
+    world.says("the bell?", "ten", 1.0)
+    later = world.says("the lock?", "five", 1.0, age_days=-2)
+    snapshot = world.freeze()
+    assert [e.completion for e in snapshot.examples] == ["ten"]
+    assert reasons(snapshot) == {"dated later than now": (later,)}
+
+
+def test_an_empty_memory_gives_an_empty_snapshot():
+    snapshot = World().freeze()
+    assert (snapshot.examples, snapshot.pairs, snapshot.thumbs, snapshot.held_out) == ((), (), (), ())
+
+
+# -- references ---
+
+
+def test_saved_references_hold_no_text_and_load_to_the_same_id():
+    world = busy()
+    note = world.knows("m1", "a saddle of leather", "i00000")
+    world.says("the saddle?", "forty euros", 1.0, memories=(note,))
+    snapshot = world.freeze(held_out_share=0.2)
+    saved = json.dumps(to_rows(snapshot))
+    assert not any(text in saved for text in ("answer", "should be", "lock", "leather", "euros"))
+    loaded = world.load(json.loads(saved))
+    assert loaded.id == snapshot.id
+    assert loaded == replace(snapshot, excluded=())
+    assert {p.how for p in snapshot.pairs} == {"correction", "contrast"}
+
+
+def test_a_forgotten_interaction_leaves_every_future_snapshot_and_loading_names_it():
+    world = busy()
+    before = world.freeze()
+    rows = to_rows(before)
+    gone = before.pairs[0].interaction_ids[0]
+    world.forgets(gone)
+    assert gone not in world.freeze().interaction_ids()
+    with pytest.raises(NotFound, match=f"interaction {gone}.*nightschool night"):
+        world.load(rows)
+
+
+def test_an_earlier_turn_that_is_forgotten_is_missed_as_well():
+    world = World()
+    world.says("hello", "hi", session="a")
+    world.says("the bell?", "ten", 1.0, session="a")
+    rows = to_rows(world.freeze())
+    world.forgets("i00000")
+    with pytest.raises(NotFound, match="i00000"):
+        world.load(rows)
+
+
+def test_a_forgotten_note_or_correction_is_named():
+    world = World()
+    world.knows("m1", "has a coaster brake")
+    world.says("the bell?", "ten", 1.0, memories=("m1",))
+    world.says("the lock?", "five", -1.0, "six")
+    rows = to_rows(world.freeze())
+    world.memories.clear()
+    world.feedback.pop("i00001")
+    with pytest.raises(NotFound, match="correction f00001, memory m1"):
+        world.load(rows)
+
+
+def test_a_row_of_a_correction_that_another_reply_also_gave_loads():
+    world = World()
+    world.says("the bell?", "five", -1.0, "ten", age_days=0)
+    world.says("the bell?", "ten", 1.0, age_days=3)
+    world.says("the bell?", "six", -1.0, "seven", age_days=1)
+    snapshot = world.freeze()
+    assert world.load(to_rows(snapshot)).id == snapshot.id
+    assert {(p.chosen, p.rejected) for p in snapshot.pairs} == {
+        ("ten", "five"),
+        ("ten", "six"),
+        ("seven", "six"),
+        ("seven", "five"),
+    }
