@@ -1,0 +1,233 @@
+"""Rows of a snapshot as token ids, cut to length, laid out in passages, and planned to fit the night's budget.
+
+A `Lesson` is one thing to learn: an answer to imitate, a thumb, or a pair. Lessons whose prompts begin alike share a
+`Passage`: a tree of tokens in which every token sees its ancestors and nothing else, so that what is common is
+computed once and each answer's log-probability is what it would be alone. The invariant: nothing here reads a clock
+or draws unseeded, so the same rows, settings and seed give the same batches; and no row is lost in silence, since
+what does not fit is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Literal
+
+from ..content import Message
+
+Ids = tuple[int, ...]
+Kind = Literal["imitate", "liked", "disliked", "pair"]
+
+PROMPT_SHARE = 0.25  # of max_tokens stays for the prompt; an answer that leaves less does not fit
+SHARED_SHARE = 0.3  # of a lesson must already stand in a passage for it to join
+MEGABATCH = 16  # batches are cut from a window of this many, sorted by length
+
+
+@dataclass(frozen=True)
+class Lesson:
+    prompt: Ids
+    answers: tuple[Ids, ...]  # one; chosen and rejected for a pair
+    kind: Kind
+    weight: float
+
+    @property
+    def size(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
+# -- tokens ---
+
+
+def encode(
+    tokenizer: Any, prompt: Sequence[Message], answers: Sequence[str], max_tokens: int
+) -> tuple[Ids, tuple[Ids, ...]] | None:
+    """Ids of the prompt, cut from the left, and of each answer with its end of turn; None if an answer does not fit."""
+    tails = tuple(_answer_ids(tokenizer, prompt, answer) for answer in answers)
+    room = max_tokens - max(map(len, tails))
+    if room < PROMPT_SHARE * max_tokens or not all(answer.strip() for answer in answers):
+        return None
+    return prompt_ids(tokenizer, prompt, room), tails
+
+
+def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
+    """The templated prompt in at most `room` ids: the oldest messages go first, the system message last."""
+    system = [m for m in prompt[:1] if m["role"] == "system"]
+    turns = list(prompt[len(system) :])
+    low, high = 0, max(0, len(turns) - 1)  # how many turns to leave out
+    while low < high:
+        middle = (low + high) // 2
+        if len(_templated(tokenizer, [*system, *turns[middle:]])) <= room:
+            high = middle
+        else:
+            low = middle + 1
+    ids = _templated(tokenizer, [*system, *turns[low:]])
+    if len(ids) <= room:
+        return ids
+    kept = _common_prefix(ids, _templated(tokenizer, [*system, {"role": "user", "content": ""}])) if system else 0
+    kept = kept if kept <= room // 2 else 0
+    return ids[:kept] + ids[len(ids) - (room - kept) :]
+
+
+def _templated(tokenizer: Any, messages: Sequence[Message]) -> Ids:
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
+    """What follows the generation prompt, up to the first end of turn."""
+    head = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    turn: Message = {"role": "assistant", "content": answer}
+    whole = tokenizer.apply_chat_template([*prompt, turn], tokenize=False)
+    text = whole[len(head) :] if whole.startswith(head) else answer + tokenizer.eos_token
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if tokenizer.eos_token_id in ids:
+        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+    return tuple(ids)
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    for i, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return i
+    return min(len(one), len(other))
+
+
+# -- passages ---
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where one answer stands in a passage: the nodes of its tokens."""
+
+    lesson: int
+    answer: int  # 0, or 1 for the rejected one of a pair
+    nodes: tuple[int, ...]
+
+
+@dataclass
+class Passage:
+    """A tree of tokens. Node i holds `tokens[i]` at depth `depths[i]` under `parents[i]` (−1 at the root)."""
+
+    tokens: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    placed: list[Placed] = field(default_factory=list)
+    children: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def missing(self, lesson: Lesson) -> int:
+        """How many nodes adding `lesson` would make, at most."""
+        shared = max(self._shared(lesson.prompt + answer) for answer in lesson.answers)
+        return lesson.size - shared
+
+    def add(self, index: int, lesson: Lesson, only: int | None = None) -> Passage:
+        """With all answers of `lesson`, or `only` one of them."""
+        for which, answer in enumerate(lesson.answers):
+            if only in (None, which):
+                nodes = self._path(lesson.prompt + answer)[len(lesson.prompt) :]
+                self.placed.append(Placed(index, which, tuple(nodes)))
+        return self
+
+    @property
+    def lessons(self) -> set[int]:
+        return {placed.lesson for placed in self.placed}
+
+    @property
+    def branches(self) -> bool:
+        return any(parent != i - 1 for i, parent in enumerate(self.parents))
+
+    def _shared(self, ids: Ids) -> int:
+        node = -1
+        for depth, token in enumerate(ids):
+            if (node, token) not in self.children:
+                return depth
+            node = self.children[node, token]
+        return len(ids)
+
+    def _path(self, ids: Ids) -> list[int]:
+        path, node = [], -1
+        for depth, token in enumerate(ids):
+            child = self.children.get((node, token))
+            if child is None:
+                child = self.children[node, token] = len(self.tokens)
+                self.tokens.append(token)
+                self.depths.append(depth)
+                self.parents.append(node)
+            path.append(node := child)
+        return path
+
+
+def lay_out(lessons: Sequence[Lesson], limit: int, merge: bool) -> list[Passage]:
+    """Lessons in passages of at most `limit` nodes (one too large stands alone); without `merge`, each alone."""
+    order = sorted(range(len(lessons)), key=lambda i: (lessons[i].prompt, lessons[i].answers, i))
+    passages: list[Passage] = []
+    for i in order:
+        lesson = lessons[i]
+        last = passages[-1] if passages and merge else None
+        new = last.missing(lesson) if last else lesson.size
+        if last is None or len(last.tokens) + new > limit or new > (1 - SHARED_SHARE) * lesson.size:
+            passages.append(last := Passage())
+        last.add(i, lesson)
+    return passages
+
+
+def chains(passage: Passage, lessons: Sequence[Lesson]) -> list[Passage]:
+    """The same answers, each in a passage of its own without branches, for attention that cannot take a tree."""
+    return [Passage().add(p.lesson, lessons[p.lesson], only=p.answer) for p in passage.placed]
+
+
+# -- plan ---
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which passages make up each batch, in order, and what that amounts to."""
+
+    batches: tuple[tuple[int, ...], ...]
+    rows: int  # distinct lessons seen
+    epochs: float  # passes over all lessons
+    tokens: int  # computed, over all epochs
+    minutes: float  # that the tokens are expected to take
+
+    def __str__(self) -> str:
+        steps = len(self.batches)
+        return f"{self.rows} rows, {self.epochs:.2g} epochs, {steps} steps, about {self.minutes:.1f} minutes"
+
+
+def plan(
+    passages: Sequence[Passage], epochs: float, batch_size: int, tokens_per_minute: float, minutes: float, seed: int
+) -> Plan:
+    """Passages in seeded order until `epochs` are full or `minutes` are spent, in batches of like length."""
+    random = Random(seed)
+    budget = tokens_per_minute * minutes
+    total = sum(len(p.lessons) for p in passages)
+    batches: list[tuple[int, ...]] = []
+    seen: set[int] = set()
+    rows = tokens = 0
+    while rows < epochs * total and tokens < budget:
+        order = list(range(len(passages)))
+        random.shuffle(order)
+        taken = []
+        for i in order:
+            if rows >= epochs * total or (tokens and tokens + len(passages[i].tokens) > budget):
+                break
+            taken.append(i)
+            rows += len(passages[i].lessons)
+            tokens += len(passages[i].tokens)
+        if not taken:
+            break
+        seen.update(taken)
+        batches += _bucketed(taken, passages, batch_size, random)
+        if len(taken) < len(passages):
+            break
+    distinct = sum(len(passages[i].lessons) for i in seen)
+    return Plan(tuple(batches), distinct, rows / max(1, total), tokens, tokens / tokens_per_minute)
+
+
+def _bucketed(order: list[int], passages: Sequence[Passage], size: int, random: Random) -> list[tuple[int, ...]]:
+    batches: list[tuple[int, ...]] = []
+    for start in range(0, len(order), MEGABATCH * size):
+        window = sorted(order[start : start + MEGABATCH * size], key=lambda i: len(passages[i].tokens))
+        batches += [tuple(window[i : i + size]) for i in range(0, len(window), size)]
+    random.shuffle(batches)
+    return batches

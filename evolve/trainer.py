@@ -1,0 +1,315 @@
+"""What both phases share: the student (base and LoRA), the batches, one trainer, and how an adapter is saved.
+
+The trainer is trl's SFTTrainer with a loss of ours, for both phases: DPOTrainer knows only pairs and KTOTrainer only
+thumbs, and a night mixes the two with an NLL term under one optimiser. The invariant: a run either changes the
+adapter with finite losses and gradients, or raises TrainingError; it never returns an adapter that learnt nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from ..errors import TrainingError
+from ..serving.base import base_id, load_base, load_tokenizer, lora_targets
+from ..serving.lora import as_named
+from ..settings import Settings
+from . import registry
+from .batches import Batch, collate, logps
+from .lessons import Lesson, Passage, Plan, lay_out, plan
+from .types import Adapter, Phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Progress = Callable[[str], None]
+Objective = Callable[["Tensor", Batch, "Tensor"], "Tensor"]  # (A,) log-probabilities, batch, totals → loss
+
+# Parameter-tokens a minute, forward and backward, with LoRA. Measured; the plan needs a number, not a clock, so that
+# a night's result does not depend on how busy the machine is.
+SPEED = {"cpu": 1.5e12, "cuda": 1.5e15}
+PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
+WARMUP_SHARE = 0.1
+EXPERTS = "experts."
+
+
+# -- the student ---
+
+
+@dataclass
+class Student:
+    """A base with a LoRA adapter on it, ready to train."""
+
+    model: PeftModel
+    tokenizer: Any
+    base_id: str
+    device: str
+
+    @cached_property
+    def merges(self) -> bool:
+        """Whether attention takes a tree mask: sdpa without a sliding window."""
+        config = self.model.config.get_text_config()
+        layers = getattr(config, "layer_types", None) or ()
+        windowed = getattr(config, "sliding_window", None) or "sliding_attention" in layers
+        return config._attn_implementation == "sdpa" and not windowed
+
+    @property
+    def pad(self) -> int:
+        token = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if token is None else token)
+
+    @cached_property
+    def tokens_per_minute(self) -> float:
+        return SPEED[self.device] / active_parameters(self.model)
+
+
+def student(settings: Settings, start: Path | None = None) -> Student:
+    """The base with a fresh adapter, or with the one in `start`."""
+    night, spec = settings.night, settings.serving.base
+    device = settings.serving.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.serving.threads:
+        torch.set_num_threads(settings.serving.threads)
+    base = load_base(spec, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+    set_seed(night.seed)
+    if start is None:
+        targets = lora_targets(base.config, night.lora_targets)
+        shape = {"r": night.lora_rank, "lora_alpha": night.lora_alpha, "lora_dropout": 0.0}
+        with as_named(base):
+            model = get_peft_model(base, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **shape))
+    else:
+        with as_named(base):
+            model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
+    model.config.use_cache = False
+    return Student(model, load_tokenizer(spec), base_id(spec), device)
+
+
+def active_parameters(model: PeftModel) -> float:
+    """Parameters that one token meets: of the routed experts only the share that is chosen."""
+    config = model.config.get_text_config()
+    counts = [getattr(config, key, None) for key in ("n_routed_experts", "num_local_experts", "num_experts")]
+    experts = next(filter(None, counts), 1)
+    share = min(1.0, (getattr(config, "num_experts_per_tok", None) or 1) / experts)
+    return sum(p.numel() * (share if f".{EXPERTS}" in name else 1.0) for name, p in model.named_parameters())
+
+
+# -- training ---
+
+
+class NightTrainer(SFTTrainer):  # type: ignore[misc]
+    """One item of the data set is one ready batch, so the plan, not a sampler, decides what is seen and when."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, student: Student, steps: int, batch: Callable[[int], Batch], objective: Objective, args: SFTConfig
+    ) -> None:
+        self.objective = objective
+        super().__init__(
+            model=student.model,
+            args=args,
+            train_dataset=Dataset.from_dict({"index": list(range(steps))}),
+            data_collator=lambda items: batch(items[0]["index"]),
+            processing_class=student.tokenizer,
+        )
+        self.remove_callback(PrinterCallback)
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
+        """The totals of a whole optimiser batch, so that a loss is never normalised inside a micro-batch."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples, torch.stack([s["totals"] for s in samples]).sum(0).to(device)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        totals = inputs["totals"] if num_items_in_batch is None else num_items_in_batch
+        return self.objective(logps(model, inputs), inputs, totals.clamp(min=1))
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the stock one walks over all parameters at every step
+
+    def _send_telemetry(self) -> None:
+        """Nothing about a night leaves the machine."""
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Stops a run whose loss or gradient is not finite, and reports about ten times."""
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        self.name, self.progress = name, progress
+        self.losses: list[float] = []
+        self.gradients: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        loss, gradient = float(logs["loss"]), float(logs["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(gradient)):
+            raise TrainingError(
+                f"{self.name}, step {state.global_step}: loss {loss}, gradient {gradient}; lower night.{self.name}_lr"
+            )
+        self.losses.append(loss)
+        self.gradients.append(gradient)
+        if state.global_step % max(1, state.max_steps // 10) == 0:
+            self.progress(f"{self.name}: step {state.global_step} of {state.max_steps}, loss {loss:.3f}")
+
+
+def train(
+    student: Student,
+    lessons: Sequence[Lesson],
+    objective: Objective,
+    settings: Settings,
+    *,
+    name: str,
+    epochs: float,
+    rate: float,
+    progress: Progress,
+    references: bool,
+) -> dict[str, Any]:
+    """Train the adapter of `student` in place. Returns what was done: plan, losses, seconds, peak memory."""
+    started = time.monotonic()
+    night = settings.night
+    passages = lay_out(lessons, night.max_tokens, student.merges)
+    minutes = night.budget_minutes * PHASE_SHARE
+    planned = plan(passages, epochs, night.batch_size, student.tokens_per_minute, minutes, night.seed)
+    progress(f"{name}: {planned} of {minutes:.1f}, on {student.device}")
+    before = adapter_weights(student.model)
+    known = reference_logps(student, passages, lessons, planned) if references else {}
+
+    def batch(step: int) -> Batch:
+        chosen = [passages[i] for i in planned.batches[step]]
+        made = collate(chosen, lessons, student.pad, student.merges)
+        if references:
+            made["reference"] = torch.tensor([known[lesson, answer] for lesson, answer in made["answer"].tolist()])
+        return made
+
+    watch = Watch(name, progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        args = _arguments(scratch, settings, student.device, len(planned.batches), rate)
+        trainer = NightTrainer(student, len(planned.batches), batch, objective, args)
+        trainer.add_callback(watch)
+        trainer.train()
+    _require_learning(name, before, adapter_weights(student.model), watch)
+    return {
+        "plan": {key: value for key, value in asdict(planned).items() if key != "batches"},
+        "steps": len(planned.batches),
+        "rows": planned.rows,
+        "losses": [round(loss, 5) for loss in watch.losses],
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_mb": peak_mb(student.device),
+    }
+
+
+def _arguments(scratch: str, settings: Settings, device: str, steps: int, rate: float) -> SFTConfig:
+    return SFTConfig(
+        output_dir=scratch,
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        learning_rate=rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(WARMUP_SHARE * steps),
+        weight_decay=0.0,
+        seed=settings.night.seed,
+        use_cpu=device == "cpu",
+        bf16=device == "cuda",
+        activation_checkpointing=False,
+        router_aux_loss_coef=0.0,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        max_length=None,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        save_strategy="no",
+        report_to="none",
+    )
+
+
+@torch.no_grad()
+def reference_logps(
+    student: Student, passages: Sequence[Passage], lessons: Sequence[Lesson], planned: Plan
+) -> dict[tuple[int, int], float]:
+    """log π_ref of every answer that the plan shows, with the adapter as it stands before training."""
+    student.model.eval()
+    known: dict[tuple[int, int], float] = {}
+    for chosen in planned.batches:
+        fresh = [passages[i] for i in chosen if (passages[i].placed[0].lesson, 0) not in known]
+        if not fresh:
+            continue
+        batch = collate(fresh, lessons, student.pad, student.merges)
+        batch = {key: value.to(student.device) for key, value in batch.items()}
+        with torch.autocast(student.device, torch.bfloat16, enabled=student.device == "cuda"):
+            values = logps(student.model, batch)
+        known |= {(int(i), int(n)): v for (i, n), v in zip(batch["answer"].tolist(), values.tolist(), strict=True)}
+    return known
+
+
+def adapter_weights(model: PeftModel) -> dict[str, Tensor]:
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+
+
+def _require_learning(name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], watch: Watch) -> None:
+    if not any(watch.gradients):
+        steps = len(watch.gradients)
+        raise TrainingError(f"{name}: every gradient was zero over {steps} steps; check night.lora_targets")
+    if not all(bool(value.isfinite().all()) for value in after.values()):
+        raise TrainingError(f"{name}: the adapter has weights that are not finite; lower night.{name}_lr")
+    if all(torch.equal(before[key], value) for key, value in after.items()):
+        raise TrainingError(f"{name}: the adapter did not change in {len(watch.losses)} steps; raise night.{name}_lr")
+
+
+def peak_mb(device: str) -> int:
+    """Peak memory of the accelerator, or of the process where there is none."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated()) >> 20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on macOS bytes
+    return peak >> (20 if sys.platform == "darwin" else 10)
+
+
+def save(
+    student: Student,
+    folder: Path,
+    settings: Settings,
+    *,
+    snapshot_id: str,
+    phase: Phase,
+    parent_id: str | None,
+    details: Mapping[str, Any],
+) -> Adapter:
+    """Weights and config without a path of this machine in them, then the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_weights(student.model), str(folder / registry.WEIGHTS), metadata={"format": "pt"})
+    config = student.model.peft_config["default"]
+    config.base_model_name_or_path = student.base_id
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    return registry.seal(
+        folder,
+        base_id=student.base_id,
+        snapshot_id=snapshot_id,
+        phase=phase,
+        parent_id=parent_id,
+        created_utc=time.time(),
+        details={**details, "night": asdict(settings.night)},
+    )

@@ -1,0 +1,116 @@
+"""Encoding, truncation, passages and the plan; and that an answer has the same log-probability in any passage."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from nightschool.evolve.batches import collate, logps
+from nightschool.evolve.lessons import Lesson, Passage, chains, encode, lay_out, plan, prompt_ids
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(toy_base: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(toy_base)
+
+
+def random_lessons(count: int, seed: int = 0) -> list[Lesson]:
+    """Prompts over three tokens, so that many share a beginning, with a pair now and then."""
+    random = Random(seed)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(random.randint(5, 6) for _ in range(length))
+
+    made = []
+    for _ in range(count):
+        prompt, kind = ids(random.randint(1, 12)), random.choice(["imitate", "liked", "disliked", "pair"])
+        answers = tuple(ids(random.randint(1, 6)) for _ in range(2 if kind == "pair" else 1))
+        made.append(Lesson(prompt, answers, kind, 1.0))  # type: ignore[arg-type]
+    return made
+
+
+def test_prompt_and_answer_are_what_the_template_says_with_the_end_of_turn(tokenizer: Any) -> None:
+    found = encode(tokenizer, [{"role": "user", "content": "hi"}], ["yes"], 100)
+    assert found is not None
+    prompt, (answer,) = found
+    assert tokenizer.decode(prompt) == "<|user|>hi<|end|><|assistant|>"
+    assert tokenizer.decode(answer) == "yes<|end|>"
+
+
+def test_a_long_prompt_loses_its_oldest_turns_and_keeps_the_system_message(tokenizer: Any) -> None:
+    turns = [{"role": "user", "content": f"turn {i}"} for i in range(20)]
+    ids = prompt_ids(tokenizer, [{"role": "system", "content": "be kind"}, *turns], 50)  # type: ignore[list-item]
+    text = tokenizer.decode(ids)
+    assert len(ids) <= 50
+    assert text.startswith("<|system|>be kind<|end|><|user|>turn 1") and text.endswith("turn 19<|end|><|assistant|>")
+
+
+def test_a_single_turn_that_is_too_long_is_cut_from_the_left(tokenizer: Any) -> None:
+    prompt = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "x" * 200 + "the end"}]
+    ids = prompt_ids(tokenizer, prompt, 60)  # type: ignore[arg-type]
+    text = tokenizer.decode(ids)
+    assert len(ids) == 60
+    assert text.startswith("<|system|>be kind<|end|><|user|>x") and text.endswith("the end<|end|><|assistant|>")
+
+
+@pytest.mark.parametrize("answer", ["y" * 90, "  "])
+def test_an_answer_that_does_not_fit_or_says_nothing_is_refused(tokenizer: Any, answer: str) -> None:
+    assert encode(tokenizer, [{"role": "user", "content": "hi"}], [answer], 100) is None
+
+
+def test_every_lesson_stands_in_exactly_one_passage_within_the_limit() -> None:
+    lessons = random_lessons(150)
+    passages = lay_out(lessons, 40, merge=True)
+    placed = [(p.lesson, p.answer) for passage in passages for p in passage.placed]
+    assert sorted(placed) == [(i, n) for i, lesson in enumerate(lessons) for n in range(len(lesson.answers))]
+    assert all(len(passage.tokens) <= 40 for passage in passages)
+    assert sum(len(p.tokens) for p in passages) < 0.8 * sum(lesson.size for lesson in lessons)
+
+
+def test_without_merging_each_lesson_stands_alone_and_chains_never_branch() -> None:
+    lessons = random_lessons(20)
+    passages = lay_out(lessons, 40, merge=False)
+    assert len(passages) == len(lessons)
+    assert not any(chain.branches for p in passages for chain in chains(p, lessons))
+
+
+def test_log_probabilities_do_not_depend_on_the_passage(toy_base: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(toy_base, dtype=torch.float32).eval()
+    lessons = random_lessons(30, seed=1)
+
+    def values(passages: list[Passage], tree: bool) -> dict[tuple[int, ...], float]:
+        batch = collate(passages, lessons, 0, tree)
+        with torch.no_grad():
+            return dict(zip(map(tuple, batch["answer"].tolist()), logps(model, batch).tolist(), strict=True))
+
+    packed = lay_out(lessons, 64, merge=True)
+    together, apart = values(packed, True), values(packed, False)
+    alone = {k: v for i, lesson in enumerate(lessons) for k, v in values([Passage().add(i, lesson)], False).items()}
+    assert any(p.branches for p in packed)
+    assert together == pytest.approx(apart, abs=1e-4)
+    assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_the_plan_is_seeded_and_shows_every_lesson_as_often_as_asked() -> None:
+    passages = lay_out(random_lessons(50), 40, merge=True)
+    made = plan(passages, 2.0, 4, 1e9, 10.0, seed=3)
+    shown = [i for batch in made.batches for i in batch]
+    assert sorted(shown) == sorted([*range(len(passages))] * 2)
+    assert made == plan(passages, 2.0, 4, 1e9, 10.0, seed=3) != plan(passages, 2.0, 4, 1e9, 10.0, seed=4)
+    assert made.rows == 50 and made.epochs == 2.0
+
+
+def test_the_budget_bounds_the_tokens_and_says_how_many_rows_were_seen() -> None:
+    passages = lay_out(random_lessons(200), 40, merge=True)
+    total = sum(len(p.tokens) for p in passages)
+    made = plan(passages, 2.0, 4, total / 10, 5.0, seed=0)
+    assert total / 2 - 40 <= made.tokens <= total / 2
+    assert made.minutes <= 5 and 60 < made.rows < 140 and "rows" in str(made)

@@ -1,0 +1,60 @@
+"""The base's own text, drawn from a toy base whose stop tokens are made likely."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from nightschool.evolve.replay import MOST, sample, turn_headers
+from nightschool.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def talker(toy_base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A student whose base says letters, spaces and the end of turn, so that some of what it samples is words."""
+    from nightschool.evolve.trainer import student
+
+    plain = Settings(home=tmp_path_factory.mktemp("home"))
+    pupil = student(replace(plain, serving=replace(plain.serving, base=toy_base, device="cpu", threads=1)))
+    said = pupil.tokenizer("abcdefgh        <|end|><|end|>", add_special_tokens=False)["input_ids"]
+    bias = torch.full((len(pupil.tokenizer),), -100.0)
+    for token in said:
+        bias[token] = torch.log(torch.tensor(float(said.count(token)))) + 3
+    head = pupil.model.get_output_embeddings()
+    head.register_forward_hook(lambda _, __, logits: 0 * logits + bias)
+    return pupil
+
+
+def test_headers_are_those_of_the_chat_template(talker: Any) -> None:
+    before, between = turn_headers(talker.tokenizer)
+    assert talker.tokenizer.decode(before) == "<|user|>"
+    assert talker.tokenizer.decode(between) == "<|end|><|assistant|>"
+
+
+def test_rows_are_whole_conversations_that_say_something(talker: Any) -> None:
+    lines: list[str] = []
+    rows = sample(talker, 10, 0, lines.append)
+    assert len(rows) == 10 and "10 rows" in lines[0]
+    for row in rows:
+        prompt, answer = talker.tokenizer.decode(row.prompt), talker.tokenizer.decode(row.answers[0])
+        assert prompt.startswith("<|user|>") and prompt.endswith("<|end|><|assistant|>")
+        assert answer.endswith("<|end|>") and len(answer.removesuffix("<|end|>").split()) >= 2
+        assert row.weight == 1.0 and row.kind == "imitate"
+
+
+def test_the_same_seed_gives_the_same_rows_and_leaves_the_callers_randomness_alone(talker: Any) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first = sample(talker, 5, 0, lambda _: None)
+    assert torch.equal(torch.rand(1), expected)
+    assert sample(talker, 5, 0, lambda _: None) == first != sample(talker, 5, 1, lambda _: None)
+
+
+def test_the_count_is_capped_and_may_be_zero(talker: Any) -> None:
+    assert sample(talker, 0, 0, lambda _: None) == []
+    assert len(sample(talker, MOST + 50, 0, lambda _: None)) <= MOST
