@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text
+from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ID = String(64)
@@ -69,7 +69,12 @@ class FeedbackRow(Base):
 
 class MemoryRow(Base):
     __tablename__ = "memories"
-    __table_args__ = (Index("ix_memories_user_id", "user_id"), Index("ix_memories_created_utc", "created_utc"))
+    __table_args__ = (
+        Index("ix_memories_user_id", "user_id"),
+        Index("ix_memories_created_utc", "created_utc"),
+        # Every recall asks what is not indexed yet; only those few rows are in this index.
+        Index("ix_memories_pending", "id", sqlite_where=text("NOT indexed"), postgresql_where=text("NOT indexed")),
+    )
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     user_id: Mapped[str] = mapped_column(NAME)
     agent_id: Mapped[str] = mapped_column(NAME)

@@ -1,0 +1,249 @@
+"""From messages to interactions: how a conversation is cut, how the parts are named, and how it may grow. Pure.
+
+Every assistant message closes an interaction, whose turn is what was said since the reply before. The invariant: the
+same conversation gives the same ids, and a conversation that is held can be extended but never contradicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import NamedTuple, get_args
+
+from ..content import Message, Role, content_id
+from ..errors import InputError
+from .types import Interaction
+
+ROLES: tuple[str, ...] = get_args(Role)
+NAME_LENGTH = 255
+
+
+class Owner(NamedTuple):
+    user_id: str
+    agent_id: str
+    session_id: str
+
+
+@dataclass(frozen=True)
+class Review:
+    """What somebody said of one reply of an imported conversation."""
+
+    rating: float | None = None
+    correction: str | None = None
+    comment: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A whole conversation to be brought in; `created_utc` has one time a message, `reviews` go by index of message."""
+
+    owner: Owner
+    messages: tuple[Message, ...]
+    created_utc: tuple[float, ...]
+    reviews: Mapping[int, Review] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What bringing in one conversation means: rows to write, unanswered rows that they replace, rows held before."""
+
+    new: tuple[Interaction, ...]
+    replaced: Mapping[str, str]  # old id: new id
+    known: int
+    reviews: tuple[tuple[str, Review, float], ...]  # interaction id, review, time
+
+
+# -- names ---
+
+
+def interaction_id(owner: Owner, position: int, turn: Sequence[Message], reply: str) -> str:
+    return content_id([*owner, position, list(turn), reply])
+
+
+def turn_memory_id(interaction_id: str) -> str:
+    return content_id(["turn", interaction_id])
+
+
+def note_id(user_id: str, agent_id: str, shared: bool, text: str) -> str:
+    return content_id(["note", user_id, agent_id, shared, text])
+
+
+def feedback_id(interaction_id: str, review: Review) -> str:
+    return content_id(["feedback", interaction_id, review.rating, review.correction, review.comment])
+
+
+# -- what a turn says ---
+
+
+def user_words(turn: Iterable[Message]) -> str:
+    """All that the user said in this turn; empty for a turn of tools only."""
+    return "\n".join(m["content"] for m in turn if m["role"] == "user" and m["content"].strip())
+
+
+def request_of(turn: Sequence[Message]) -> str:
+    """The latest words of the user in this turn, empty if there are none."""
+    return next((m["content"] for m in reversed(turn) if m["role"] == "user" and m["content"].strip()), "")
+
+
+def turn_memory_text(interaction: Interaction) -> str:
+    return "\n".join(part for part in (user_words(interaction.turn), interaction.reply) if part.strip())
+
+
+def messages_of(interactions: Iterable[Interaction]) -> list[Message]:
+    """The interactions of one session, in order, as the chat that they were."""
+    messages: list[Message] = []
+    for interaction in interactions:
+        messages += interaction.turn
+        if interaction.reply:
+            messages.append({"role": "assistant", "content": interaction.reply})
+    return messages
+
+
+# -- cutting and growing ---
+
+
+def interactions_of(conversation: Conversation) -> list[tuple[Interaction, Review | None]]:
+    """The interactions of a whole conversation, in order; what the user said last without an answer has reply ""."""
+    cut: list[tuple[Interaction, Review | None]] = []
+    turn: list[Message] = []
+    text = ""
+    for index, message in enumerate(conversation.messages):
+        if message["role"] != "assistant":
+            turn.append(message)
+            continue
+        text = request_of(turn) or text
+        made = made_interaction(
+            conversation.owner, len(cut), turn, text, message["content"], conversation.created_utc[index]
+        )
+        cut.append((made, conversation.reviews.get(index)))
+        turn = []
+    if last := request_of(turn):
+        cut.append((made_interaction(conversation.owner, len(cut), turn, last, "", conversation.created_utc[-1]), None))
+    return cut
+
+
+def made_interaction(
+    owner: Owner, position: int, turn: Sequence[Message], text: str, reply: str, created_utc: float
+) -> Interaction:
+    named = interaction_id(owner, position, turn, reply)
+    return Interaction(named, *owner, position, tuple(turn), text, reply, created_utc)
+
+
+def plan(conversation: Conversation, held: Mapping[int, Interaction], rated: frozenset[str]) -> Planned:
+    """What `conversation` adds to the `held` rows of its session; InputError where it contradicts them.
+
+    A row without a reply may be answered, unless its id is in `rated`: then the empty reply is the reply.
+    """
+    new: list[Interaction] = []
+    replaced: dict[str, str] = {}
+    reviews: list[tuple[str, Review, float]] = []
+    known = 0
+    for made, review in interactions_of(conversation):
+        mine = held.get(made.position)
+        if mine is None:
+            new.append(made)
+        elif mine.id == made.id:
+            known += 1
+        elif _answers(made, mine):
+            known += 1  # an older copy, from before the answer
+            continue
+        elif _answers(mine, made) and mine.id not in rated:
+            new.append(made)
+            replaced[mine.id] = made.id
+        else:
+            raise InputError(
+                f"session {made.session_id!r} of user {made.user_id!r} has something else at position {made.position};"
+                " give the conversation another session_id, or forget that session first"
+            )
+        if review is not None:
+            reviews.append((made.id, review, made.created_utc))
+    return Planned(tuple(new), replaced, known, tuple(reviews))
+
+
+def _answers(unanswered: Interaction, later: Interaction) -> bool:
+    """Whether `unanswered` has no reply and `later` is the same turn, or more of it."""
+    return unanswered.reply == "" and later.turn[: len(unanswered.turn)] == unanswered.turn
+
+
+def continued(last: Interaction | None, open_ended: bool, owner: Owner, made: Interaction) -> Interaction:
+    """`made` as the next interaction after `last`: in its place if that is `open_ended`, with both turns in one."""
+    if last is None:
+        return made
+    turn, position = made.turn, last.position + 1
+    if open_ended:
+        position = last.position
+        turn = turn if turn[: len(last.turn)] == last.turn else (*last.turn, *turn)
+    named = interaction_id(owner, position, turn, made.reply)
+    return replace(made, id=named, position=position, turn=turn, text=request_of(turn) or last.text)
+
+
+# -- checking what comes in ---
+
+
+def checked_owner(user_id: str, agent_id: str, session_id: str) -> Owner:
+    for where, value in (("user_id", user_id), ("agent_id", agent_id), ("session_id", session_id)):
+        checked_text(where, value)
+        if len(value) > NAME_LENGTH:
+            raise InputError(f"{where} has {len(value)} characters; at most {NAME_LENGTH}")
+    if not user_id:
+        raise InputError("user_id is empty")
+    return Owner(user_id, agent_id, session_id)
+
+
+def checked_conversation(conversation: Conversation) -> Conversation:
+    """The same, if every part can be kept and every review is of a reply."""
+    messages = checked_messages(conversation.messages)
+    for time in conversation.created_utc:
+        checked_time("created_utc", time)
+    for index in conversation.reviews:
+        if not 0 <= index < len(messages) or messages[index]["role"] != "assistant":
+            raise InputError(f"message {index}: only a message of the assistant can be rated or corrected")
+    reviews = {index: checked_review(review) for index, review in conversation.reviews.items()}
+    return replace(conversation, owner=checked_owner(*conversation.owner), messages=messages, reviews=reviews)
+
+
+def checked_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages with role and content alone, each checked; InputError names the message and the field."""
+    checked: list[Message] = []
+    for i, message in enumerate(messages):
+        if message["role"] not in ROLES:
+            raise InputError(f"message {i}: role is not one of {', '.join(ROLES)}")
+        checked.append({"role": message["role"], "content": checked_text(f"message {i}: content", message["content"])})
+    return tuple(checked)
+
+
+def checked_text(where: str, value: str) -> str:
+    """Text that every database can hold and give back as it was."""
+    if not isinstance(value, str):
+        raise InputError(f"{where} is of type {type(value).__name__}, not text")
+    if "\0" in value:
+        raise InputError(f"{where} holds a NUL character at {value.index(chr(0))}; take it out")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} holds half of a surrogate pair at {error.start}; take it out") from None
+    return value
+
+
+def checked_time(where: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise InputError(f"{where} is not a finite number of seconds since 1970")
+    return float(value)
+
+
+def checked_review(review: Review) -> Review:
+    """A rating in [-1, 1], a correction or a comment with words in them, and at least one of the three."""
+    rating = review.rating
+    if rating is not None:
+        if isinstance(rating, bool) or not isinstance(rating, int | float):
+            raise InputError(f"rating is of type {type(rating).__name__}, not a number from -1 to 1")
+        if not -1 <= rating <= 1:
+            raise InputError(f"rating is {rating}, not a number from -1 to 1")
+        rating = float(rating) + 0.0  # -0.0 is 0.0, so that it has one id
+    for where, text in (("correction", review.correction), ("comment", review.comment)):
+        if text is not None and not checked_text(where, text).strip():
+            raise InputError(f"{where} is blank")
+    if rating is None and review.correction is None and review.comment is None:
+        raise InputError("nothing to keep: give a rating, a correction or a comment")
+    return Review(rating, review.correction, review.comment)

@@ -1,0 +1,124 @@
+"""The SQL side of the store: the engine, the migrations, and the two kinds of transaction.
+
+The invariant: a database is read or written only at the revision of this code. Writers wait for each other from their
+first statement on, so what a writing transaction reads stays true until it commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from ..errors import SchemaOutdated, StoreError
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+WRITING = "nightschool_writing"
+WRITERS_LOCK = 5_177_013  # any number, the same in every process
+PRAGMAS = ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "secure_delete=ON")
+
+
+class Database:
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url).render_as_string(hide_password=True)
+        with self._translated("open"):
+            self.sql = open_engine(url)
+            self._writer = self.sql.execution_options(**{WRITING: True})
+            try:
+                self._upgrade()
+            except BaseException:
+                self.close()
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        with self._translated("read"), Session(self.sql) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """One transaction, alone among writers; rolled back whole if anything in it fails."""
+        with self._translated("write"), Session(self._writer) as session, session.begin():
+            yield session
+
+    def erase_log(self) -> None:
+        """Take what was deleted out of SQLite's write-ahead log; its pages are overwritten as they are freed.
+
+        Not covered: other databases keep deleted rows until their own vacuum.
+        """
+        if self.sql.dialect.name != "sqlite":
+            return
+        with self._translated("checkpoint"), self.sql.connect() as connection:
+            # Checkpointing needs to be outside of a transaction, and the engine opens one for every statement.
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            connection.rollback()
+            busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise StoreError(
+                f"{self.url}: the rows are deleted, but another connection still reads the log that holds them;"
+                " close it and forget again, or restart"
+            )
+
+    def close(self) -> None:
+        self.sql.dispose()
+
+    def _upgrade(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        scripts = ScriptDirectory.from_config(config)
+        with self.sql.connect() as connection:
+            held = _revision(connection)
+        if held is not None and held not in {script.revision for script in scripts.walk_revisions()}:
+            raise SchemaOutdated(
+                f"{self.url} is at revision {held}, and this version of nightschool knows no later one than"
+                f" {scripts.get_current_head()}; install the version that wrote it, or a newer one"
+            )
+        if held != scripts.get_current_head():
+            with self._writer.begin() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+
+    @contextmanager
+    def _translated(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise StoreError(f"cannot {action} the database {self.url}: {cause}") from error
+
+
+def open_engine(url: str) -> Engine:
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where we say, see `_begin`
+    for pragma in PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    writing = connection.get_execution_options().get(WRITING, False)
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+    elif writing and connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()

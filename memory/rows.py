@@ -1,0 +1,80 @@
+"""Between SQL rows and the frozen types: one function each way, and reading and deleting by many ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .conversations import Review, feedback_id, turn_memory_id, turn_memory_text
+from .tables import FeedbackRow, InteractionRow, MemoryRow
+from .types import Feedback, Interaction, Memory
+
+IDS_A_QUERY = ROWS_A_PAGE = 500
+
+
+def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), IDS_A_QUERY):
+        yield ids[start : start + IDS_A_QUERY]
+
+
+def to_interaction(row: InteractionRow) -> Interaction:
+    return Interaction(
+        row.id,
+        row.user_id,
+        row.agent_id,
+        row.session_id,
+        row.position,
+        tuple({"role": m["role"], "content": m["content"]} for m in row.turn),
+        row.text,
+        row.reply,
+        row.created_utc,
+        row.adapter_id,
+        tuple(row.memory_ids),
+        row.topic_id,
+    )
+
+
+def from_interaction(interaction: Interaction) -> dict[str, Any]:
+    values = dict(vars(interaction))
+    return values | {"turn": list(interaction.turn), "memory_ids": list(interaction.memory_ids)}
+
+
+def to_feedback(row: FeedbackRow) -> Feedback:
+    return Feedback(row.id, row.interaction_id, row.rating, row.correction, row.comment, row.created_utc)
+
+
+def from_review(interaction_id: str, review: Review, created_utc: float) -> dict[str, Any]:
+    named = feedback_id(interaction_id, review)
+    return {"id": named, "interaction_id": interaction_id, "created_utc": created_utc, **vars(review)}
+
+
+def to_memory(row: MemoryRow) -> Memory:
+    return Memory(
+        row.id,
+        row.user_id,
+        row.agent_id,
+        row.session_id,
+        "note" if row.kind == "note" else "turn",
+        row.text,
+        row.created_utc,
+        tuple(row.source_ids),
+        row.shared,
+    )
+
+
+def from_memory(memory: Memory) -> dict[str, Any]:
+    return dict(vars(memory)) | {"source_ids": list(memory.source_ids), "indexed": False}
+
+
+def turn_memory(interaction: Interaction) -> Memory:
+    """The memory that every interaction with words of the user leaves."""
+    return Memory(
+        turn_memory_id(interaction.id),
+        interaction.user_id,
+        interaction.agent_id,
+        interaction.session_id,
+        "turn",
+        turn_memory_text(interaction),
+        interaction.created_utc,
+        (interaction.id,),
+    )

@@ -1,0 +1,453 @@
+"""The memory: what was said, what was said of it, and what of it is found again.
+
+SQL holds the facts. A write commits them first, with its memories marked as not indexed, then brings up the vector
+index and marks them indexed; whatever a crash leaves in between is indexed at the next opening or recall. The
+invariant: the index can be dropped at any time and made again from SQL.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import RLock
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import func, insert, select, tuple_
+from sqlalchemy.orm import Session
+
+from ..content import Message
+from ..errors import InputError, NotFound
+from ..settings import Settings
+from .conversations import (
+    Conversation,
+    Owner,
+    Review,
+    checked_conversation,
+    checked_messages,
+    checked_owner,
+    checked_review,
+    checked_text,
+    checked_time,
+    continued,
+    interactions_of,
+    made_interaction,
+    messages_of,
+    note_id,
+    plan,
+    request_of,
+    turn_memory_id,
+)
+from .database import Database
+from .embed import Embedder, MiniLM
+from .forgetting import erase_rows, of_session, targets
+from .indexing import Indexing
+from .ranking import Candidate, rank
+from .rows import ROWS_A_PAGE, chunks, from_memory, from_review, to_feedback, to_interaction, to_memory
+from .tables import AdapterRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
+from .topic_rows import TopicRows, recentre, release
+from .topics import recurrence
+from .types import Feedback, ForgetReceipt, Interaction, Memory, Recall, Topic
+from .verification import disagreements
+from .writing import (
+    Held,
+    by_id,
+    check_sources,
+    insert_interactions,
+    insert_reviews,
+    known,
+    owner_of,
+    rated,
+    remove_replaced,
+)
+
+Vector = NDArray[np.float32]
+
+CANDIDATES = 200  # by cosine, and as many by words
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What bringing in many conversations did; `errors` by index of conversation."""
+
+    new: int
+    known: int
+    feedback_new: int
+    errors: Mapping[int, InputError]
+
+
+class MemoryStore:
+    def __init__(
+        self, settings: Settings, *, embedder: Embedder | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.settings, self.clock = settings, clock
+        self.embedder: Embedder = MiniLM() if embedder is None else embedder
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._database = Database(settings.database_url)
+        self.sql = self._database.sql
+        self._lock = RLock()
+        self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
+        self._indexing = Indexing(self._database, self.embedder, settings.index_url)
+        try:
+            self._indexing.pending()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> MemoryStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._database.close()
+
+    # -- writing ---
+
+    def record(
+        self,
+        turn: Sequence[Message],
+        reply: str,
+        *,
+        user_id: str,
+        agent_id: str = "",
+        session_id: str,
+        adapter_id: str | None = None,
+        memory_ids: Sequence[str] = (),
+        created_utc: float | None = None,
+    ) -> Interaction:
+        """Keep a turn and our reply as the next of its session."""
+        owner, said = checked_owner(user_id, agent_id, session_id), checked_messages(turn)
+        checked_text("reply", reply)
+        now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
+        made = made_interaction(owner, 0, said, request_of(said), reply, now)
+        made = replace(made, adapter_id=adapter_id, memory_ids=tuple(memory_ids))
+        vectors = self._vectors([made.text])
+        with self._writing() as session:
+            last = _latest(session, owner)
+            open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
+            made = continued(last, open_ended, owner, made)
+            replaced = {last.id: made.id} if last is not None and open_ended else {}
+            (made,) = self._insert(session, [made], replaced, vectors)
+        self._indexing.written([made], replaced, vectors)
+        return made
+
+    def record_conversation(
+        self,
+        messages: Sequence[Message],
+        *,
+        user_id: str,
+        agent_id: str = "",
+        session_id: str,
+        created_utc: Sequence[float] | float | None = None,
+        reviews: Mapping[int, Review] | None = None,
+    ) -> Recorded:
+        """Keep a whole conversation; `created_utc` is one time for all or one a message, `reviews` go by message."""
+        given = self.clock() if created_utc is None else created_utc
+        times = tuple(given) if isinstance(given, Sequence) else (given,) * len(messages)
+        if len(times) != len(messages):
+            raise InputError(f"created_utc has {len(times)} times for {len(messages)} messages")
+        owner = Owner(user_id, agent_id, session_id)
+        recorded = self.record_many([Conversation(owner, tuple(messages), times, reviews or {})])
+        for error in recorded.errors.values():
+            raise error
+        return recorded
+
+    def record_many(self, conversations: Sequence[Conversation]) -> Recorded:
+        """Keep many in one transaction. One that is malformed or contradicts what is held is left out whole."""
+        errors: dict[int, InputError] = {}
+        sound: dict[int, Conversation] = {}
+        for i, conversation in enumerate(conversations):
+            try:
+                sound[i] = checked_conversation(conversation)
+            except InputError as error:
+                errors[i] = error
+        vectors = self._vectors(self._new_requests(sound.values()))
+        with self._writing() as session:
+            held = Held(session, {c.owner for c in sound.values()})
+            for i, conversation in sound.items():
+                try:
+                    held.take(plan(conversation, held.rows(conversation.owner), held.rated))
+                except InputError as error:
+                    errors[i] = error
+            written = self._insert(session, list(held.new.values()), held.replaced, vectors)
+            feedback_new = insert_reviews(session, held.reviews)
+        self._indexing.written(written, held.replaced, vectors)
+        return Recorded(len(written), held.known, feedback_new, errors)
+
+    def rate(
+        self,
+        interaction_id: str,
+        *,
+        rating: float | None = None,
+        correction: str | None = None,
+        comment: str | None = None,
+        created_utc: float | None = None,
+    ) -> Feedback:
+        """Keep what a person said of a reply. Said again, it is the same feedback, and the latest once more."""
+        review = checked_review(Review(rating, correction, comment))
+        now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
+        values = from_review(interaction_id, review, now)
+        with self._writing() as session:
+            if session.get(InteractionRow, interaction_id) is None:
+                raise NotFound(f"no interaction {interaction_id}; nothing was rated")
+            row = session.get(FeedbackRow, values["id"])
+            if row is None:
+                row = FeedbackRow(**values)
+                session.add(row)
+            elif created_utc is None:
+                row.created_utc = now
+            return to_feedback(row)
+
+    def remember(
+        self,
+        text: str,
+        *,
+        user_id: str,
+        agent_id: str = "",
+        session_id: str = "",
+        shared: bool = False,
+        source_ids: Sequence[str] = (),
+    ) -> Memory:
+        """Keep a note; the same note again is the one that is known."""
+        owner = checked_owner(user_id, agent_id, session_id)
+        if not checked_text("text", text).strip():
+            raise InputError("text is blank; give what is to be remembered")
+        named = note_id(user_id, agent_id, shared, text)
+        note = Memory(named, *owner, "note", text, self.clock(), tuple(source_ids), shared)
+        with self._writing() as session:
+            if known := session.get(MemoryRow, note.id):
+                return to_memory(known)
+            check_sources(session, note)
+            session.execute(insert(MemoryRow), [from_memory(note)])
+        self._indexing.pending()
+        return note
+
+    # -- recalling ---
+
+    def recall(
+        self,
+        query: str,
+        *,
+        user_id: str,
+        agent_id: str = "",
+        limit: int | None = None,
+        threshold: float | None = None,
+    ) -> list[Recall]:
+        """The memories of this user, and the shared ones, that fit `query`: best first, none below the threshold."""
+        checked_owner(user_id, agent_id, "")
+        if not checked_text("query", query).strip():
+            return []
+        self._indexing.pending()
+        index, vector = self._indexing.index, self.embedder.embed([query])[0]
+        hits = index.search(vector, query, user_id=user_id, agent_id=agent_id, limit=CANDIDATES)
+        held = self.memories([hit.id for hit in hits])
+        candidates = [Candidate(held[hit.id], hit.dense) for hit in hits if hit.id in held]
+        found = rank(query, candidates, index.count_visible(user_id, agent_id))
+        least = self.settings.memory.recall_threshold if threshold is None else threshold
+        most = self.settings.memory.recall_limit if limit is None else limit
+        return [recall for recall in found if recall.score >= least][:most]
+
+    # -- reading ---
+
+    def interaction(self, interaction_id: str) -> Interaction:
+        with self._database.reading() as session:
+            row = session.get(InteractionRow, interaction_id)
+            if row is None:
+                raise NotFound(f"no interaction {interaction_id}")
+            return to_interaction(row)
+
+    def interactions(self) -> Iterator[Interaction]:
+        """Every interaction of everybody, session by session, in order; read in pages."""
+        order = (
+            InteractionRow.user_id,
+            InteractionRow.agent_id,
+            InteractionRow.session_id,
+            InteractionRow.position,
+        )
+        page = select(InteractionRow).order_by(*order).limit(ROWS_A_PAGE)
+        after = page
+        while True:
+            with self._database.reading() as session:
+                found = [to_interaction(row) for row in session.scalars(after)]
+            yield from found
+            if len(found) < ROWS_A_PAGE:
+                return
+            last = found[-1]
+            after = page.where(tuple_(*order) > tuple_(last.user_id, last.agent_id, last.session_id, last.position))
+
+    def conversation(self, interaction_id: str) -> list[Message]:
+        """The prompt that was answered: the session up to this turn, without the reply."""
+        asked = self.interaction(interaction_id)
+        earlier = self._session(Owner(asked.user_id, asked.agent_id, asked.session_id), before=asked.position)
+        return [*messages_of(earlier), *asked.turn]
+
+    def session_messages(self, user_id: str, agent_id: str, session_id: str) -> list[Message]:
+        """All that was said in a session, for the next reply."""
+        return messages_of(self._session(Owner(user_id, agent_id, session_id)))
+
+    def latest_interaction(self, user_id: str, agent_id: str, session_id: str) -> Interaction | None:
+        with self._database.reading() as session:
+            return _latest(session, Owner(user_id, agent_id, session_id))
+
+    def feedback(self) -> dict[str, list[Feedback]]:
+        """All feedback by interaction, oldest first."""
+        found: dict[str, list[Feedback]] = {}
+        with self._database.reading() as session:
+            for row in session.scalars(select(FeedbackRow).order_by(FeedbackRow.created_utc, FeedbackRow.id)):
+                found.setdefault(row.interaction_id, []).append(to_feedback(row))
+        return found
+
+    def memories(self, ids: Iterable[str]) -> dict[str, Memory]:
+        """Those of `ids` that exist."""
+        found: dict[str, Memory] = {}
+        with self._database.reading() as session:
+            for some in chunks(list(ids)):
+                rows = session.scalars(select(MemoryRow).where(MemoryRow.id.in_(some)))
+                found.update((row.id, to_memory(row)) for row in rows)
+        return found
+
+    def request_vectors(self, interaction_ids: Iterable[str]) -> dict[str, Vector]:
+        """The vector of what the user asked, by interaction; a turn of tools has that of the request it answers."""
+        self._indexing.pending()
+        asked: dict[str, str] = {}
+        with self._database.reading() as session:
+            for interaction in by_id(session, list(interaction_ids)):
+                if source := interaction.id if request_of(interaction.turn) else _asking(session, interaction):
+                    asked[interaction.id] = turn_memory_id(source)
+        vectors = self._indexing.index.vectors(set(asked.values()))
+        return {i: vectors[memory_id] for i, memory_id in asked.items() if memory_id in vectors}
+
+    def topics(self, now: float) -> list[Topic]:
+        """What people keep asking, most recurrent first."""
+        row = InteractionRow
+        visited = select(row.topic_id, row.user_id, row.agent_id, row.session_id, row.created_utc)
+        with self._database.reading() as session:
+            found = session.execute(visited.where(row.topic_id.is_not(None)))
+            visits = [(str(topic), (user, agent, of), at) for topic, user, agent, of, at in found]
+            labels = {i: label for i, label in session.execute(select(TopicRow.id, TopicRow.label))}
+        counted = recurrence(visits, now, self.settings.dataset.half_life_days)
+        topics = [Topic(i, labels[i], r.value, r.sessions, r.last_seen_utc) for i, r in counted.items() if i in labels]
+        return sorted(topics, key=lambda topic: (-topic.recurrence, topic.id))
+
+    def counts(self) -> dict[str, int]:
+        row = InteractionRow
+        sessions = select(row.user_id, row.agent_id, row.session_id).distinct().subquery()
+        tables = {"feedback": FeedbackRow, "memories": MemoryRow, "topics": TopicRow}
+        learnt = {"snapshots": SnapshotRow, "adapters": AdapterRow}
+        with self._database.reading() as session:
+            counted = {
+                "users": session.scalars(select(func.count(row.user_id.distinct()))).one(),
+                "sessions": session.scalars(select(func.count()).select_from(sessions)).one(),
+                "interactions": session.scalars(select(func.count()).select_from(row)).one(),
+            }
+            for name, table in (tables | learnt).items():
+                counted[name] = session.scalars(select(func.count()).select_from(table)).one()
+        return counted
+
+    # -- forgetting and proving ---
+
+    def forget(
+        self,
+        *,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        interaction_ids: Sequence[str] = (),
+        memory_ids: Sequence[str] = (),
+        dry_run: bool = False,
+    ) -> ForgetReceipt:
+        """Erase rows, vectors and their bytes, and taint what was trained on them; `dry_run` only says what would go.
+
+        Without ids, all of the user and session given; with ids, those, which must belong to that user and session.
+        """
+        if not dry_run:
+            self._indexing.pending()
+        with self._writing() as session:
+            going = targets(
+                session,
+                user_id=user_id,
+                session_id=session_id,
+                interaction_ids=tuple(interaction_ids),
+                memory_ids=tuple(memory_ids),
+            )
+            if dry_run:
+                return going.receipt
+            vectors = self._indexing.own_vectors(going.interactions)
+            erase_rows(session, going)
+            release(session, going.interactions, vectors)
+        self._indexing.erase(going.memory_ids)
+        self._database.erase_log()
+        return going.receipt
+
+    def rebuild_index(self) -> int:
+        """Drop the index and make it again from SQL, also with another embedder than before."""
+        sums: dict[str, Vector] = {}
+        with self._lock:
+            count = self._indexing.rebuild(sums)
+            with self._writing() as session:
+                recentre(session, sums)
+            self._topics.reload()
+        return count
+
+    def verify(self) -> list[str]:
+        """What disagrees: ids that do not re-derive, references to nothing, SQL and index apart. Empty is sound."""
+        return disagreements(self._database, self.interactions(), self._indexing)
+
+    # -- inside ---
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with self._lock:
+            try:
+                with self._database.writing() as session:
+                    yield session
+            except BaseException:
+                self._topics.reload()  # they may hold what was rolled back
+                raise
+
+    def _vectors(self, texts: Iterable[str]) -> dict[str, Vector]:
+        """Embedded before the transaction, so that no other writer waits for it; the index must be usable too."""
+        assert self._indexing.index
+        return self._indexing.embed_missing({}, texts)
+
+    def _new_requests(self, conversations: Iterable[Conversation]) -> list[str]:
+        cut = [made for conversation in conversations for made, _ in interactions_of(conversation)]
+        with self._database.reading() as session:
+            held = known(session, [made.id for made in cut])
+        return [request_of(made.turn) for made in cut if made.id not in held]
+
+    def _insert(
+        self,
+        session: Session,
+        new: Sequence[Interaction],
+        replaced: Mapping[str, str],
+        vectors: dict[str, Vector],
+    ) -> list[Interaction]:
+        if replaced:
+            gone = by_id(session, list(replaced))
+            remove_replaced(session, gone, replaced, self._indexing.own_vectors(gone))
+        self._indexing.embed_missing(vectors, (i.text for i in new if request_of(i.turn)))
+        return insert_interactions(session, new, vectors, self._topics, self.clock())
+
+    def _session(self, owner: Owner, before: int | None = None) -> list[Interaction]:
+        rows = of_session(owner)
+        if before is not None:
+            rows = rows.where(InteractionRow.position < before)
+        with self._database.reading() as session:
+            return [to_interaction(row) for row in session.scalars(rows)]
+
+
+def _latest(session: Session, owner: Owner) -> Interaction | None:
+    newest = of_session(owner).order_by(None).order_by(InteractionRow.position.desc()).limit(1)
+    row = session.scalars(newest).first()
+    return None if row is None else to_interaction(row)
+
+
+def _asking(session: Session, interaction: Interaction) -> str | None:
+    """The interaction with the request that a turn of tools answers."""
+    earlier = of_session(owner_of(interaction)).where(InteractionRow.position < interaction.position)
+    rows = session.scalars(earlier.order_by(None).order_by(InteractionRow.position.desc()))
+    return next((row.id for row in rows if request_of(to_interaction(row).turn)), None)

@@ -1,0 +1,126 @@
+"""Topics in SQL: kept in step with the `TopicIndex` that assigns them, and taken back when their turns are forgotten.
+
+The invariant: a topic's row is the sum, the count and the label of turns that still exist.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from ..errors import StoreError
+from .conversations import request_of
+from .rows import chunks
+from .tables import InteractionRow, TopicRow
+from .topics import TopicIndex, TopicState, label_of
+from .types import Interaction
+
+Vector = NDArray[np.float32]
+
+
+class TopicRows:
+    """The topic index, loaded when first needed and again when another process has changed the rows."""
+
+    def __init__(self, cosine_threshold: float, dimension: int) -> None:
+        self._threshold, self._dimension = cosine_threshold, dimension
+        self._index: TopicIndex | None = None
+        self._ids: set[str] = set()
+        self._seen = (0, 0)
+
+    def assign(self, session: Session, texts: Sequence[str], vectors: Vector, now: float) -> list[str]:
+        """The topic of each text, with the changed topics written in the caller's transaction."""
+        if not texts:
+            return []
+        index = self._loaded(session)
+        assigned = index.assign(texts, vectors, now)
+        changed = [_to_row(state) for state in index.changed()]
+        if new := [row for row in changed if row["id"] not in self._ids]:
+            session.execute(insert(TopicRow), new)
+        if moved := [row for row in changed if row["id"] in self._ids]:
+            session.execute(update(TopicRow), moved)
+        self._ids.update(str(row["id"]) for row in new)
+        self._seen = _signature(session)
+        return assigned
+
+    def reload(self) -> None:
+        """Forget what is loaded: the transaction that changed it failed, or the rows were changed otherwise."""
+        self._index = None
+
+    def _loaded(self, session: Session) -> TopicIndex:
+        if self._index is None or _signature(session) != self._seen:
+            rows = session.scalars(select(TopicRow).order_by(TopicRow.created_utc, TopicRow.id)).all()
+            states = [self._to_state(row) for row in rows]
+            self._index, self._ids = TopicIndex(states, self._threshold), {row.id for row in rows}
+            session.expunge_all()
+        return self._index
+
+    def _to_state(self, row: TopicRow) -> TopicState:
+        centroid = np.frombuffer(row.centroid, dtype=np.float32)
+        if len(centroid) != self._dimension:
+            raise StoreError(
+                f"topic {row.id} was made of vectors of {len(centroid)} numbers, the embedder makes {self._dimension};"
+                " run `nightschool memory rebuild`"
+            )
+        return TopicState(row.id, row.label, centroid, row.size, row.created_utc)
+
+
+def release(session: Session, gone: Iterable[Interaction], vectors: Mapping[str, Vector]) -> None:
+    """Take deleted interactions out of their topics; `vectors` by interaction id, of those with words of their own.
+
+    The label is made again from the earliest turn that is left, since it may be the forgotten words.
+    """
+    by_topic: dict[str, list[Vector]] = defaultdict(list)
+    for interaction in gone:
+        if interaction.topic_id is not None and interaction.id in vectors:
+            by_topic[interaction.topic_id].append(vectors[interaction.id])
+    for topic_id, out in by_topic.items():
+        row = session.get_one(TopicRow, topic_id)
+        if row.size <= len(out):
+            session.execute(update(InteractionRow).where(InteractionRow.topic_id == topic_id).values(topic_id=None))
+            session.execute(delete(TopicRow).where(TopicRow.id == topic_id))
+            continue
+        row.size -= len(out)
+        row.centroid = (np.frombuffer(row.centroid, dtype=np.float32) - np.sum(out, axis=0)).tobytes()
+        row.label = label_of(_earliest_request(session, topic_id))
+    session.flush()
+
+
+def recentre(session: Session, sums: Mapping[str, Vector]) -> None:
+    """New centroids, when the vectors were made anew."""
+    for some in chunks(list(sums)):
+        session.execute(update(TopicRow), [{"id": i, "centroid": sums[i].tobytes()} for i in some])
+
+
+def miscounted(session: Session, turns: Counter[str]) -> list[str]:
+    """Topics whose size is not the number of turns with words of their own that belong to them."""
+    rows = session.execute(select(TopicRow.id, TopicRow.size).order_by(TopicRow.id)).all()
+    found = [f"topic {i}: its size is {size}, it has {turns[i]} turns" for i, size in rows if size != turns[i]]
+    return found + [f"topic {i}: it has turns and no row" for i in sorted(turns.keys() - {row.id for row in rows})]
+
+
+def _earliest_request(session: Session, topic_id: str) -> str:
+    member = select(InteractionRow.turn).where(InteractionRow.topic_id == topic_id)
+    turns = session.scalars(member.order_by(InteractionRow.created_utc, InteractionRow.id)).yield_per(100)
+    return next(filter(None, map(request_of, turns)), "")
+
+
+def _signature(session: Session) -> tuple[int, int]:
+    """Changes with every topic founded and every turn that joins or leaves one."""
+    count, turns = session.execute(select(func.count(), func.coalesce(func.sum(TopicRow.size), 0))).one()
+    return int(count), int(turns)
+
+
+def _to_row(state: TopicState) -> dict[str, object]:
+    centroid = np.asarray(state.centroid_sum, dtype=np.float32).tobytes()
+    return {
+        "id": state.id,
+        "label": state.label,
+        "centroid": centroid,
+        "size": state.size,
+        "created_utc": state.created_utc,
+    }

@@ -1,0 +1,89 @@
+"""What disagrees in a store. The invariant that it checks: every id re-derives from its content, every reference leads
+somewhere, and SQL and the index hold the same memories."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from ..errors import StoreError
+from .conversations import Review, feedback_id, interaction_id, note_id, request_of, turn_memory_id
+from .database import Database
+from .indexing import Indexing
+from .rows import ROWS_A_PAGE, turn_memory
+from .tables import FeedbackRow, MemoryRow
+from .topic_rows import miscounted
+from .types import Interaction
+from .writing import owner_of
+
+
+def disagreements(database: Database, interactions: Iterable[Interaction], indexing: Indexing) -> list[str]:
+    found: list[str] = []
+    expected: dict[str, str] = {}  # memory id: text, of every turn with words of the user
+    known: set[str] = set()
+    turns: Counter[str] = Counter()
+    for _, said in groupby(interactions, key=owner_of):
+        text, topic_id = "", None
+        for interaction in said:
+            known.add(interaction.id)
+            if request := request_of(interaction.turn):
+                text, topic_id = request, interaction.topic_id
+                expected[turn_memory_id(interaction.id)] = turn_memory(interaction).text
+                turns[topic_id or ""] += 1
+            found += _wrong_interaction(interaction, text, topic_id)
+    with database.reading() as session:
+        found += _wrong_feedback(session, known)
+        found += _wrong_memories(session, known, expected)
+        found += miscounted(session, turns)
+        found += _index_apart(session, indexing)
+    return found
+
+
+def _wrong_interaction(interaction: Interaction, text: str, topic_id: str | None) -> Iterator[str]:
+    derived = interaction_id(owner_of(interaction), interaction.position, interaction.turn, interaction.reply)
+    if interaction.id != derived:
+        yield f"interaction {interaction.id}: its content has the id {derived}"
+    if interaction.text != text:
+        yield f"interaction {interaction.id}: its text is not the latest request of its session"
+    if interaction.topic_id != topic_id or (text and topic_id is None):
+        yield f"interaction {interaction.id}: its topic {interaction.topic_id} is not that of its request"
+
+
+def _wrong_feedback(session: Session, known: set[str]) -> Iterator[str]:
+    for row in session.scalars(select(FeedbackRow).order_by(FeedbackRow.id)).yield_per(ROWS_A_PAGE):
+        derived = feedback_id(row.interaction_id, Review(row.rating, row.correction, row.comment))
+        if row.id != derived:
+            yield f"feedback {row.id}: its content has the id {derived}"
+        if row.interaction_id not in known:
+            yield f"feedback {row.id}: its interaction {row.interaction_id} does not exist"
+
+
+def _wrong_memories(session: Session, known: set[str], expected: dict[str, str]) -> Iterator[str]:
+    missing = dict(expected)
+    for row in session.scalars(select(MemoryRow).order_by(MemoryRow.id)).yield_per(ROWS_A_PAGE):
+        if row.kind == "note" and row.id != note_id(row.user_id, row.agent_id, row.shared, row.text):
+            yield f"memory {row.id}: its content has another id"
+        if row.kind == "turn" and missing.pop(row.id, None) != row.text:
+            yield f"memory {row.id}: it is not the memory of its turn"
+        for source in row.source_ids:
+            if source not in known:
+                yield f"memory {row.id}: its source {source} does not exist"
+    yield from (f"memory {i}: it is missing, and its turn is there" for i in sorted(missing))
+
+
+def _index_apart(session: Session, indexing: Indexing) -> Iterator[str]:
+    try:
+        held = Counter(indexing.index.ids())
+    except StoreError as error:
+        yield str(error)
+        return
+    facts = set(session.scalars(select(MemoryRow.id)))
+    yield from (
+        f"memory {i}: it is not in the index; run `nightschool memory rebuild`" for i in sorted(facts - held.keys())
+    )
+    yield from (f"memory {i}: the index has it and SQL does not" for i in sorted(held.keys() - facts))
+    yield from (f"memory {i}: the index has it {n} times" for i, n in sorted(held.items()) if n > 1)

@@ -1,0 +1,160 @@
+"""Bringing interactions into SQL: the state that a batch meets and the rows that it leaves, in one transaction.
+
+The invariant: what replaces an unanswered turn takes over everything that referred to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import and_, delete, insert, or_, select
+from sqlalchemy.orm import Session
+
+from ..errors import NotFound
+from .conversations import Owner, Planned, Review, request_of, turn_memory_id
+from .rows import chunks, from_interaction, from_memory, from_review, to_interaction, turn_memory
+from .tables import FeedbackRow, InteractionRow, MemoryRow
+from .topic_rows import TopicRows, release
+from .types import Interaction, Memory
+
+Vector = NDArray[np.float32]
+Reviews = Sequence[tuple[str, Review, float]]  # interaction id, what was said of it, when
+
+SESSIONS_A_QUERY = 200
+
+
+class Held:
+    """The sessions that a batch touches, as they will be once all that was taken is written."""
+
+    def __init__(self, session: Session, owners: Iterable[Owner]) -> None:
+        self._sessions: dict[Owner, dict[int, Interaction]] = {owner: {} for owner in owners}
+        self.new: dict[str, Interaction] = {}
+        self.replaced: dict[str, str] = {}  # held id: new id
+        self.reviews: list[tuple[str, Review, float]] = []
+        self.known = 0
+        for found in _of_sessions(session, self._sessions):
+            self.rows(owner_of(found))[found.position] = found
+        self.rated = rated(session, [i.id for rows in self._sessions.values() for i in rows.values() if not i.reply])
+
+    def rows(self, owner: Owner) -> dict[int, Interaction]:
+        return self._sessions[owner]
+
+    def take(self, planned: Planned) -> None:
+        self.known += planned.known
+        for old, new in planned.replaced.items():
+            if self.new.pop(old, None) is None:
+                self.replaced[old] = new
+            else:  # it came with this batch, perhaps in place of a held one
+                self.replaced |= {first: new for first, second in self.replaced.items() if second == old}
+        for interaction in planned.new:
+            self.new[interaction.id] = interaction
+            self.rows(owner_of(interaction))[interaction.position] = interaction
+        self.reviews += planned.reviews
+        self.rated |= {interaction_id for interaction_id, _, _ in planned.reviews}
+
+
+def owner_of(interaction: Interaction) -> Owner:
+    return Owner(interaction.user_id, interaction.agent_id, interaction.session_id)
+
+
+def rated(session: Session, interaction_ids: Sequence[str]) -> frozenset[str]:
+    """Those that somebody gave feedback on."""
+    column = FeedbackRow.interaction_id
+    found = (session.scalars(select(column).where(column.in_(some))) for some in chunks(interaction_ids))
+    return frozenset(interaction_id for some in found for interaction_id in some)
+
+
+def known(session: Session, interaction_ids: Sequence[str]) -> set[str]:
+    column = InteractionRow.id
+    return {i for some in chunks(interaction_ids) for i in session.scalars(select(column).where(column.in_(some)))}
+
+
+def insert_interactions(
+    session: Session, new: Sequence[Interaction], vectors: Mapping[str, Vector], topics: TopicRows, now: float
+) -> list[Interaction]:
+    """Write the interactions with their topics, and the memory of each that has words of the user."""
+    ordered = sorted(new, key=lambda i: (owner_of(i), i.position))
+    asked = [i for i in ordered if request_of(i.turn)]
+    matrix = np.stack([vectors[i.text] for i in asked]) if asked else np.zeros((0, 0), dtype=np.float32)
+    found = topics.assign(session, [i.text for i in asked], matrix, now)
+    written = _with_topics(session, ordered, dict(zip((i.id for i in asked), found, strict=True)))
+    if written:
+        session.execute(insert(InteractionRow), [from_interaction(i) for i in written])
+    if asked:
+        session.execute(insert(MemoryRow), [from_memory(turn_memory(i)) for i in asked])
+    return written
+
+
+def insert_reviews(session: Session, reviews: Reviews) -> int:
+    """Write the feedback that is not known yet and say how much it was."""
+    rows = {row["id"]: row for row in (from_review(*review) for review in reviews)}
+    for some in chunks(list(rows)):
+        for held in session.scalars(select(FeedbackRow.id).where(FeedbackRow.id.in_(some))):
+            del rows[held]
+    if rows:
+        session.execute(insert(FeedbackRow), list(rows.values()))
+    return len(rows)
+
+
+def remove_replaced(
+    session: Session, gone: Sequence[Interaction], replaced: Mapping[str, str], vectors: Mapping[str, Vector]
+) -> None:
+    """Delete unanswered rows with their memories and places in topics; notes made from them follow their successors."""
+    for interaction in gone:
+        session.execute(delete(MemoryRow).where(MemoryRow.id == turn_memory_id(interaction.id)))
+        session.execute(delete(InteractionRow).where(InteractionRow.id == interaction.id))
+        notes = select(MemoryRow).where(MemoryRow.kind == "note", MemoryRow.user_id == interaction.user_id)
+        for note in session.scalars(notes):
+            if interaction.id in note.source_ids:
+                note.source_ids = [replaced.get(i, i) for i in note.source_ids]
+    release(session, gone, vectors)
+
+
+def by_id(session: Session, interaction_ids: Sequence[str]) -> list[Interaction]:
+    return [
+        to_interaction(row)
+        for some in chunks(interaction_ids)
+        for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some)))
+    ]
+
+
+def check_sources(session: Session, note: Memory) -> None:
+    """A note is made from interactions of its own user, so that forgetting them reaches it."""
+    held = {i.id for i in by_id(session, note.source_ids) if i.user_id == note.user_id}
+    if missing := sorted(set(note.source_ids) - held):
+        raise NotFound(f"user {note.user_id!r} has no interaction {', '.join(missing)}; the note was not kept")
+
+
+def _with_topics(session: Session, ordered: Sequence[Interaction], assigned: Mapping[str, str]) -> list[Interaction]:
+    """Each with its topic; a turn of tools has that of the request it answers, in this batch or before it."""
+    written: list[Interaction] = []
+    for interaction in ordered:
+        last = written[-1] if written and owner_of(written[-1]) == owner_of(interaction) else None
+        if topic_id := assigned.get(interaction.id):
+            written.append(replace(interaction, topic_id=topic_id))
+        elif last is not None and last.position == interaction.position - 1:
+            written.append(replace(interaction, topic_id=last.topic_id))
+        else:
+            written.append(replace(interaction, topic_id=_topic_before(session, interaction)))
+    return written
+
+
+def _topic_before(session: Session, interaction: Interaction) -> str | None:
+    row = InteractionRow
+    owner = owner_of(interaction)._asdict()
+    earlier = select(row.topic_id).filter_by(**owner).where(row.position < interaction.position)
+    return session.scalars(earlier.order_by(row.position.desc()).limit(1)).first()
+
+
+def _of_sessions(session: Session, owners: Iterable[Owner]) -> Iterator[Interaction]:
+    remaining = iter(owners)
+    while some := list(islice(remaining, SESSIONS_A_QUERY)):
+        row = InteractionRow
+        wanted = (
+            and_(row.user_id == o.user_id, row.agent_id == o.agent_id, row.session_id == o.session_id) for o in some
+        )
+        yield from map(to_interaction, session.scalars(select(row).where(or_(*wanted))))
