@@ -99,7 +99,7 @@ def gather(
                 gathered.corrected.append((better, reply))
         if labelled and reply.completion:
             gathered.answers.append(reply)
-        elif not correction:
+        elif given and not correction:
             excluded.add("rated neither good nor bad" if reply.completion else "the reply is empty", [interaction.id])
     return gathered
 

@@ -36,8 +36,8 @@ WEIGHT_DIGITS = 6  # the last bits of a logarithm shall change no id
 
 def freeze(store: MemoryStore, settings: Settings, *, now: float) -> Snapshot:
     """The snapshot of all that is remembered up to `now`."""
-    interactions = store.interactions()
-    memories = store.memories(sorted({m for i in interactions for m in i.memory_ids}))
+    interactions = list(store.interactions())
+    memories = store.memories({m for i in interactions for m in i.memory_ids})
     vectors = store.request_vectors([i.id for i in interactions])
     return build(interactions, store.feedback(), memories, vectors, settings, now=now)
 
@@ -198,8 +198,8 @@ def _references(row: Example | Pair | Thumb | Judged) -> dict[str, Any]:
 
 def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> Snapshot:
     """The snapshot again, its text read from memory; NotFound names what was forgotten since."""
-    interactions = store.interactions()
-    memories = store.memories(sorted({m for i in interactions for m in i.memory_ids}))
+    interactions = list(store.interactions())
+    memories = store.memories({m for i in interactions for m in i.memory_ids})
     corrections = {f.id: f.correction or "" for given in store.feedback().values() for f in given}
     return resolve(rows, Prompts(interactions, memories), corrections)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..content import Message, content_id
+from ..content import content_id
+from ..memory.conversations import messages_of
 from ..memory.types import Interaction, Memory, with_notes
 from .types import Prompt
 
@@ -43,10 +44,8 @@ class Prompts:
             session.append(interaction)
 
     def prompt(self, interaction: Interaction) -> Prompt:
-        messages: list[Message] = []
-        for earlier in self._earlier(interaction):
-            messages += [*earlier.turn, {"role": "assistant", "content": earlier.reply}]
-        return tuple(with_notes([*messages, *interaction.turn], self._notes(interaction)))
+        messages = [*messages_of(self._earlier(interaction)), *interaction.turn]
+        return tuple(with_notes(messages, self._notes(interaction)))
 
     def key(self, interaction: Interaction) -> str:
         """Equal keys are equal prompts."""

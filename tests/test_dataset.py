@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -8,11 +9,13 @@ import pytest
 from nightschool.content import Message
 from nightschool.errors import NotFound
 from nightschool.evolve.contrasts import PAIRS_PER_PROMPT
-from nightschool.evolve.dataset import build, resolve, to_rows
+from nightschool.evolve.dataset import build, freeze, from_rows, resolve, to_rows
 from nightschool.evolve.prompts import Prompts
+from nightschool.evolve.registry import Registry
 from nightschool.evolve.types import Snapshot
+from nightschool.memory.store import MemoryStore
 from nightschool.memory.topics import DAY
-from nightschool.memory.types import Feedback, Interaction, Memory
+from nightschool.memory.types import Feedback, Interaction, Memory, with_notes
 from nightschool.settings import DatasetSettings, Settings
 
 NOW = 1_000 * DAY
@@ -207,6 +210,13 @@ def test_a_correction_of_a_praised_answer_is_still_preferred_but_does_not_make_i
     snapshot = world.freeze()
     assert [(p.chosen, p.rejected) for p in snapshot.pairs] == [("ten euros", "ten")]
     assert [(t.completion, t.liked) for t in snapshot.thumbs] == [("ten euros", True)]
+
+
+def test_a_turn_that_waits_for_its_answer_is_neither_a_row_nor_reported():
+    world = World()
+    world.says("the bell?", "")
+    snapshot = world.freeze()
+    assert (snapshot.thumbs, snapshot.excluded) == ((), ())
 
 
 def test_an_empty_reply_is_never_a_row_but_its_correction_is():
@@ -462,3 +472,61 @@ def test_a_row_of_a_correction_that_another_reply_also_gave_loads():
         ("seven", "six"),
         ("seven", "five"),
     }
+
+
+# -- with the real store ---
+
+
+class ToyEmbedder:
+    """Bags of words, as in `World.vectors`."""
+
+    name, dimension = "toy", len(WORDS) + 1
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        counts = np.array([[0.1, *(float(w in t) for w in WORDS)] for t in texts], dtype=np.float32)
+        return counts.reshape(-1, self.dimension) / np.linalg.norm(counts.reshape(-1, self.dimension), axis=1)[:, None]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[MemoryStore]:
+    with MemoryStore(Settings(home=tmp_path), embedder=ToyEmbedder(), clock=lambda: NOW) as store:
+        for n in range(30):
+            owner = {"user_id": f"u{n}", "session_id": f"s{n}"}
+            request: Message = {"role": "user", "content": f"what about the {WORDS[n % 8]} and {WORDS[n % 3]}?"}
+            first = store.record([request], f"{'good' if n % 3 else 'bad'} {n}", **owner)
+            note = store.remember(f"rides number {n}", **owner, source_ids=[first.id])
+            again: Message = {"role": "user", "content": f"and the {WORDS[n % 5]}?"}
+            second = store.record([again], "five euros", **owner, memory_ids=[note.id])
+            store.rate(first.id, rating=1.0 if n % 3 else -1.0, correction=None if n % 6 else "ten euros")
+            if n % 2:
+                store.rate(second.id, rating=1.0)
+        yield store
+
+
+def test_the_store_freezes_to_rows_that_the_registry_keeps_and_the_same_id_comes_back(store: MemoryStore):
+    snapshot = freeze(store, store.settings, now=NOW)
+    assert min(map(len, (snapshot.examples, snapshot.pairs, snapshot.thumbs, snapshot.held_out))) > 0
+    registry = Registry(store.sql, store.settings.home / "adapters", store.clock)
+    registry.add_snapshot(snapshot, to_rows(snapshot))
+    assert from_rows(store, registry.snapshot_rows(snapshot.id)).id == snapshot.id
+    assert freeze(store, store.settings, now=NOW + DAY).id == snapshot.id
+
+
+def test_forgetting_in_the_store_leaves_every_future_snapshot(store: MemoryStore):
+    before = freeze(store, store.settings, now=NOW)
+    gone = next(e for e in before.examples if len(e.interaction_ids) > 1).interaction_ids[-1]
+    store.forget(interaction_ids=[gone])
+    after = freeze(store, store.settings, now=NOW)
+    assert gone in before.interaction_ids()
+    assert gone not in after.interaction_ids()
+    assert "a memory that the reply was given is forgotten" in reasons(after)
+    with pytest.raises(NotFound, match=gone):
+        from_rows(store, to_rows(before))
+
+
+def test_prompts_are_what_the_assistant_would_have_sent(store: MemoryStore):
+    snapshot = freeze(store, store.settings, now=NOW)
+    row = next(e for e in snapshot.examples if e.completion == "five euros")
+    interaction = store.interaction(row.interaction_ids[0])
+    notes = [m.text for m in store.memories(interaction.memory_ids).values()]
+    assert list(row.prompt) == with_notes(store.conversation(interaction.id), notes)
