@@ -127,7 +127,7 @@ def test_auc_with_weights_equals_auc_with_repeated_rows(rows: list[tuple[int, bo
 
 
 def test_interval_holds_the_stated_share() -> None:
-    assert interval(list(range(101)), 0.9) == (5.0, 95.0)
+    assert interval(list(range(101)), 0.9) == pytest.approx((5.0, 95.0))
 
 
 def test_probe_text_is_many_answers_to_users() -> None:
