@@ -51,11 +51,9 @@ class Contrast:
 
 
 def fold_contrasts(contrasts: Iterable[Contrast]) -> list[Contrast]:
-    """The first of those with the same words, with the sources of all; those that prefer nothing are left out."""
+    """The first of those with the same words, with the sources of all."""
     found: dict[tuple[str, str, str], Contrast] = {}
     for contrast in contrasts:
-        if contrast.weight <= 0:
-            continue
         first = found.setdefault(contrast.words, contrast)
         if first is not contrast:
             sources = merged(first.chosen.sources, contrast.sources)

@@ -22,10 +22,11 @@ DAY = 86400.0
 LABEL_WORDS = 5
 
 _SAY_NOTHING = """
-a about all also am an and any are as at be been but by can cannot could did do does doing for from get give got had has
-have he hello her hey hi him his how i if in into is it its just know let like me more much my need no not of ok on one
-or our out please she should so some tell than thank thanks that the their them then there these they this those to too
-up us want was we were what when where which who why will with would yes you your
+a about afternoon all also am an and any are as at be been but by can cannot could did do does doing evening for from
+get give good got had has have he hello her hey hi him his how i if in into is it its just know let like me more morning
+much my need no not of ok on one or our out please quick question she should so some tell than thank thanks that the
+their them then there these they this those to too up us want was we were what when where which who why will with would
+yes you your
 """
 STOP_WORDS = frozenset(_SAY_NOTHING.split())
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nightschool.content import Message
 from nightschool.errors import NotFound
-from nightschool.evolve.contrasts import PAIRS_PER_PROMPT
+from nightschool.evolve.contrasts import PAIRS_PER_PROMPT, POOL
 from nightschool.evolve.dataset import build, freeze, from_rows, resolve, to_rows
 from nightschool.evolve.prompts import Prompts
 from nightschool.evolve.registry import Registry
@@ -272,6 +272,44 @@ def test_pairs_need_no_vectors_where_the_prompts_are_equal():
     world.says("the bell?", "ten euros", 1.0)
     world.says("the bell?", "no idea", -1.0)
     assert len(build(world.interactions, world.feedback, {}, {}, settings(), now=NOW).pairs) == 1
+
+
+def test_the_same_words_are_not_preferred_to_themselves():
+    world = World()
+    world.says("the bell and lamp?", "ask again", 1.0)
+    world.says("the lamp and bell?", "ask again", -1.0)
+    assert world.freeze().pairs == ()
+
+
+def test_one_bad_answer_is_not_held_against_every_good_one():
+    world = World()
+    for n in range(12):
+        world.says(f"the bell, version {n}?", f"good {n}", 1.0)
+    world.says("the bell?", "bad", -1.0)
+    assert len(world.freeze().pairs) == PAIRS_PER_PROMPT
+
+
+def test_more_answers_than_are_compared_are_passed_over_and_the_recent_ones_are_not():
+    world = World()
+    for n in range(POOL + 9):
+        world.says(f"request {n}?", f"good {n}", 1.0, age_days=3000)
+    world.says("the bell?", "ten euros", 1.0)
+    world.says("the bell?", "no idea", -1.0)
+    pairs = build(world.interactions, world.feedback, {}, {}, settings(), now=NOW).pairs
+    assert [(p.chosen, p.rejected) for p in pairs] == [("ten euros", "no idea")]
+
+
+def test_a_tools_turn_makes_pairs_with_its_exact_like_only():
+    world = World()
+    world.says("the bell?", "let me look", session="a")
+    world.says("the bell?", "ten euros", 1.0, session="a")
+    tools: tuple[Message, ...] = ({"role": "tool", "content": "bell: 10"},)
+    world.interactions[-1] = replace(world.interactions[-1], turn=tools)
+    world.says("the bell?", "let me look", session="b")
+    world.says("the bell?", "no idea", -1.0, session="b")
+    world.interactions[-1] = replace(world.interactions[-1], turn=tools)
+    (pair,) = world.freeze().pairs
+    assert [m["role"] for m in pair.prompt] == ["user", "assistant", "tool"]
 
 
 # -- duplicates and weights ---
