@@ -92,7 +92,7 @@ class Snapshot:
 
     def interaction_ids(self) -> set[str]:
         """Every interaction that was trained on or judged on."""
-        rows = (*self.examples, *self.pairs, *self.thumbs, *self.held_out)
+        rows: tuple[Example | Pair | Thumb | Judged, ...] = (*self.examples, *self.pairs, *self.thumbs, *self.held_out)
         return {i for row in rows for i in row.interaction_ids}
 
 
