@@ -1,0 +1,156 @@
+"""Files of conversations into the store, a few hundred in one transaction.
+
+The invariant: a conversation goes in whole or is reported with its file and line, and bringing the same file in again
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ..errors import InputError
+from .conversations import Conversation
+from .formats import conversation_of
+from .store import MemoryStore
+
+CONVERSATIONS_A_BATCH = 500
+
+
+@dataclass(frozen=True)
+class LineError:
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    conversations: int
+    interactions_new: int
+    interactions_known: int
+    feedback_new: int
+    errors: tuple[LineError, ...]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One JSON value of a file and where it begins, or why there is none."""
+
+    file: str
+    line: int
+    value: object = None
+    error: str | None = None
+
+
+def import_files(
+    store: MemoryStore,
+    paths: Iterable[Path | str],
+    *,
+    now: float,
+    progress: Callable[[int], None] | None = None,
+) -> ImportReport:
+    """Bring in every file. `now` is the time of what has none; `progress` is told how many conversations are in."""
+    files = [Path(path) for path in paths]
+    if missing := [str(path) for path in files if not path.is_file()]:
+        raise InputError(f"no such file: {', '.join(missing)}; nothing was brought in")
+    report = ImportReport(0, 0, 0, 0, ())
+    records = (record for path in files for record in _records(path))
+    while batch := list(islice(records, CONVERSATIONS_A_BATCH)):
+        report = _with_batch(report, store, batch, now)
+        if progress is not None:
+            progress(report.conversations)
+    return report
+
+
+def _with_batch(report: ImportReport, store: MemoryStore, batch: Sequence[_Record], now: float) -> ImportReport:
+    conversations: dict[int, Conversation] = {}
+    errors: dict[int, InputError] = {}
+    for i, record in enumerate(batch):
+        try:
+            conversation = _read(record, now)
+        except InputError as error:
+            errors[i] = error
+            continue
+        if conversation is not None:
+            conversations[i] = conversation
+    recorded = store.record_many(list(conversations.values()))
+    places = list(conversations)
+    errors |= {places[j]: error for j, error in recorded.errors.items()}
+    reported = [LineError(batch[i].file, batch[i].line, str(error)) for i, error in sorted(errors.items())]
+    return ImportReport(
+        report.conversations + len(conversations) - len(recorded.errors),
+        report.interactions_new + recorded.new,
+        report.interactions_known + recorded.known,
+        report.feedback_new + recorded.feedback_new,
+        (*report.errors, *reported),
+    )
+
+
+def _read(record: _Record, now: float) -> Conversation | None:
+    if record.error is not None:
+        raise InputError(record.error)
+    return conversation_of(record.value, now)
+
+
+def _records(path: Path) -> Iterator[_Record]:
+    """The values of a file: of its one array, or one a line."""
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    return _array(path) if start == b"[" else _lines(path)
+
+
+def _lines(path: Path) -> Iterator[_Record]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _parsed(str(path), number, line.removeprefix(b"\xef\xbb\xbf"))
+
+
+def _parsed(file: str, number: int, line: bytes) -> _Record:
+    try:
+        return _Record(file, number, json.loads(line.decode()))
+    except (ValueError, RecursionError) as error:
+        return _Record(file, number, error=_why(error))
+
+
+def _array(path: Path) -> Iterator[_Record]:
+    """The elements one after the other, so that those before a broken one go in."""
+    file = str(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield _Record(file, 1, error=_why(error))
+        return
+    decoder = json.JSONDecoder()
+    at, line = text.index("[") + 1, 1
+    done = 0
+    while True:
+        at = _after(text, at, " \t\r\n,")
+        line, done = line + text.count("\n", done, at), at
+        if text[at : at + 1] == "]":
+            return
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            yield _Record(file, line, error=f"{_why(error)}; what follows it was not read")
+            return
+        yield _Record(file, line, value)
+
+
+def _after(text: str, at: int, skipped: str) -> int:
+    while at < len(text) and text[at] in skipped:
+        at += 1
+    return at
+
+
+def _why(error: Exception) -> str:
+    """Why this is no JSON, without showing it."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: byte {error.start}"
+    return "nested too deeply" if isinstance(error, RecursionError) else "not JSON: a number that cannot be read"
