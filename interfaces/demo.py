@@ -24,6 +24,7 @@ from .cli import NIGHT_EXIT
 from .demo_data import QUESTIONS, conversations
 
 USER = "demo-visitor"
+SEED = 0
 
 
 def run(home: Path | None, out: Console, err: Console) -> int:
@@ -47,7 +48,7 @@ def run(home: Path | None, out: Console, err: Console) -> int:
 def _import(nightschool: Assistant, out: Console) -> None:
     path = nightschool.settings.home / "demo.jsonl"
     now = nightschool.store.clock()
-    path.write_text("".join(json.dumps(c) + "\n" for c in conversations(now)), encoding="utf-8")
+    path.write_text("".join(json.dumps(c) + "\n" for c in conversations(SEED, now)), encoding="utf-8")
     report = import_files(nightschool.store, [path], now=now)
     out.print(
         f"[bold]1  conversations go in[/]: {report.conversations} with a bicycle workshop, {report.interactions_new} turns,"

@@ -46,8 +46,8 @@ def listen(assistant: Assistant, users: int = 24) -> None:
     for u in range(users):
         for k in (u % 4, (u + 1) % 4):
             owner = {"user_id": f"user{u}", "session_id": f"s{k}"}
-            good = assistant.record(QUESTIONS[k], LIKED[k], **owner)
-            bad = assistant.record(f"{QUESTIONS[k]} Please.", f"{DISLIKED} {u}", **owner)
+            good = assistant.record(f"{QUESTIONS[k]} It is for bicycle {u}.", LIKED[k], **owner)
+            bad = assistant.record(f"{QUESTIONS[k]} I ask for bicycle {u}.", DISLIKED, **owner)
             assistant.rate(good, 1)
             assistant.rate(bad, -1)
 
