@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from ..errors import InputError, NotFound
 from .conversations import Owner, request_of, turn_memory_id
+from .reading import of_session, owner_of
 from .rows import chunks, to_interaction
 from .tables import AdapterRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotSourceRow
 from .types import ForgetReceipt, Interaction
@@ -71,19 +72,14 @@ def erase_rows(session: Session, targets: Targets) -> None:
     for adapters in chunks(targets.receipt.tainted_adapters):
         untainted = AdapterRow.id.in_(adapters), AdapterRow.tainted.is_(None)
         session.execute(update(AdapterRow).where(*untainted).values(tainted=reason))
-    for owner in sorted({Owner(i.user_id, i.agent_id, i.session_id) for i in targets.interactions}):
+    for owner in sorted(set(map(owner_of, targets.interactions))):
         _inherit_again(session, owner)
-
-
-def of_session(owner: Owner) -> Select[InteractionRow]:
-    scope = {"user_id": owner.user_id, "agent_id": owner.agent_id, "session_id": owner.session_id}
-    return select(InteractionRow).filter_by(**scope).order_by(InteractionRow.position)
 
 
 def _inherit_again(session: Session, owner: Owner) -> None:
     """A turn without words of the user repeats the request before it; that may be what was forgotten."""
     text, topic_id = "", None
-    for row in session.scalars(of_session(owner)):
+    for row in session.scalars(of_session(owner).order_by(InteractionRow.position)):
         if own := request_of(to_interaction(row).turn):
             text, topic_id = own, row.topic_id
         elif (row.text, row.topic_id) != (text, topic_id):

@@ -15,12 +15,13 @@ from threading import RLock
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, insert, select, tuple_
+from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from ..content import Message
 from ..errors import InputError, NotFound
 from ..settings import Settings
+from . import reading
 from .conversations import (
     Conversation,
     Owner,
@@ -42,23 +43,20 @@ from .conversations import (
 )
 from .database import Database
 from .embed import Embedder, MiniLM
-from .forgetting import erase_rows, of_session, targets
+from .forgetting import erase_rows, targets
 from .indexing import Indexing
 from .ranking import Candidate, rank
-from .rows import ROWS_A_PAGE, chunks, from_memory, from_review, to_feedback, to_interaction, to_memory
-from .tables import AdapterRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
+from .rows import from_memory, from_review, to_feedback, to_interaction, to_memory
+from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .topic_rows import TopicRows, recentre, release
-from .topics import recurrence
 from .types import Feedback, ForgetReceipt, Interaction, Memory, Recall, Topic
 from .verification import disagreements
 from .writing import (
     Held,
-    by_id,
     check_sources,
     insert_interactions,
     insert_reviews,
     known,
-    owner_of,
     rated,
     remove_replaced,
 )
@@ -127,7 +125,7 @@ class MemoryStore:
         made = replace(made, adapter_id=adapter_id, memory_ids=tuple(memory_ids))
         vectors = self._vectors([made.text])
         with self._writing() as session:
-            last = _latest(session, owner)
+            last = reading.latest(session, owner)
             open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
             made = continued(last, open_ended, owner, made)
             replaced = {last.id: made.id} if last is not None and open_ended else {}
@@ -262,27 +260,12 @@ class MemoryStore:
 
     def interactions(self) -> Iterator[Interaction]:
         """Every interaction of everybody, session by session, in order; read in pages."""
-        order = (
-            InteractionRow.user_id,
-            InteractionRow.agent_id,
-            InteractionRow.session_id,
-            InteractionRow.position,
-        )
-        page = select(InteractionRow).order_by(*order).limit(ROWS_A_PAGE)
-        after = page
-        while True:
-            with self._database.reading() as session:
-                found = [to_interaction(row) for row in session.scalars(after)]
-            yield from found
-            if len(found) < ROWS_A_PAGE:
-                return
-            last = found[-1]
-            after = page.where(tuple_(*order) > tuple_(last.user_id, last.agent_id, last.session_id, last.position))
+        return reading.in_pages(self._database)
 
     def conversation(self, interaction_id: str) -> list[Message]:
         """The prompt that was answered: the session up to this turn, without the reply."""
         asked = self.interaction(interaction_id)
-        earlier = self._session(Owner(asked.user_id, asked.agent_id, asked.session_id), before=asked.position)
+        earlier = self._session(reading.owner_of(asked), before=asked.position)
         return [*messages_of(earlier), *asked.turn]
 
     def session_messages(self, user_id: str, agent_id: str, session_id: str) -> list[Message]:
@@ -291,62 +274,35 @@ class MemoryStore:
 
     def latest_interaction(self, user_id: str, agent_id: str, session_id: str) -> Interaction | None:
         with self._database.reading() as session:
-            return _latest(session, Owner(user_id, agent_id, session_id))
+            return reading.latest(session, Owner(user_id, agent_id, session_id))
 
     def feedback(self) -> dict[str, list[Feedback]]:
         """All feedback by interaction, oldest first."""
-        found: dict[str, list[Feedback]] = {}
         with self._database.reading() as session:
-            for row in session.scalars(select(FeedbackRow).order_by(FeedbackRow.created_utc, FeedbackRow.id)):
-                found.setdefault(row.interaction_id, []).append(to_feedback(row))
-        return found
+            return reading.feedback(session)
 
     def memories(self, ids: Iterable[str]) -> dict[str, Memory]:
         """Those of `ids` that exist."""
-        found: dict[str, Memory] = {}
         with self._database.reading() as session:
-            for some in chunks(list(ids)):
-                rows = session.scalars(select(MemoryRow).where(MemoryRow.id.in_(some)))
-                found.update((row.id, to_memory(row)) for row in rows)
-        return found
+            return reading.memories(session, ids)
 
     def request_vectors(self, interaction_ids: Iterable[str]) -> dict[str, Vector]:
         """The vector of what the user asked, by interaction; a turn of tools has that of the request it answers."""
         self._indexing.pending()
-        asked: dict[str, str] = {}
         with self._database.reading() as session:
-            for interaction in by_id(session, list(interaction_ids)):
-                if source := interaction.id if request_of(interaction.turn) else _asking(session, interaction):
-                    asked[interaction.id] = turn_memory_id(source)
+            found = reading.by_id(session, interaction_ids)
+            asked = {i.id: turn_memory_id(source) for i in found if (source := reading.asking(session, i))}
         vectors = self._indexing.index.vectors(set(asked.values()))
         return {i: vectors[memory_id] for i, memory_id in asked.items() if memory_id in vectors}
 
     def topics(self, now: float) -> list[Topic]:
         """What people keep asking, most recurrent first."""
-        row = InteractionRow
-        visited = select(row.topic_id, row.user_id, row.agent_id, row.session_id, row.created_utc)
         with self._database.reading() as session:
-            found = session.execute(visited.where(row.topic_id.is_not(None)))
-            visits = [(str(topic), (user, agent, of), at) for topic, user, agent, of, at in found]
-            labels = {i: label for i, label in session.execute(select(TopicRow.id, TopicRow.label))}
-        counted = recurrence(visits, now, self.settings.dataset.half_life_days)
-        topics = [Topic(i, labels[i], r.value, r.sessions, r.last_seen_utc) for i, r in counted.items() if i in labels]
-        return sorted(topics, key=lambda topic: (-topic.recurrence, topic.id))
+            return reading.topics(session, now, self.settings.dataset.half_life_days)
 
     def counts(self) -> dict[str, int]:
-        row = InteractionRow
-        sessions = select(row.user_id, row.agent_id, row.session_id).distinct().subquery()
-        tables = {"feedback": FeedbackRow, "memories": MemoryRow, "topics": TopicRow}
-        learnt = {"snapshots": SnapshotRow, "adapters": AdapterRow}
         with self._database.reading() as session:
-            counted = {
-                "users": session.scalars(select(func.count(row.user_id.distinct()))).one(),
-                "sessions": session.scalars(select(func.count()).select_from(sessions)).one(),
-                "interactions": session.scalars(select(func.count()).select_from(row)).one(),
-            }
-            for name, table in (tables | learnt).items():
-                counted[name] = session.scalars(select(func.count()).select_from(table)).one()
-        return counted
+            return reading.counts(session)
 
     # -- forgetting and proving ---
 
@@ -409,8 +365,8 @@ class MemoryStore:
                 raise
 
     def _vectors(self, texts: Iterable[str]) -> dict[str, Vector]:
-        """Embedded before the transaction, so that no other writer waits for it; the index must be usable too."""
-        assert self._indexing.index
+        """Embedded before the transaction, so that no other writer waits for it."""
+        _ = self._indexing.index  # a StoreError here comes before anything is written
         return self._indexing.embed_missing({}, texts)
 
     def _new_requests(self, conversations: Iterable[Conversation]) -> list[str]:
@@ -427,27 +383,14 @@ class MemoryStore:
         vectors: dict[str, Vector],
     ) -> list[Interaction]:
         if replaced:
-            gone = by_id(session, list(replaced))
+            gone = reading.by_id(session, replaced)
             remove_replaced(session, gone, replaced, self._indexing.own_vectors(gone))
         self._indexing.embed_missing(vectors, (i.text for i in new if request_of(i.turn)))
         return insert_interactions(session, new, vectors, self._topics, self.clock())
 
     def _session(self, owner: Owner, before: int | None = None) -> list[Interaction]:
-        rows = of_session(owner)
+        rows = reading.of_session(owner).order_by(InteractionRow.position)
         if before is not None:
             rows = rows.where(InteractionRow.position < before)
         with self._database.reading() as session:
             return [to_interaction(row) for row in session.scalars(rows)]
-
-
-def _latest(session: Session, owner: Owner) -> Interaction | None:
-    newest = of_session(owner).order_by(None).order_by(InteractionRow.position.desc()).limit(1)
-    row = session.scalars(newest).first()
-    return None if row is None else to_interaction(row)
-
-
-def _asking(session: Session, interaction: Interaction) -> str | None:
-    """The interaction with the request that a turn of tools answers."""
-    earlier = of_session(owner_of(interaction)).where(InteractionRow.position < interaction.position)
-    rows = session.scalars(earlier.order_by(None).order_by(InteractionRow.position.desc()))
-    return next((row.id for row in rows if request_of(to_interaction(row).turn)), None)

@@ -14,11 +14,11 @@ from ..errors import StoreError
 from .conversations import Review, feedback_id, interaction_id, note_id, request_of, turn_memory_id
 from .database import Database
 from .indexing import Indexing
+from .reading import owner_of
 from .rows import ROWS_A_PAGE, turn_memory
 from .tables import FeedbackRow, MemoryRow
 from .topic_rows import miscounted
 from .types import Interaction
-from .writing import owner_of
 
 
 def disagreements(database: Database, interactions: Iterable[Interaction], indexing: Indexing) -> list[str]:

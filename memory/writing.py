@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import NotFound
 from .conversations import Owner, Planned, Review, request_of, turn_memory_id
+from .reading import before, by_id, owner_of
 from .rows import chunks, from_interaction, from_memory, from_review, to_interaction, turn_memory
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .topic_rows import TopicRows, release
@@ -55,10 +56,6 @@ class Held:
             self.rows(owner_of(interaction))[interaction.position] = interaction
         self.reviews += planned.reviews
         self.rated |= {interaction_id for interaction_id, _, _ in planned.reviews}
-
-
-def owner_of(interaction: Interaction) -> Owner:
-    return Owner(interaction.user_id, interaction.agent_id, interaction.session_id)
 
 
 def rated(session: Session, interaction_ids: Sequence[str]) -> frozenset[str]:
@@ -114,14 +111,6 @@ def remove_replaced(
     release(session, gone, vectors)
 
 
-def by_id(session: Session, interaction_ids: Sequence[str]) -> list[Interaction]:
-    return [
-        to_interaction(row)
-        for some in chunks(interaction_ids)
-        for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some)))
-    ]
-
-
 def check_sources(session: Session, note: Memory) -> None:
     """A note is made from interactions of its own user, so that forgetting them reaches it."""
     held = {i.id for i in by_id(session, note.source_ids) if i.user_id == note.user_id}
@@ -139,15 +128,9 @@ def _with_topics(session: Session, ordered: Sequence[Interaction], assigned: Map
         elif last is not None and last.position == interaction.position - 1:
             written.append(replace(interaction, topic_id=last.topic_id))
         else:
-            written.append(replace(interaction, topic_id=_topic_before(session, interaction)))
+            earlier = next(before(session, interaction), None)
+            written.append(replace(interaction, topic_id=earlier.topic_id if earlier else None))
     return written
-
-
-def _topic_before(session: Session, interaction: Interaction) -> str | None:
-    row = InteractionRow
-    owner = owner_of(interaction)._asdict()
-    earlier = select(row.topic_id).filter_by(**owner).where(row.position < interaction.position)
-    return session.scalars(earlier.order_by(row.position.desc()).limit(1)).first()
 
 
 def _of_sessions(session: Session, owners: Iterable[Owner]) -> Iterator[Interaction]:

@@ -1,0 +1,104 @@
+"""Questions put to SQL, each one function of a session. None of them writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from sqlalchemy import Select, Subquery, func, select, tuple_
+from sqlalchemy.orm import Session
+
+from .conversations import Owner, request_of
+from .database import Database
+from .rows import ROWS_A_PAGE, chunks, to_feedback, to_interaction, to_memory
+from .tables import AdapterRow, Base, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
+from .topics import recurrence
+from .types import Feedback, Interaction, Memory, Topic
+
+PLACE = (InteractionRow.user_id, InteractionRow.agent_id, InteractionRow.session_id, InteractionRow.position)
+
+
+def owner_of(interaction: Interaction) -> Owner:
+    return Owner(interaction.user_id, interaction.agent_id, interaction.session_id)
+
+
+def of_session(owner: Owner) -> Select[InteractionRow]:
+    return select(InteractionRow).filter_by(**owner._asdict())
+
+
+def in_pages(database: Database) -> Iterator[Interaction]:
+    """Every interaction, by owner and position. No transaction stays open between two pages."""
+    page = select(InteractionRow).order_by(*PLACE).limit(ROWS_A_PAGE)
+    after = page
+    while True:
+        with database.reading() as session:
+            found = [to_interaction(row) for row in session.scalars(after)]
+        yield from found
+        if len(found) < ROWS_A_PAGE:
+            return
+        last = found[-1]
+        after = page.where(tuple_(*PLACE) > tuple_(*owner_of(last), last.position))
+
+
+def by_id(session: Session, interaction_ids: Iterable[str]) -> list[Interaction]:
+    return [
+        to_interaction(row)
+        for some in chunks(list(interaction_ids))
+        for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some)))
+    ]
+
+
+def latest(session: Session, owner: Owner) -> Interaction | None:
+    row = session.scalars(of_session(owner).order_by(InteractionRow.position.desc()).limit(1)).first()
+    return None if row is None else to_interaction(row)
+
+
+def before(session: Session, interaction: Interaction) -> Iterator[Interaction]:
+    """The earlier ones of its session, latest first."""
+    earlier = of_session(owner_of(interaction)).where(InteractionRow.position < interaction.position)
+    yield from map(to_interaction, session.scalars(earlier.order_by(InteractionRow.position.desc())))
+
+
+def asking(session: Session, interaction: Interaction) -> str | None:
+    """The interaction with the request that this one answers: itself, unless it is a turn of tools."""
+    if request_of(interaction.turn):
+        return interaction.id
+    return next((earlier.id for earlier in before(session, interaction) if request_of(earlier.turn)), None)
+
+
+def feedback(session: Session) -> dict[str, list[Feedback]]:
+    found: dict[str, list[Feedback]] = {}
+    for row in session.scalars(select(FeedbackRow).order_by(FeedbackRow.created_utc, FeedbackRow.id)):
+        found.setdefault(row.interaction_id, []).append(to_feedback(row))
+    return found
+
+
+def memories(session: Session, ids: Iterable[str]) -> dict[str, Memory]:
+    found: dict[str, Memory] = {}
+    for some in chunks(list(ids)):
+        rows = session.scalars(select(MemoryRow).where(MemoryRow.id.in_(some)))
+        found.update((row.id, to_memory(row)) for row in rows)
+    return found
+
+
+def topics(session: Session, now: float, half_life_days: float) -> list[Topic]:
+    row = InteractionRow
+    found = session.execute(select(row.topic_id, *PLACE[:3], row.created_utc).where(row.topic_id.is_not(None)))
+    visits = [(str(topic_id), tuple(owner), time) for topic_id, *owner, time in found]
+    labels = {i: label for i, label in session.execute(select(TopicRow.id, TopicRow.label))}
+    counted = recurrence(visits, now, half_life_days)
+    made = [Topic(i, labels[i], r.value, r.sessions, r.last_seen_utc) for i, r in counted.items()]
+    return sorted(made, key=lambda topic: (-topic.recurrence, topic.id))
+
+
+def counts(session: Session) -> dict[str, int]:
+    sources: dict[str, type[Base] | Subquery] = {
+        "users": select(InteractionRow.user_id).distinct().subquery(),
+        "sessions": select(*PLACE[:3]).distinct().subquery(),
+        "interactions": InteractionRow,
+        "feedback": FeedbackRow,
+        "memories": MemoryRow,
+        "topics": TopicRow,
+        "snapshots": SnapshotRow,
+        "adapters": AdapterRow,
+    }
+    return {name: session.scalars(select(func.count()).select_from(t)).one() for name, t in sources.items()}
