@@ -26,7 +26,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from ..errors import TrainingError
-from ..serving.base import base_id, load_base, load_tokenizer, lora_targets
+from ..serving.base import base_id, choose_device, load_base, load_tokenizer, lora_targets
 from ..serving.lora import as_named
 from ..settings import Settings
 from . import registry
@@ -81,9 +81,7 @@ class Student:
 def student(settings: Settings, start: Path | None = None) -> Student:
     """The base with a fresh adapter, or with the one in `start`."""
     night, spec = settings.night, settings.serving.base
-    device = settings.serving.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(settings.serving.device)
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     base = load_base(spec, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)

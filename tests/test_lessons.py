@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from nightschool.evolve.batches import collate, logps
-from nightschool.evolve.lessons import Lesson, Passage, chains, encode, lay_out, plan, prompt_ids
+from nightschool.evolve.lessons import Lesson, Passage, chains, encode, lay_out, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -41,22 +41,6 @@ def test_prompt_and_answer_are_what_the_template_says_with_the_end_of_turn(token
     prompt, (answer,) = found
     assert tokenizer.decode(prompt) == "<|user|>hi<|end|><|assistant|>"
     assert tokenizer.decode(answer) == "yes<|end|>"
-
-
-def test_a_long_prompt_loses_its_oldest_turns_and_keeps_the_system_message(tokenizer: Any) -> None:
-    turns = [{"role": "user", "content": f"turn {i}"} for i in range(20)]
-    ids = prompt_ids(tokenizer, [{"role": "system", "content": "be kind"}, *turns], 50)  # type: ignore[list-item]
-    text = tokenizer.decode(ids)
-    assert len(ids) <= 50
-    assert text.startswith("<|system|>be kind<|end|><|user|>turn 1") and text.endswith("turn 19<|end|><|assistant|>")
-
-
-def test_a_single_turn_that_is_too_long_is_cut_from_the_left(tokenizer: Any) -> None:
-    prompt = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "x" * 200 + "the end"}]
-    ids = prompt_ids(tokenizer, prompt, 60)  # type: ignore[arg-type]
-    text = tokenizer.decode(ids)
-    assert len(ids) == 60
-    assert text.startswith("<|system|>be kind<|end|><|user|>x") and text.endswith("the end<|end|><|assistant|>")
 
 
 @pytest.mark.parametrize("answer", ["y" * 90, "  "])
