@@ -65,6 +65,10 @@ def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_with
     live = assistant.registry.live()
     assert live and live.id == cycle.candidate_id and live.phase == "dpo"
 
+    said.clear()
+    assert night(assistant, said).outcome == "nothing to learn"
+    assert "already trained" in said[-1]
+
     reply = assistant.reply("When do you open?", user_id="visitor")
     assert reply.adapter_id == live.id
     found = lineage.why(assistant.store, assistant.registry, reply.id)
@@ -72,10 +76,6 @@ def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_with
     assert [p.phase for p in found.lineage.parents] == ["sft"]
     assert {s.user_id for s in found.lineage.sources} == {f"user{u}" for u in range(24)}
     assert lineage.verify(assistant.store, assistant.registry) == []
-
-    said.clear()
-    assert night(assistant, said).outcome == "nothing to learn"
-    assert "already trained" in said[-1]
 
     receipt = assistant.forget(user_id="user3")
     assert live.id in receipt.tainted_adapters
