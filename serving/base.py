@@ -1,0 +1,177 @@
+"""Finding and loading a base: the shipped seedling, a folder, or a hub id.
+
+A base is always loaded dequantised, since LoRA trains on the very numbers that serve. The invariant: `base_id` names
+the content, so an adapter trained on one base is never applied to another that bears the same name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..content import files_id
+from ..errors import ServingError
+
+if TYPE_CHECKING:
+    import torch
+
+SEEDLING = Path(__file__).parent / "seedling"
+WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+SETTINGS = ("attention", "attention+mlp")
+MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
+
+
+def locate(spec: str) -> Path:
+    """The folder of a base; a hub id is downloaded unless HF_HUB_OFFLINE is set."""
+    folder = SEEDLING if spec == "seedling" else Path(spec).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise ServingError(f"base {spec}: {folder} has no config.json; give the folder of a checkpoint")
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec) or spec.startswith("."):
+        raise ServingError(f"base {spec}: no such folder; set serving.base to seedling, a folder or a hub id")
+    return _from_hub(spec)
+
+
+def _from_hub(spec: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(spec, allow_patterns=list(WANTED)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
+        raise ServingError(f"base {spec}: not in the local cache and not downloaded ({why}); {error}") from error
+
+
+def base_id(spec: str) -> str:
+    """`b2:` and a hash over config, weights and tokenizer; of a hub id, whose commits never change, the commit."""
+    folder = locate(spec)
+    if folder.parent.name == "snapshots":
+        return f"hub:{spec}@{folder.name}"
+    paths = [folder / name for name in ("config.json", "tokenizer.json", "chat_template.jinja")]
+    paths = [*filter(Path.exists, paths), *sorted(folder.glob("*.safetensors"))]
+    return _hashed(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+
+
+@lru_cache(maxsize=16)
+def _hashed(files: tuple[tuple[str, int, int], ...]) -> str:
+    return files_id([Path(path) for path, _, _ in files])
+
+
+# -- loading ---
+
+
+def load_tokenizer(spec: str) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = locate(spec)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ServingError(f"base {spec}: its tokenizer cannot be loaded: {error}") from error
+    if not tokenizer.chat_template:
+        raise ServingError(f"base {spec}: the tokenizer has no chat template; take the instruct version of the model")
+    return tokenizer
+
+
+def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
+    """The dequantised model in `dtype` on `device`, in eval mode."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = locate(spec)
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(folder)
+            fp8 = _set_to_dequantise(config)
+            # the FP8 loader writes bfloat16 and stumbles over any other dtype
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16 if fp8 else dtype)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ServingError(f"base {spec}: cannot be loaded from {folder}: {error}") from error
+    if fp8 and dtype != torch.bfloat16:
+        model = _in_dtype(model, dtype)
+    return model.to(choose_device(device)).eval()
+
+
+def choose_device(device: str) -> str:
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _set_to_dequantise(config: Any) -> bool:
+    quantization = getattr(config, "quantization_config", None)
+    if not quantization or quantization.get("quant_method") != "fp8":
+        return False
+    config.quantization_config = {**quantization, "dequantize": True}
+    return True
+
+
+def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """A fresh model with the same weights; `model.to(dtype)` would keep rotary buffers that bfloat16 rounded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        fresh = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config = model.generation_config
+    return fresh
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of the weights' loader."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+# -- where LoRA goes ---
+
+
+def lora_targets(config: Any, setting: str) -> str:
+    """A pattern of module names for peft: attention, and with `attention+mlp` the dense and shared-expert MLPs.
+
+    Read off the model's own modules, so it holds for any family; routers and routed experts are never in it.
+    """
+    if setting not in SETTINGS:
+        raise ServingError(f"night.lora_targets is {setting!r}; it is one of {', '.join(SETTINGS)}")
+    names = [name for name in linear_names(config) if _is_target(name.split("."), setting)]
+    if not names:
+        raise ServingError(f"no module of a {config.model_type} fits night.lora_targets = {setting!r}; try attention")
+    shapes = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names})
+    return "|".join(re.escape(shape).replace(r"\#", r"\d+") for shape in shapes)
+
+
+def linear_names(config: Any) -> list[str]:
+    """The names of all linear layers that a model of `config` has; nothing is allocated."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def _is_target(path: list[str], setting: str) -> bool:
+    owners, leaf = path[:-1], path[-1]
+    if "experts" in owners:
+        return False
+    if any("attn" in owner or "attention" in owner for owner in owners):
+        return True
+    return setting == "attention+mlp" and leaf in MLP_NAMES

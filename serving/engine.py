@@ -1,0 +1,61 @@
+"""What every engine does, embedded or served: answer, stream, score, and hold adapters under immutable ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..content import Message
+
+Prompt = Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn; temperature 0 is greedy. `stop` strings end the answer and are left out of it."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probability (nats) of an answer with its end-of-turn token, given its prompt; one figure a token."""
+
+    token_logprobs: tuple[float, ...]
+
+    @property
+    def logprob(self) -> float:
+        return sum(self.token_logprobs)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.token_logprobs)
+
+
+class Engine(Protocol):
+    """`adapter` is the id of a loaded adapter; None is the base, exactly."""
+
+    @property
+    def base_id(self) -> str: ...
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, adapter: str | None = None, sampling: Sampling = ...
+    ) -> list[str]: ...
+
+    def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = ...) -> Iterator[str]: ...
+
+    def score(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None
+    ) -> list[Score]: ...
+
+    def load(self, adapter_id: str, path: Path) -> None: ...
+
+    def unload(self, adapter_id: str) -> None: ...
+
+    def adapters(self) -> list[str]: ...

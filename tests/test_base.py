@@ -1,0 +1,180 @@
+"""A base is found, named by its content, and loaded with the numbers that serve."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from nightschool.errors import ServingError
+from nightschool.serving import base
+from nightschool.serving.pretrain import quantise
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, MixtralConfig, Qwen3MoeConfig
+
+
+def copy_base(source: str, folder: Path) -> Path:
+    folder.mkdir()
+    for path in Path(source).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def fp8_base(toy_base: str, tmp_path: Path) -> Path:
+    """The toy base in the block-FP8 layout; its experts are 2-D tensors on disk."""
+    folder = copy_base(toy_base, tmp_path / "fp8")
+    tensors = {}
+    for name, value in load_file(folder / "model.safetensors").items():
+        if value.ndim == 2 and "_proj" in name:
+            tensors[name], tensors[name + "_scale_inv"] = quantise(value)
+        else:
+            tensors[name] = value if "bias" in name else value.bfloat16()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    kept = {"modules_to_not_convert": ["lm_head", "model.layers.1.mlp.gate"]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization | kept}))
+    return folder
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(10, 60)[None]).logits.float()
+
+
+# -- finding ---
+
+
+def test_unknown_folder_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="no such folder"):
+        base.locate(str(tmp_path / "nowhere"))
+
+
+def test_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="has no config"):
+        base.locate(str(tmp_path))
+
+
+def test_hub_id_that_is_not_cached_names_the_reason_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ServingError, match=r"nobody/nothing: not in the local cache .*HF_HUB_OFFLINE is set"):
+        base.locate("nobody/nothing")
+
+
+def test_base_id_follows_the_content_and_not_the_name(toy_base: str, tmp_path: Path) -> None:
+    copy = copy_base(toy_base, tmp_path / "copy")
+    before = base.base_id(str(copy))
+    assert before == base.base_id(toy_base)
+    assert re.fullmatch("b2:[0-9a-f]{32}", before)
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert base.base_id(str(copy)) != before
+
+
+def test_base_id_of_a_hub_snapshot_is_its_commit(
+    toy_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "snapshots").mkdir()
+    folder = copy_base(toy_base, tmp_path / "snapshots" / "c0ffee")
+    monkeypatch.setattr(base, "_from_hub", lambda spec: folder)
+    assert base.base_id("some/model") == "hub:some/model@c0ffee"
+
+
+# -- loading ---
+
+
+def test_fp8_base_has_no_quantised_layer_left_and_is_close_to_its_source(toy_base: str, fp8_base: Path) -> None:
+    model = base.load_base(str(fp8_base), dtype=torch.float32, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert getattr(model.config, "quantization_config", None) is None
+    source = AutoModelForCausalLM.from_pretrained(toy_base, dtype=torch.float32).eval()
+    a, b = logits(model), logits(source)
+    assert (a - b).norm() / b.norm() < 0.2
+
+
+def test_fp8_base_in_float32_equals_a_reload_of_its_dequantised_weights(fp8_base: Path, tmp_path: Path) -> None:
+    model = base.load_base(str(fp8_base), dtype=torch.float32, device="cpu")
+    model.save_pretrained(tmp_path / "plain")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32).eval()
+    assert torch.equal(logits(model), logits(reloaded))
+
+
+def test_loading_draws_no_random_numbers(fp8_base: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    base.load_base(str(fp8_base), dtype=torch.float32, device="cpu")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_damaged_base_is_refused_with_its_folder(toy_base: str, tmp_path: Path) -> None:
+    copy = copy_base(toy_base, tmp_path / "copy")
+    (copy / "config.json").write_text("{}")
+    with pytest.raises(ServingError, match="copy"):
+        base.load_base(str(copy), dtype=torch.float32, device="cpu")
+
+
+def test_base_without_a_chat_template_is_refused(toy_base: str, tmp_path: Path) -> None:
+    copy = copy_base(toy_base, tmp_path / "copy")
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(ServingError, match="no chat template"):
+        base.load_tokenizer(str(copy))
+
+
+def test_quantised_block_is_within_a_sixteenth_of_its_weights_also_at_odd_sizes() -> None:
+    weight = torch.randn(160, 300, generator=torch.Generator().manual_seed(0))
+    packed, scale = quantise(weight)
+    assert packed.shape == weight.shape and packed.dtype == torch.float8_e4m3fn and scale.shape == (2, 3)
+    back = packed.float() * scale.repeat_interleave(128, 0)[:160].repeat_interleave(128, 1)[:, :300]
+    assert ((back - weight).abs() <= weight.abs() / 16 + scale.max() * 2**-9).all()
+
+
+# -- where LoRA goes ---
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+SMALL |= {"intermediate_size": 32, "vocab_size": 64}
+
+
+def targeted(config: object, setting: str) -> set[str]:
+    pattern = base.lora_targets(config, setting)
+    return {name for name in base.linear_names(config) if re.fullmatch(pattern, name)}
+
+
+def leaves(names: set[str]) -> set[str]:
+    return {name.rsplit(".", 1)[1] for name in names}
+
+
+def test_attention_of_deepseek_is_its_latent_projections(toy_base: str) -> None:
+    names = targeted(AutoConfig.from_pretrained(toy_base), "attention")
+    assert leaves(names) == {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+    low_rank = DeepseekV3Config(**SMALL, n_routed_experts=8, q_lora_rank=8, kv_lora_rank=8, moe_intermediate_size=16)
+    assert {"q_a_proj", "q_b_proj"} <= leaves(targeted(low_rank, "attention"))
+
+
+def test_mlp_of_deepseek_is_the_dense_and_the_shared_one_and_never_a_routed_expert(toy_base: str) -> None:
+    names = targeted(AutoConfig.from_pretrained(toy_base), "attention+mlp")
+    assert "model.layers.0.mlp.gate_proj" in names
+    assert "model.layers.1.mlp.shared_experts.down_proj" in names
+    pattern = base.lora_targets(AutoConfig.from_pretrained(toy_base), "attention+mlp")
+    forbidden = ("mlp.experts.gate_up_proj", "mlp.experts.0.gate_proj", "mlp.gate", "mlp.experts")
+    assert not [name for name in forbidden if re.fullmatch(pattern, f"model.layers.1.{name}")]
+    assert not re.fullmatch(pattern, "lm_head")
+
+
+def test_family_without_dense_mlps_gets_attention_alone() -> None:
+    config = Qwen3MoeConfig(**SMALL, num_experts=4, moe_intermediate_size=16, head_dim=16)
+    assert targeted(config, "attention+mlp") == targeted(config, "attention")
+    assert leaves(targeted(config, "attention")) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert leaves(targeted(MixtralConfig(**SMALL), "attention")) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_dense_family_gets_its_mlps() -> None:
+    assert {"gate_proj", "up_proj", "down_proj", "q_proj"} <= leaves(targeted(LlamaConfig(**SMALL), "attention+mlp"))
+
+
+def test_unknown_setting_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ServingError, match=r"'experts'; it is one of attention, attention\+mlp"):
+        base.lora_targets(LlamaConfig(**SMALL), "experts")
