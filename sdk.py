@@ -67,6 +67,7 @@ class Assistant:
         self.settings, self.store, self.registry = settings, store, registry
         self._engine = engine
         self._session_id = uuid4().hex
+        self._served: str | None = None
 
     def __enter__(self) -> Assistant:
         return self
@@ -193,6 +194,9 @@ class Assistant:
         except (GateRefused, ServingError) as error:
             log.warning("the base answers, since the live adapter is refused: %s", error)
             return None
+        served, self._served = self._served, adapter.id
+        if served and served != adapter.id and served in self.engine.adapters():
+            self.engine.unload(served)
         return adapter.id
 
 

@@ -32,6 +32,9 @@ class EchoEngine:
     def load(self, adapter_id: str, path: Path) -> None:
         self.loaded.append(adapter_id)
 
+    def unload(self, adapter_id: str) -> None:
+        self.loaded.remove(adapter_id)
+
     def generate(
         self, prompts: Sequence[Sequence[Message]], *, adapter: str | None = None, sampling: Sampling | None = None
     ) -> list[str]:
@@ -49,12 +52,14 @@ def assistant(tmp_path: Path, embedder: Embedder) -> Iterator[Assistant]:
         yield opened
 
 
-def serve(assistant: Assistant, interaction_id: str = "b2:1", base_id: str = "base") -> Adapter:
+def serve(
+    assistant: Assistant, interaction_id: str = "b2:1", base_id: str = "base", weights: bytes = b"weights"
+) -> Adapter:
     registry = assistant.registry
     snapshot = Snapshot((), (), (), (Judged((), "x", True, "ada", (interaction_id,)),))
     registry.add_snapshot(snapshot, [])
     folder = registry.building()
-    (folder / WEIGHTS).write_bytes(b"weights")
+    (folder / WEIGHTS).write_bytes(weights)
     facts = {"base_id": base_id, "snapshot_id": snapshot.id, "parent_id": None, "details": {}}
     adapter = seal(folder, phase="sft", created_utc=1.0, **facts)
     registry.add(adapter)
@@ -110,6 +115,17 @@ def test_live_adapter_answers_and_is_named(assistant: Assistant) -> None:
     reply = assistant.reply("Hello there")
     assert reply.adapter_id == adapter.id
     assert reply.text.startswith(adapter.id)
+
+
+def test_switching_the_live_adapter_frees_the_one_before(assistant: Assistant) -> None:
+    one = serve(assistant, weights=b"one")
+    assert assistant.reply("Hello there").adapter_id == one.id
+    two = serve(assistant, weights=b"two")
+    assert assistant.reply("Hello there").adapter_id == two.id
+    assert assistant.engine.adapters() == [two.id]
+    assistant.registry.rollback()
+    assert assistant.reply("Hello there").adapter_id == one.id
+    assert assistant.engine.adapters() == [one.id]
 
 
 def test_damaged_live_adapter_is_refused_and_the_base_answers(

@@ -1,0 +1,159 @@
+"""The command line: what it prints, and what its exit codes say."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from nightschool.interfaces import cli
+from nightschool.interfaces.doctor import examine
+from nightschool.settings import load_settings
+from typer.testing import CliRunner
+
+Run = Callable[..., Result]
+LINE = {
+    "user_id": "ada",
+    "session_id": "monday",
+    "messages": [
+        {"role": "user", "content": "Do you repair wheels?"},
+        {"role": "assistant", "content": "No.", "rating": -1, "correction": "Yes, in two days."},
+    ],
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def call(*words: str) -> Result:
+        return CliRunner().invoke(cli.app, [*words, "--home", str(tmp_path / "home")])
+
+    return call
+
+
+def export(tmp_path: Path, *lines: object) -> str:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return str(path)
+
+
+def test_init_makes_a_home_and_leaves_settings_that_are_there(run: Run, tmp_path: Path) -> None:
+    assert run("init").exit_code == 0
+    path = tmp_path / "home" / "settings.toml"
+    path.write_text("[night]\nseed = 3\n")
+    assert run("init").exit_code == 0
+    assert path.read_text() == "[night]\nseed = 3\n"
+
+
+def test_importing_twice_changes_nothing(run: Run, tmp_path: Path) -> None:
+    file = export(tmp_path, LINE)
+    first, again = (json.loads(run("import", file, "--json").stdout) for _ in range(2))
+    assert (first["interactions_new"], first["feedback_new"]) == (1, 1)
+    assert (again["interactions_new"], again["interactions_known"], again["feedback_new"]) == (0, 1, 0)
+
+
+def test_broken_line_is_named_the_others_go_in_and_the_exit_code_says_so(run: Run, tmp_path: Path) -> None:
+    done = run("import", export(tmp_path, "{", LINE))
+    assert done.exit_code == 1
+    assert "1 new ratings" in done.stdout
+    assert "in.jsonl:1:" in done.stdout
+
+
+def test_missing_file_is_named_before_anything_is_made(run: Run, tmp_path: Path) -> None:
+    done = run("import", str(tmp_path / "nowhere.jsonl"))
+    assert done.exit_code == 1
+    assert "nowhere.jsonl" in str(done.exception)
+    assert not (tmp_path / "home").exists()
+
+
+def test_note_is_remembered_found_and_forgotten(run: Run) -> None:
+    note = run("remember", "My dog is called Rex.", "--user", "ada").stdout.strip()
+    assert "Rex" in run("recall", "dog called", "--user", "ada").stdout
+    assert "nothing relevant" in run("recall", "dog called", "--user", "bob").stdout
+    plan = run("forget", "--memory", note)
+    assert "would erase: 0 turns, 1 memories" in plan.stdout
+    assert "Rex" in run("recall", "dog called", "--user", "ada").stdout
+    assert json.loads(run("forget", "--memory", note, "--yes", "--json").stdout)["memories"] == 1
+    assert json.loads(run("recall", "dog called", "--user", "ada", "--json").stdout) == []
+
+
+def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, LINE))
+    found = json.loads(run("recall", "repair wheels", "--user", "ada", "--json").stdout)
+    (reply,) = found[0]["memory"]["source_ids"]
+    assert run("rate", reply, "0.5", "--comment", "slow").exit_code == 0
+    assert run("rate", reply, "5").exit_code == 2
+    why = run("audit", "why", reply)
+    assert "asked:    Do you repair wheels?" in why.stdout
+    assert "the base answered" in why.stdout
+    assert json.loads(run("audit", "why", reply, "--json").stdout)["interaction"]["id"] == reply
+
+
+def test_night_without_feedback_exits_3(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, LINE))
+    done = run("night", "--json")
+    assert done.exit_code == 3
+    assert json.loads(done.stdout.splitlines()[-1])["outcome"] == "nothing to learn"
+
+
+def test_empty_home_is_sound_and_serves_the_base(run: Run) -> None:
+    assert run("audit", "verify").stdout == "sound: every id re-derives\n"
+    assert run("memory", "verify").exit_code == 0
+    assert "0 memories" in run("memory", "rebuild").stdout
+    assert json.loads(run("adapters", "list", "--json").stdout) == []
+    assert "serving: the base" in run("adapters", "list").stdout
+    assert run("adapters", "rollback").exit_code == 1
+    assert run("audit", "lineage", "b2:0").exit_code == 1
+
+
+def test_disagreement_makes_verify_exit_1(run: Run, tmp_path: Path) -> None:
+    import sqlite3
+
+    run("import", export(tmp_path, LINE))
+    with sqlite3.connect(tmp_path / "home" / "nightschool.db") as connection:
+        connection.execute("UPDATE interactions SET reply = 'Yes.'")
+    connection.close()
+    assert run("audit", "verify").exit_code == 1
+    assert run("memory", "verify").exit_code == 1
+
+
+def test_doctor_names_what_is_there_and_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    assert "no home yet" in run("doctor").stdout
+    run("init")
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["problems"] == []
+    assert found["memory"]["interactions"] == 0
+    env = {"NIGHTSCHOOL_BASE": str(tmp_path / "nothing")}
+    assert "nothing" in examine(load_settings(tmp_path / "home", env))["problems"][0]
+
+
+def test_chat_answers_takes_feedback_and_leaves(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = iter(["", "/good", "Hello!", "/good", "/fix Good day.", "/remember I like trains.", "/what", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    done = run("chat", "--user", "ada", "--session", "s")
+    assert done.exit_code == 0, done.exception
+    assert done.stdout.strip()
+    assert done.stderr.count("noted") == 3
+    assert done.stderr.count("/good, /bad, /fix TEXT") == 2
+    assert "trains" in run("recall", "trains", "--user", "ada").stdout
+
+
+def test_chat_ends_with_the_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", closed)
+    assert run("chat").exit_code == 0
+
+
+@pytest.mark.parametrize(("words", "code"), [(["recall", "x", "--home", "/dev/null/x"], 1), (["--help"], 0)])
+def test_errors_are_one_line_and_exit_1(
+    words: Sequence[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["nightschool", *words])
+    monkeypatch.setenv("NIGHTSCHOOL_NIGHT_SEDE", "1")
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == code
+    shown = capsys.readouterr().err
+    assert ("error: environment variable NIGHTSCHOOL_NIGHT_SEDE" in shown) == (code == 1)
+    assert "Traceback" not in shown
