@@ -38,13 +38,14 @@ class Indexing:
 
     @property
     def index(self) -> VectorIndex:
-        """Opened when first needed, and compared with SQL then."""
+        """Opened when first needed, and brought in step with SQL then."""
         with self._lock:
             if self._index is None:
                 index = self._unopened()
                 index.count()  # a StoreError here if it was made by another embedder
                 self._index = index
                 self.reconcile()
+                self.pending()
             return self._index
 
     def embed_missing(self, vectors: dict[str, Vector], texts: Iterable[str]) -> dict[str, Vector]:
@@ -66,13 +67,14 @@ class Indexing:
         """Index all that is not indexed and say how many; add the vectors of turns to `sums` by topic."""
         done = 0
         with self._lock:
+            index = self.index
             while waiting := self._waiting():
                 vectors = self._embedder.embed([request for _, request, _ in waiting])
                 for (_, _, topic_id), vector in zip(waiting, vectors, strict=True):
                     if sums is not None and topic_id is not None:
                         sums[topic_id] = sums.get(topic_id, np.zeros_like(vector)) + vector
                 memories = [memory for memory, _, _ in waiting]
-                self.index.delete([memory.id for memory in memories])  # a crash may have left some there
+                index.delete([memory.id for memory in memories])  # a crash may have left some there
                 self._add(memories, list(vectors))
                 done += len(waiting)
         return done
@@ -93,10 +95,10 @@ class Indexing:
         with self._lock:
             with self._database.writing() as session:
                 session.execute(update(MemoryRow).values(indexed=False))
-            self._unopened().drop()
-            self._index = None
+            self._index = self._unopened()
+            self._index.drop()
             done = self.pending(sums)
-            self.index.optimize()
+            self._index.optimize()
             return done
 
     def reconcile(self) -> None:

@@ -1,7 +1,7 @@
 """The memory: what was said, what was said of it, and what of it is found again.
 
 SQL holds the facts. A write commits them first, with its memories marked as not indexed, then brings up the vector
-index and marks them indexed; whatever a crash leaves in between is indexed at the next opening or recall. The
+index and marks them indexed; whatever a crash leaves in between is indexed before the index is used next. The
 invariant: the index can be dropped at any time and made again from SQL.
 """
 
@@ -88,11 +88,6 @@ class MemoryStore:
         self._lock = RLock()
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
         self._indexing = Indexing(self._database, self.embedder, settings.index_url)
-        try:
-            self._indexing.pending()
-        except BaseException:
-            self.close()
-            raise
 
     def __enter__(self) -> MemoryStore:
         return self

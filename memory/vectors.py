@@ -146,17 +146,19 @@ class VectorIndex:
     def _open(self) -> Any:
         if self._table is None:
             connection = self._connect()
-            self._table = connection.create_table(TABLE, schema=self._schema(), exist_ok=True)
-            if not list(self._table.list_indices()):
+            if TABLE in connection.list_tables().tables:
+                table = connection.open_table(TABLE)
+                self._check_embedder(table.schema.metadata or {})
+            else:
+                table = connection.create_table(TABLE, schema=self._schema(), exist_ok=True)
+            self._table = table
+            if not list(table.list_indices()):
                 self._make_indexes()
-            self._check_embedder()
         return self._table
 
-    def _check_embedder(self) -> None:
-        metadata = self._table.schema.metadata or {}
+    def _check_embedder(self, metadata: dict[bytes, bytes]) -> None:
         held = (metadata.get(b"embedder", b"?").decode(), metadata.get(b"dimension", b"?").decode())
         if held != (self.embedder_name, str(self.dimension)):
-            self._table = None
             raise StoreError(
                 f"the index {self.url} holds vectors of {held[0]} ({held[1]} numbers each), the embedder is"
                 f" {self.embedder_name} ({self.dimension}); run `nightschool memory rebuild`"

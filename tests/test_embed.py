@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import torch
+
+from nightschool.memory.embed import one_thread
+
+
+def test_rows_are_float32_of_length_one_in_the_order_of_the_texts(embedder):
+    texts = ["my dog is called Rex", "the pool opens at seven", ""]
+    vectors = embedder.embed(texts)
+    assert (vectors.shape, vectors.dtype) == ((3, embedder.dimension), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors[1], embedder.embed(texts[1:2])[0], atol=2e-2)
+
+
+def test_related_texts_are_nearer_than_unrelated_ones(embedder):
+    asked, near, far = embedder.embed(["how old is my dog?", "the age of my puppy", "train times to Leeds"])
+    assert asked @ near > asked @ far + 0.3
+
+
+def test_same_text_is_embedded_once_a_call_and_has_the_same_row(embedder, monkeypatch):
+    encoded: list[str] = []
+    encode = embedder._model.encode
+    monkeypatch.setattr(embedder._model, "encode", lambda texts, **how: encoded.extend(texts) or encode(texts, **how))
+    vectors = embedder.embed(["a", "b", "a", "a"])
+    assert encoded == ["a", "b"]
+    assert (vectors[0] == vectors[2]).all() and (vectors[0] == vectors[3]).all() and (vectors[0] != vectors[1]).any()
+
+
+def test_no_texts_are_no_rows(embedder):
+    assert embedder.embed([]).shape == (0, embedder.dimension)
+
+
+def test_enormous_text_is_embedded(embedder):
+    assert np.isfinite(embedder.embed(["word " * 70_000])).all()
+
+
+def test_threads_of_torch_are_one_inside_and_as_before_outside():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_loading_draws_no_progress_bar_and_leaves_the_switch_as_it_was():
+    code = """
+from transformers.utils import logging
+from nightschool.memory.embed import MiniLM
+for shown in (True, False):
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    MiniLM().embed(["a"])
+    assert logging.is_progress_bar_enabled() is shown
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

@@ -1,0 +1,555 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from threading import Thread
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as how
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from nightschool.errors import InputError, NotFound, StoreError
+from nightschool.memory.conversations import Conversation, Owner, Review
+from nightschool.memory.store import MemoryStore
+from nightschool.settings import MemorySettings, Settings
+
+POSTGRES = "postgresql+psycopg://127.0.0.1:5432/test"
+ANN = {"user_id": "ann", "session_id": "s"}
+
+
+def user(words):
+    return {"role": "user", "content": words}
+
+
+def said(store, words, reply="ok", **owner):
+    return store.record([user(words)], reply, **(ANN | owner))
+
+
+def conversation(*words, owner=Owner("ann", "", "s"), reviews=None, start="user"):
+    roles = ("user", "assistant") if start == "user" else ("assistant", "user")
+    messages = tuple({"role": roles[n % 2], "content": w} for n, w in enumerate(words))
+    return Conversation(owner, messages, tuple(float(n) for n in range(len(words))), reviews or {})
+
+
+# -- recording ---
+
+
+def test_recorded_turn_is_read_back_as_it_was(quick_store):
+    turn = [{"role": "system", "content": "be kind"}, user("it's \"odd\" \u202e🧑 '; --")]
+    made = quick_store.record(turn, "réply", **ANN, agent_id="a", adapter_id="b2:1", memory_ids=["m"], created_utc=12.5)
+    assert quick_store.interaction(made.id) == made
+    assert (made.turn, made.text, made.reply) == (tuple(turn), turn[1]["content"], "réply")
+    assert (made.adapter_id, made.memory_ids, made.created_utc, made.position) == ("b2:1", ("m",), 12.5, 0)
+
+
+def test_turns_of_a_session_follow_each_other_and_sessions_are_apart(quick_store, clock):
+    positions = [said(quick_store, "one").position, said(quick_store, "two").position]
+    assert positions == [0, 1]
+    assert said(quick_store, "one", session_id="other").position == 0
+    assert said(quick_store, "one", agent_id="a").position == 0
+    assert said(quick_store, "three").created_utc == clock.now
+
+
+def test_same_turn_twice_is_two_interactions(quick_store):
+    assert said(quick_store, "yes").id != said(quick_store, "yes").id
+
+
+def test_conversation_is_the_prompt_that_was_answered(quick_store):
+    said(quick_store, "hi", "hello")
+    second = said(quick_store, "weather?", "rain")
+    said(quick_store, "bye", "bye")
+    asked = [user("hi"), {"role": "assistant", "content": "hello"}, user("weather?")]
+    assert quick_store.conversation(second.id) == asked
+    everything = quick_store.session_messages("ann", "", "s")
+    assert everything == [
+        *asked,
+        {"role": "assistant", "content": "rain"},
+        user("bye"),
+        {"role": "assistant", "content": "bye"},
+    ]
+
+
+def test_latest_interaction_is_of_that_session(quick_store):
+    assert quick_store.latest_interaction("ann", "", "s") is None
+    said(quick_store, "one")
+    last = said(quick_store, "two")
+    said(quick_store, "three", session_id="other")
+    assert quick_store.latest_interaction("ann", "", "s") == last
+
+
+def test_turn_of_tools_has_text_topic_and_vector_of_its_request_and_no_memory(quick_store):
+    asked = said(quick_store, "weather in Leeds?", "[calls]")
+    answer = quick_store.record([{"role": "tool", "content": "rain"}], "It rains.", **ANN)
+    assert (answer.text, answer.topic_id) == (asked.text, asked.topic_id)
+    assert quick_store.counts()["memories"] == 1
+    vectors = quick_store.request_vectors([asked.id, answer.id])
+    np.testing.assert_array_equal(vectors[asked.id], vectors[answer.id])
+    assert quick_store.verify() == []
+
+
+def test_greeting_has_neither_topic_nor_vector(quick_store):
+    greeting = quick_store.record([], "How can I help?", **ANN)
+    assert (greeting.text, greeting.topic_id) == ("", None)
+    assert quick_store.request_vectors([greeting.id]) == {}
+    assert quick_store.verify() == []
+
+
+def test_vector_is_of_the_request_and_not_of_the_reply(quick_store, hash_embedder):
+    made = said(quick_store, "weather in Leeds", "a long reply with other words")
+    (vector,) = quick_store.request_vectors([made.id]).values()
+    np.testing.assert_allclose(vector, hash_embedder.embed(["weather in Leeds"])[0], atol=1e-6)
+
+
+def test_interactions_of_everybody_come_in_order_also_over_pages(quick_store, monkeypatch):
+    monkeypatch.setattr("nightschool.memory.reading.ROWS_A_PAGE", 2)
+    for name, session in [("bob", "2"), ("ann", "2"), ("ann", "1"), ("bob", "2"), ("ann", "1")]:
+        said(quick_store, "hi", user_id=name, session_id=session)
+    places = [(i.user_id, i.session_id, i.position) for i in quick_store.interactions()]
+    assert places == [("ann", "1", 0), ("ann", "1", 1), ("ann", "2", 0), ("bob", "2", 0), ("bob", "2", 1)]
+
+
+def test_missing_interaction_is_named(quick_store):
+    with pytest.raises(NotFound, match="b2:gone"):
+        quick_store.interaction("b2:gone")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"turn": [user("a\ud800")]}, "message 0: content holds half of a surrogate pair"),
+        ({"reply": "\0"}, "reply holds a NUL"),
+        ({"user_id": ""}, "user_id is empty"),
+        ({"created_utc": float("nan")}, "created_utc is not a finite number"),
+    ],
+)
+def test_refused_turn_names_the_field_and_leaves_nothing(quick_store, change, reason):
+    given = {"turn": [user("hi")], "reply": "ok", **ANN} | change
+    with pytest.raises(InputError, match=reason):
+        quick_store.record(given.pop("turn"), given.pop("reply"), **given)
+    assert quick_store.counts()["interactions"] == 0
+
+
+def test_enormous_message_is_stored_recalled_and_given_back(quick_store):
+    enormous = "zebra " + "word " * 70_000
+    made = said(quick_store, enormous)
+    assert quick_store.interaction(made.id).text == enormous
+    assert quick_store.recall("zebra", user_id="ann", threshold=0)[0].memory.source_ids == (made.id,)
+
+
+# -- whole conversations ---
+
+
+def test_conversation_kept_twice_is_known_the_second_time(quick_store):
+    first = quick_store.record_many([conversation("hi", "hello", "bye", "bye")])
+    again = quick_store.record_many([conversation("hi", "hello", "bye", "bye")])
+    assert (first.new, first.known, again.new, again.known) == (2, 0, 0, 2)
+    assert quick_store.verify() == []
+
+
+def test_kept_conversation_has_the_ids_that_live_turns_have(quick_store):
+    quick_store.record_many([conversation("hi", "hello", "bye", "good bye")])
+    kept = [i.id for i in quick_store.interactions()]
+    live = [
+        said(quick_store, "hi", "hello", session_id="t").id,
+        said(quick_store, "bye", "good bye", session_id="t").id,
+    ]
+    quick_store.forget(session_id="s")
+    quick_store.forget(session_id="t")
+    assert kept == [said(quick_store, "hi", "hello").id, said(quick_store, "bye", "good bye").id] != live
+
+
+def test_grown_conversation_replaces_its_unanswered_end(quick_store):
+    quick_store.record_many([conversation("hi", "hello", "dogs?")])
+    note = quick_store.remember("Ann asks about dogs", user_id="ann", source_ids=[_last(quick_store).id])
+    recorded = quick_store.record_many([conversation("hi", "hello", "dogs?", "yes, two", "cats?")])
+    assert (recorded.new, recorded.known) == (2, 1)
+    assert [i.reply for i in quick_store.interactions()] == ["hello", "yes, two", ""]
+    dogs = next(i for i in quick_store.interactions() if i.text == "dogs?")
+    assert quick_store.memories([note.id])[note.id].source_ids == (dogs.id,)
+    assert quick_store.verify() == []
+
+
+def test_older_copy_after_the_grown_one_changes_nothing(quick_store):
+    quick_store.record_many([conversation("hi", "hello", "dogs?", "yes")])
+    assert quick_store.record_many([conversation("hi", "hello", "dogs?")]).new == 0
+    assert quick_store.counts()["interactions"] == 2
+
+
+def test_conversation_that_grows_twice_within_a_batch_is_kept_once(quick_store):
+    versions = [conversation("hi"), conversation("hi", "hello", "bye"), conversation("hi", "hello", "bye", "bye")]
+    quick_store.record_many(versions[:1])
+    recorded = quick_store.record_many([*versions[1:2], *versions, *versions[1:]])
+    assert [i.reply for i in quick_store.interactions()] == ["hello", "bye"]
+    assert (recorded.new, recorded.errors) == (2, {})
+    assert quick_store.verify() == []
+
+
+def test_unanswered_turn_that_grows_twice_in_a_batch_is_replaced_by_the_last(quick_store):
+    def ending(*words):
+        messages = tuple(user(w) for w in words)
+        return Conversation(Owner("ann", "", "s"), messages, (0.0,) * len(words))
+
+    quick_store.record_many([ending("one")])
+    quick_store.record_many([ending("one", "two"), ending("one", "two", "three")])
+    assert [i.text for i in quick_store.interactions()] == ["three"]
+    assert quick_store.verify() == []
+
+
+def test_live_turn_after_an_unanswered_one_takes_it_in(quick_store):
+    quick_store.record_many([conversation("hi", "hello", "thanks")])
+    made = quick_store.record([{"role": "tool", "content": "clock: 12"}], "It is noon.", **ANN)
+    assert (made.position, made.text, made.turn[0]) == (1, "thanks", user("thanks"))
+    assert quick_store.counts()["interactions"] == 2
+    assert quick_store.verify() == []
+
+
+def test_empty_reply_with_feedback_is_not_taken_in(quick_store):
+    empty = said(quick_store, "hi", "")
+    quick_store.rate(empty.id, rating=-1)
+    assert said(quick_store, "hello?").position == 1
+    recorded = quick_store.record_many([conversation("hi", "hello")])
+    assert "position 0" in str(recorded.errors[0])
+
+
+def test_empty_reply_rated_in_the_same_batch_is_not_replaced(quick_store):
+    rated = conversation("hi", "", reviews={1: Review(rating=-1)})
+    recorded = quick_store.record_many([rated, conversation("hi", "hello")])
+    assert (recorded.new, recorded.feedback_new, list(recorded.errors)) == (1, 1, [1])
+
+
+def test_contradicting_conversation_is_left_out_whole_and_the_others_go_in(quick_store):
+    quick_store.record_many([conversation("hi", "hello")])
+    other = Owner("bob", "", "s")
+    reviews = {3: Review(rating=1)}
+    recorded = quick_store.record_many(
+        [
+            conversation("hi", "something else", "and", "more", reviews=reviews),
+            conversation("hi", "hello", owner=other, reviews={1: Review(rating=1, correction="hello Bob")}),
+            conversation("hi", "a\0b", owner=other._replace(session_id="t")),
+        ]
+    )
+    assert (recorded.new, recorded.feedback_new, sorted(recorded.errors)) == (1, 1, [0, 2])
+    assert "session 's' of user 'ann' has something else at position 0" in str(recorded.errors[0])
+    assert "message 1: content holds a NUL" in str(recorded.errors[2])
+    assert [i.user_id for i in quick_store.interactions()] == ["ann", "bob"]
+
+
+def test_reviews_of_a_conversation_are_kept_once(quick_store):
+    given = [conversation("hi", "hello", reviews={1: Review(rating=1)})]
+    counted = [quick_store.record_many(given).feedback_new, quick_store.record_many(given).feedback_new]
+    assert counted == [1, 0]
+    given = [conversation("hi", "hello", reviews={1: Review(rating=-1)})]
+    assert quick_store.record_many(given).feedback_new == 1
+
+
+def test_one_conversation_can_be_kept_with_one_time_or_many(quick_store, clock):
+    messages = [user("hi"), {"role": "assistant", "content": "hello"}]
+    quick_store.record_conversation(messages, **ANN)
+    quick_store.record_conversation(messages, **ANN | {"session_id": "t"}, created_utc=5.0)
+    quick_store.record_conversation(messages, **ANN | {"session_id": "u"}, created_utc=[6, 7])
+    assert [i.created_utc for i in quick_store.interactions()] == [clock.now, 5.0, 7.0]
+    with pytest.raises(InputError, match="created_utc has 1 times for 2 messages"):
+        quick_store.record_conversation(messages, **ANN, created_utc=[1])
+    with pytest.raises(InputError, match="something else at position 0"):
+        quick_store.record_conversation([user("ho")], **ANN)
+
+
+def test_batch_embeds_each_text_once(settings, hash_embedder):
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        store.record_many([conversation("hi", "a", "hi", "b", "bye", "c")])
+        store.record_many([conversation("hi", "a", "hi", "b", "bye", "c")])
+    assert sorted(hash_embedder.embedded) == ["bye", "hi"]
+
+
+def test_many_sessions_in_one_batch(quick_store, monkeypatch):
+    monkeypatch.setattr("nightschool.memory.writing.SESSIONS_A_QUERY", 3)
+    given = [conversation("hi", "hello", owner=Owner("ann", "", str(n))) for n in range(10)]
+    assert [quick_store.record_many(given).new, quick_store.record_many(given).known] == [10, 10]
+
+
+def test_failed_write_leaves_neither_rows_nor_topics(quick_store, monkeypatch):
+    said(quick_store, "dogs")
+    monkeypatch.setattr("nightschool.memory.store.insert_reviews", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        quick_store.record_many([conversation("cats", "yes", owner=Owner("bob", "", "s"))])
+    monkeypatch.undo()
+    assert (quick_store.counts()["interactions"], quick_store.counts()["topics"]) == (1, 1)
+    said(quick_store, "cats", user_id="bob")
+    assert quick_store.verify() == []
+
+
+# -- feedback ---
+
+
+def test_feedback_is_kept_by_interaction_oldest_first(quick_store, clock):
+    made = said(quick_store, "hi")
+    first = quick_store.rate(made.id, rating=1, comment="good")
+    clock.now += 1
+    second = quick_store.rate(made.id, correction="hello")
+    assert quick_store.feedback() == {made.id: [first, second]}
+    assert (first.rating, first.correction, first.comment, first.created_utc) == (1.0, None, "good", clock.now - 1)
+
+
+def test_same_feedback_again_is_one_row_and_the_latest(quick_store, clock):
+    made = said(quick_store, "hi")
+    up = quick_store.rate(made.id, rating=1)
+    clock.now += 1
+    down = quick_store.rate(made.id, rating=-1)
+    clock.now += 1
+    assert quick_store.rate(made.id, rating=1).id == up.id
+    assert [f.id for f in quick_store.feedback()[made.id]] == [down.id, up.id]
+
+
+def test_feedback_with_its_own_time_changes_nothing_when_it_is_known(quick_store):
+    made = said(quick_store, "hi")
+    first = quick_store.rate(made.id, rating=1, created_utc=5)
+    assert quick_store.rate(made.id, rating=1, created_utc=9) == first
+
+
+def test_feedback_on_nothing_or_with_nothing_in_it_is_refused(quick_store):
+    with pytest.raises(NotFound, match="b2:gone"):
+        quick_store.rate("b2:gone", rating=1)
+    with pytest.raises(InputError, match="rating is 2"):
+        quick_store.rate(said(quick_store, "hi").id, rating=2)
+    assert quick_store.feedback() == {}
+
+
+# -- notes ---
+
+
+def test_note_is_kept_once_by_owner_and_text(quick_store, clock):
+    note = quick_store.remember("I like tea", user_id="ann", session_id="s")
+    clock.now += 1
+    assert quick_store.remember("I like tea", user_id="ann", session_id="t") == note
+    others = [
+        quick_store.remember("I like tea", user_id="bob"),
+        quick_store.remember("I like tea", user_id="ann", agent_id="a"),
+        quick_store.remember("I like tea", user_id="ann", shared=True),
+    ]
+    assert len({note.id, *(o.id for o in others)}) == 4
+    assert quick_store.memories([note.id, "b2:gone"]) == {note.id: note}
+
+
+def test_note_names_its_sources_which_must_be_of_its_user(quick_store):
+    made = said(quick_store, "I like tea")
+    assert quick_store.remember("tea", user_id="ann", source_ids=[made.id]).source_ids == (made.id,)
+    for user_id, source in (("bob", made.id), ("ann", "b2:gone")):
+        with pytest.raises(NotFound, match=f"user '{user_id}' has no interaction {source}"):
+            quick_store.remember("something", user_id=user_id, source_ids=[source])
+    with pytest.raises(InputError, match="text is blank"):
+        quick_store.remember(" \n", user_id="ann")
+    assert quick_store.verify() == []
+
+
+# -- recall ---
+
+
+def test_recall_finds_by_meaning_and_says_why(store):
+    made = said(store, "My dog is called Rex and he is two years old", "What a lovely age!")
+    said(store, "When does the swimming pool open on Mondays?", "At seven.")
+    best, *rest = store.recall("how old is my puppy?", user_id="ann", threshold=0)
+    assert best.memory.source_ids == (made.id,)
+    assert best.memory.text == "My dog is called Rex and he is two years old\nWhat a lovely age!"
+    assert best.score == pytest.approx(sum(best.parts.values()) / 2)
+    assert best.score > rest[0].score
+
+
+def test_recall_may_find_nothing(store):
+    said(store, "My dog is called Rex")
+    assert store.recall("quantum chromodynamics", user_id="ann") == []
+    assert store.recall("  ", user_id="ann") == []
+
+
+def test_recall_keeps_to_its_limit_and_folds_repeats(quick_store):
+    for n in range(7):
+        said(quick_store, f"zebra number {n}")
+    for _ in range(3):
+        said(quick_store, "Zebra!", session_id="t")
+    assert len(quick_store.recall("zebra", user_id="ann", threshold=0)) == 5
+    found = quick_store.recall("zebra", user_id="ann", threshold=0, limit=100)
+    assert [r.memory.text.lower() for r in found].count("zebra!\nok") == 1
+    assert len(found) == 8
+
+
+def test_note_is_recalled_at_once_and_by_an_unusual_word(quick_store):
+    filler = [word for n in range(300) for word in (f"filler {n}", "ok")]
+    quick_store.record_many([conversation(*filler)])
+    note = quick_store.remember("the code of the shed is xyzzy", user_id="ann")
+    assert quick_store.recall("xyzzy", user_id="ann")[0].memory == note
+
+
+@how(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["ann", "o'neil"]), st.sampled_from(["", "x", "y"]), st.booleans()),
+        min_size=1,
+        max_size=6,
+        unique=True,
+    )
+)
+def test_private_memory_of_another_user_is_never_recalled(settings, hash_embedder, notes):
+    home = settings.home / uuid4().hex
+    with MemoryStore(Settings(home=home), embedder=hash_embedder) as store:
+        for n, (owner, agent, shared) in enumerate(notes):
+            store.remember(f"zebra {n}", user_id=owner, agent_id=agent, shared=shared)
+        for asker, agent in [("ann", ""), ("o'neil", "x"), ("eve", "y")]:
+            found = {r.memory.text for r in store.recall("zebra", user_id=asker, agent_id=agent, threshold=0, limit=99)}
+            allowed = {
+                f"zebra {n}" for n, (o, a, shared) in enumerate(notes) if shared or (o == asker and a in ("", agent))
+            }
+            assert found == allowed
+
+
+# -- topics and counts ---
+
+
+def test_topics_count_sessions_and_forget_with_time(quick_store, clock):
+    for session in ("a", "b"):
+        said(quick_store, "the opening hours", session_id=session)
+        said(quick_store, "the opening hours", session_id=session)
+    said(quick_store, "zebras", session_id="a")
+    hours, zebras = quick_store.topics(clock.now)
+    assert (hours.label, hours.sessions, hours.recurrence) == ("opening hours", 2, 2.0)
+    assert (zebras.sessions, zebras.last_seen_utc) == (1, clock.now)
+    later = clock.now + 30 * 86400
+    assert quick_store.topics(later)[0].recurrence == pytest.approx(1.0)
+
+
+def test_topics_follow_what_another_process_wrote(quick_store, settings, hash_embedder):
+    first = said(quick_store, "the opening hours")
+    with MemoryStore(settings, embedder=hash_embedder) as other:
+        second = said(other, "the opening hours", session_id="t")
+        fresh = said(other, "zebras", session_id="t")
+    third = said(quick_store, "zebras")
+    assert (second.topic_id, third.topic_id) == (first.topic_id, fresh.topic_id)
+    assert quick_store.verify() == []
+
+
+def test_counts_are_of_everything(quick_store):
+    quick_store.rate(said(quick_store, "hi").id, rating=1)
+    said(quick_store, "hi", user_id="bob")
+    said(quick_store, "hi", session_id="t")
+    quick_store.remember("note", user_id="eve")
+    assert quick_store.counts() == {
+        "users": 2,
+        "sessions": 3,
+        "interactions": 3,
+        "feedback": 1,
+        "memories": 4,
+        "topics": 1,
+        "snapshots": 0,
+        "adapters": 0,
+    }
+
+
+# -- several at once, and other databases ---
+
+
+def test_threads_write_to_one_store_without_loss(quick_store):
+    def talk(name):
+        for n in range(5):
+            said(quick_store, f"message {n}", user_id=name)
+
+    threads = [Thread(target=talk, args=(name,)) for name in ("ann", "bob", "eve")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert quick_store.counts()["interactions"] == 15
+    assert quick_store.verify() == []
+
+
+def test_processes_write_to_one_session_without_loss(settings, quick_store, make_embedder, tmp_path):
+    script = tmp_path / "talk.py"
+    script.write_text(
+        f"""
+import sys; sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
+from pathlib import Path
+from conftest import HashEmbedder
+from nightschool.memory.store import MemoryStore
+from nightschool.settings import Settings
+with MemoryStore(Settings(home=Path({str(tmp_path)!r})), embedder=HashEmbedder()) as store:
+    for n in range(6):
+        store.record([{{"role": "user", "content": f"message {{n}}"}}], sys.argv[1], user_id="ann", session_id="s")
+"""
+    )
+    running = [subprocess.Popen([sys.executable, str(script), name]) for name in ("one", "two")]
+    assert [process.wait(120) for process in running] == [0, 0]
+    assert [i.position for i in quick_store.interactions()] == list(range(12))
+    assert quick_store.verify() == []
+
+
+def test_file_that_is_no_database_is_a_store_error(settings, hash_embedder):
+    (settings.home / "nightschool.db").write_text("not a database, " * 100)
+    with pytest.raises(StoreError, match="cannot open the database sqlite:.*nightschool.db: file is not a database"):
+        MemoryStore(settings, embedder=hash_embedder)
+
+
+def test_password_of_the_database_is_not_shown(tmp_path, hash_embedder):
+    memory = MemorySettings(database_url="postgresql+psycopg://ann:secret@127.0.0.1:1/none")
+    with pytest.raises(StoreError) as raised:
+        MemoryStore(Settings(home=tmp_path, memory=memory), embedder=hash_embedder)
+    assert "cannot open" in str(raised.value) and "secret" not in str(raised.value)
+
+
+def test_home_is_made_and_is_for_its_owner_only(tmp_path, hash_embedder):
+    home = tmp_path / "new" / "home"
+    with MemoryStore(Settings(home=home), embedder=hash_embedder) as store:
+        said(store, "hi")
+    assert home.stat().st_mode & 0o077 == 0
+
+
+@contextmanager
+def postgres_schema():
+    name = "nightschool_" + uuid4().hex
+    engine = create_engine(POSTGRES, connect_args={"connect_timeout": 3})
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(f"CREATE SCHEMA {name}"))
+    except OperationalError as error:
+        pytest.skip(f"no PostgreSQL answers at {POSTGRES}: {str(error.orig).splitlines()[0]}")
+    try:
+        yield f"{POSTGRES}?options=-csearch_path%3D{name}"
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text(f"DROP SCHEMA {name} CASCADE"))
+        engine.dispose()
+
+
+@pytest.mark.postgres
+def test_everything_works_on_postgresql_by_url_alone(tmp_path, hash_embedder, clock):
+    with postgres_schema() as url:
+        settings = Settings(home=tmp_path, memory=MemorySettings(database_url=url))
+        for _ in range(2):
+            with MemoryStore(settings, embedder=hash_embedder, clock=clock) as store:
+                recorded = store.record_many(
+                    [
+                        conversation("the dog", "ok", "the cat", reviews={1: Review(rating=1)}),
+                        conversation("the dog", "ok", "the cat", "yes", owner=Owner("bob", "", "s")),
+                    ]
+                )
+        assert (recorded.new, recorded.known, recorded.feedback_new) == (0, 4, 0)
+        with MemoryStore(settings, embedder=hash_embedder, clock=clock) as store:
+            live = said(store, "the bird 🐦", "it sings")
+            store.rate(live.id, rating=-1)
+            store.remember("Ann has a dog", user_id="ann", source_ids=[live.id])
+            assert [i.position for i in store.interactions()] == [0, 1, 0, 1]
+            assert store.recall("bird", user_id="ann")[0].memory.source_ids == (live.id,)
+            assert store.request_vectors([live.id]).keys() == {live.id}
+            assert sorted(topic.sessions for topic in store.topics(clock.now)) == [1, 1, 2]
+            assert store.verify() == []
+            assert store.rebuild_index() == 5
+            receipt = store.forget(user_id="ann")
+            assert (receipt.interactions, receipt.memories, receipt.feedback) == (2, 3, 2)
+            assert store.verify() == []
+            assert not (tmp_path / "nightschool.db").exists()
+
+
+def _last(store):
+    return list(store.interactions())[-1]
