@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from random import Random
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ Kind = Literal["imitate", "liked", "disliked", "pair"]
 
 PROMPT_SHARE = 0.25  # of max_tokens stays for the prompt; an answer that leaves less does not fit
 SHARED_SHARE = 0.3  # of a lesson must already stand in a passage for it to join
-MEGABATCH = 16  # batches are cut from a window of this many, sorted by length
+WINDOW = 16  # batches are cut from so many times their size of passages, sorted by length
 
 
 @dataclass(frozen=True)
@@ -114,18 +115,24 @@ class Passage:
         return path
 
 
-def lay_out(lessons: Sequence[Lesson], limit: int, merge: bool) -> list[Passage]:
-    """Lessons in passages of at most `limit` nodes (one too large stands alone); without `merge`, each alone."""
+def lay_out(lessons: Sequence[Lesson], limit: int, most: int, merge: bool) -> list[Passage]:
+    """Lessons in passages of at most `limit` nodes (one too large stands alone) and `most` lessons.
+
+    Without `merge` each lesson stands alone.
+    """
     order = sorted(range(len(lessons)), key=lambda i: (lessons[i].prompt, lessons[i].answers, i))
     passages: list[Passage] = []
     for i in order:
-        lesson = lessons[i]
-        last = passages[-1] if passages and merge else None
-        new = last.missing(lesson) if last else lesson.size
-        if last is None or len(last.tokens) + new > limit or new > (1 - SHARED_SHARE) * lesson.size:
-            passages.append(last := Passage())
-        last.add(i, lesson)
+        if not (merge and passages and _joins(passages[-1], lessons[i], limit, most)):
+            passages.append(Passage())
+        passages[-1].add(i, lessons[i])
     return passages
+
+
+def _joins(passage: Passage, lesson: Lesson, limit: int, most: int) -> bool:
+    new = passage.missing(lesson)
+    fits = len(passage.tokens) + new <= limit and len(passage.lessons) < most
+    return fits and new <= (1 - SHARED_SHARE) * lesson.size
 
 
 def chains(passage: Passage, lessons: Sequence[Lesson]) -> list[Passage]:
@@ -154,37 +161,36 @@ class Plan:
 def plan(
     passages: Sequence[Passage], epochs: float, batch_size: int, tokens_per_minute: float, minutes: float, seed: int
 ) -> Plan:
-    """Passages in seeded order until `epochs` are full or `minutes` are spent, in batches of like length."""
+    """Passages in seeded order until `epochs` are full or `minutes` are spent, in batches of like length.
+
+    A batch is filled until it has `batch_size` lessons.
+    """
     random = Random(seed)
-    budget = tokens_per_minute * minutes
+    every = range(len(passages))
     total = sum(len(p.lessons) for p in passages)
-    batches: list[tuple[int, ...]] = []
-    seen: set[int] = set()
+    taken: list[int] = []
     rows = tokens = 0
-    while rows < epochs * total and tokens < budget:
-        order = list(range(len(passages)))
-        random.shuffle(order)
-        taken = []
-        for i in order:
-            if rows >= epochs * total or (tokens and tokens + len(passages[i].tokens) > budget):
-                break
-            taken.append(i)
-            rows += len(passages[i].lessons)
-            tokens += len(passages[i].tokens)
-        if not taken:
+    for i in (i for _ in range(ceil(epochs)) for i in random.sample(every, len(every))):
+        size = len(passages[i].tokens)
+        if rows >= epochs * total or (taken and tokens + size > tokens_per_minute * minutes):
             break
-        seen.update(taken)
-        batches += _bucketed(taken, passages, batch_size, random)
-        if len(taken) < len(passages):
-            break
-    distinct = sum(len(passages[i].lessons) for i in seen)
-    return Plan(tuple(batches), distinct, rows / max(1, total), tokens, tokens / tokens_per_minute)
+        taken.append(i)
+        rows += len(passages[i].lessons)
+        tokens += size
+    batches = _bucketed(taken, passages, batch_size, random)
+    seen = sum(len(passages[i].lessons) for i in set(taken))
+    return Plan(tuple(batches), seen, rows / max(1, total), tokens, tokens / tokens_per_minute)
 
 
-def _bucketed(order: list[int], passages: Sequence[Passage], size: int, random: Random) -> list[tuple[int, ...]]:
+def _bucketed(taken: Sequence[int], passages: Sequence[Passage], size: int, random: Random) -> list[tuple[int, ...]]:
     batches: list[tuple[int, ...]] = []
-    for start in range(0, len(order), MEGABATCH * size):
-        window = sorted(order[start : start + MEGABATCH * size], key=lambda i: len(passages[i].tokens))
-        batches += [tuple(window[i : i + size]) for i in range(0, len(window), size)]
+    for start in range(0, len(taken), WINDOW * size):
+        batch: list[int] = []
+        for i in sorted(taken[start : start + WINDOW * size], key=lambda i: (len(passages[i].tokens), i)):
+            batch.append(i)
+            if sum(len(passages[j].lessons) for j in batch) >= size:
+                batches.append(tuple(batch))
+                batch = []
+        batches += [tuple(batch)] if batch else []
     random.shuffle(batches)
     return batches

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .lessons import Ids, Lesson
+    from ..serving.chat import Ids
+    from .lessons import Lesson
     from .trainer import Student
 
 MOST = 300  # rows
 TURN_TOKENS, REPLY_TOKENS = 40, 48
-BATCH = 64
+BATCH = 256
 ROUNDS = 3  # a base may often ramble or say nothing; it is not asked for ever
 PLACEHOLDERS = ("\u2060one\u2060", "\u2060two\u2060")
 

@@ -19,11 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import PrinterCallback, TrainerCallback, set_seed
-from trl import SFTConfig, SFTTrainer
 
 from ..errors import TrainingError
 from ..serving.base import base_id, choose_device, load_base, load_tokenizer, lora_targets
@@ -33,6 +29,14 @@ from . import registry
 from .batches import Batch, collate, logps
 from .lessons import Lesson, Passage, Plan, lay_out, plan
 from .types import Adapter, Phase
+
+try:
+    from datasets import Dataset
+    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+    from transformers import PrinterCallback, TrainerCallback, set_seed
+    from trl import SFTConfig, SFTTrainer
+except ModuleNotFoundError as error:
+    raise TrainingError(f"training needs {error.name}; run `pip install 'nightschool[train]'`") from error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +49,6 @@ Objective = Callable[["Tensor", Batch, "Tensor"], "Tensor"]  # (A,) log-probabil
 SPEED = {"cpu": 1.5e12, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
-EXPERTS = "experts."
 
 
 # -- the student ---
@@ -73,9 +76,13 @@ class Student:
         token = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if token is None else token)
 
-    @cached_property
+    @property
+    def on_gpu(self) -> bool:
+        return torch.device(self.device).type == "cuda"
+
+    @property
     def tokens_per_minute(self) -> float:
-        return SPEED[self.device] / active_parameters(self.model)
+        return SPEED["cuda" if self.on_gpu else "cpu"] / active_parameters(self.model)
 
 
 def student(settings: Settings, start: Path | None = None) -> Student:
@@ -84,7 +91,8 @@ def student(settings: Settings, start: Path | None = None) -> Student:
     device = choose_device(settings.serving.device)
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
-    base = load_base(spec, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    base = load_base(spec, dtype=dtype, device=device)
     set_seed(night.seed)
     if start is None:
         targets = lora_targets(base.config, night.lora_targets)
@@ -102,9 +110,9 @@ def active_parameters(model: PeftModel) -> float:
     """Parameters that one token meets: of the routed experts only the share that is chosen."""
     config = model.config.get_text_config()
     counts = [getattr(config, key, None) for key in ("n_routed_experts", "num_local_experts", "num_experts")]
-    experts = next(filter(None, counts), 1)
-    share = min(1.0, (getattr(config, "num_experts_per_tok", None) or 1) / experts)
-    return sum(p.numel() * (share if f".{EXPERTS}" in name else 1.0) for name, p in model.named_parameters())
+    share = (getattr(config, "num_experts_per_tok", None) or 1) / next(filter(None, counts), 1)
+    sizes = {name: float(p.numel()) for name, p in model.named_parameters()}
+    return sum(size * (min(1.0, share) if ".experts." in name else 1.0) for name, size in sizes.items())
 
 
 # -- training ---
@@ -185,7 +193,7 @@ def train(
     """Train the adapter of `student` in place. Returns what was done: plan, losses, seconds, peak memory."""
     started = time.monotonic()
     night = settings.night
-    passages = lay_out(lessons, night.max_tokens, student.merges)
+    passages = lay_out(lessons, night.max_tokens, night.batch_size, student.merges)
     minutes = night.budget_minutes * PHASE_SHARE
     planned = plan(passages, epochs, night.batch_size, student.tokens_per_minute, minutes, night.seed)
     progress(f"{name}: {planned} of {minutes:.1f}, on {student.device}")
@@ -201,7 +209,7 @@ def train(
 
     watch = Watch(name, progress)
     with tempfile.TemporaryDirectory() as scratch:
-        args = _arguments(scratch, settings, student.device, len(planned.batches), rate)
+        args = _arguments(scratch, student, len(planned.batches), rate, night.seed)
         trainer = NightTrainer(student, len(planned.batches), batch, objective, args)
         trainer.add_callback(watch)
         trainer.train()
@@ -212,11 +220,11 @@ def train(
         "rows": planned.rows,
         "losses": [round(loss, 5) for loss in watch.losses],
         "seconds": round(time.monotonic() - started, 1),
-        "peak_mb": peak_mb(student.device),
+        "peak_mb": peak_mb(student),
     }
 
 
-def _arguments(scratch: str, settings: Settings, device: str, steps: int, rate: float) -> SFTConfig:
+def _arguments(scratch: str, student: Student, steps: int, rate: float, seed: int) -> SFTConfig:
     return SFTConfig(
         output_dir=scratch,
         per_device_train_batch_size=1,
@@ -226,9 +234,9 @@ def _arguments(scratch: str, settings: Settings, device: str, steps: int, rate: 
         lr_scheduler_type="linear",
         warmup_steps=round(WARMUP_SHARE * steps),
         weight_decay=0.0,
-        seed=settings.night.seed,
-        use_cpu=device == "cpu",
-        bf16=device == "cuda",
+        seed=seed,
+        use_cpu=student.device == "cpu",
+        bf16=student.on_gpu,
         activation_checkpointing=False,
         router_aux_loss_coef=0.0,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -256,7 +264,7 @@ def reference_logps(
             continue
         batch = collate(fresh, lessons, student.pad, student.merges)
         batch = {key: value.to(student.device) for key, value in batch.items()}
-        with torch.autocast(student.device, torch.bfloat16, enabled=student.device == "cuda"):
+        with torch.autocast(torch.device(student.device).type, torch.bfloat16, enabled=student.on_gpu):
             values = logps(student.model, batch)
         known |= {(int(i), int(n)): v for (i, n), v in zip(batch["answer"].tolist(), values.tolist(), strict=True)}
     return known
@@ -277,9 +285,9 @@ def _require_learning(name: str, before: Mapping[str, Tensor], after: Mapping[st
         raise TrainingError(f"{name}: the adapter did not change in {len(watch.losses)} steps; raise night.{name}_lr")
 
 
-def peak_mb(device: str) -> int:
+def peak_mb(student: Student) -> int:
     """Peak memory of the accelerator, or of the process where there is none."""
-    if device == "cuda":
+    if student.on_gpu:
         return int(torch.cuda.max_memory_allocated()) >> 20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on macOS bytes
     return peak >> (20 if sys.platform == "darwin" else 10)

@@ -62,7 +62,7 @@ def rewards(settings: Settings, adapter: Adapter, start: Adapter, held_out: rang
             snapshot(), pairs=tuple(Pair(asked(i), f"it is {i}", f"who {i}", 1.0, (), "contrast") for i in held_out)
         )  # type: ignore[arg-type]
         lessons, _ = dpo.lessons_of(given, pupil.tokenizer, 96)
-        batch = collate(lay_out(lessons, 96, merge=False), lessons, pupil.pad, pupil.merges)
+        batch = collate(lay_out(lessons, 96, 8, merge=False), lessons, pupil.pad, pupil.merges)
         with torch.no_grad():
             values = logps(pupil.model, batch)
         return torch.stack([values[batch["chosen"]], values[batch["rejected"]]], 1)

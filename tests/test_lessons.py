@@ -50,16 +50,16 @@ def test_an_answer_that_does_not_fit_or_says_nothing_is_refused(tokenizer: Any, 
 
 def test_every_lesson_stands_in_exactly_one_passage_within_the_limit() -> None:
     lessons = random_lessons(150)
-    passages = lay_out(lessons, 40, merge=True)
+    passages = lay_out(lessons, 40, 8, merge=True)
     placed = [(p.lesson, p.answer) for passage in passages for p in passage.placed]
     assert sorted(placed) == [(i, n) for i, lesson in enumerate(lessons) for n in range(len(lesson.answers))]
-    assert all(len(passage.tokens) <= 40 for passage in passages)
+    assert all(len(passage.tokens) <= 40 and len(passage.lessons) <= 8 for passage in passages)
     assert sum(len(p.tokens) for p in passages) < 0.8 * sum(lesson.size for lesson in lessons)
 
 
 def test_without_merging_each_lesson_stands_alone_and_chains_never_branch() -> None:
     lessons = random_lessons(20)
-    passages = lay_out(lessons, 40, merge=False)
+    passages = lay_out(lessons, 40, 8, merge=False)
     assert len(passages) == len(lessons)
     assert not any(chain.branches for p in passages for chain in chains(p, lessons))
 
@@ -75,7 +75,7 @@ def test_log_probabilities_do_not_depend_on_the_passage(toy_base: str) -> None:
         with torch.no_grad():
             return dict(zip(map(tuple, batch["answer"].tolist()), logps(model, batch).tolist(), strict=True))
 
-    packed = lay_out(lessons, 64, merge=True)
+    packed = lay_out(lessons, 64, 8, merge=True)
     together, apart = values(packed, True), values(packed, False)
     alone = {k: v for i, lesson in enumerate(lessons) for k, v in values([Passage().add(i, lesson)], False).items()}
     assert any(p.branches for p in packed)
@@ -84,16 +84,17 @@ def test_log_probabilities_do_not_depend_on_the_passage(toy_base: str) -> None:
 
 
 def test_the_plan_is_seeded_and_shows_every_lesson_as_often_as_asked() -> None:
-    passages = lay_out(random_lessons(50), 40, merge=True)
+    passages = lay_out(random_lessons(50), 40, 8, merge=True)
     made = plan(passages, 2.0, 4, 1e9, 10.0, seed=3)
     shown = [i for batch in made.batches for i in batch]
     assert sorted(shown) == sorted([*range(len(passages))] * 2)
     assert made == plan(passages, 2.0, 4, 1e9, 10.0, seed=3) != plan(passages, 2.0, 4, 1e9, 10.0, seed=4)
     assert made.rows == 50 and made.epochs == 2.0
+    assert all(sum(len(passages[i].lessons) for i in batch[:-1]) < 4 for batch in made.batches)
 
 
 def test_the_budget_bounds_the_tokens_and_says_how_many_rows_were_seen() -> None:
-    passages = lay_out(random_lessons(200), 40, merge=True)
+    passages = lay_out(random_lessons(200), 40, 8, merge=True)
     total = sum(len(p.tokens) for p in passages)
     made = plan(passages, 2.0, 4, total / 10, 5.0, seed=0)
     assert total / 2 - 40 <= made.tokens <= total / 2

@@ -109,7 +109,7 @@ def ours(model: object, tokenizer: object, answers: list[str]) -> tuple[torch.Te
         for prompt, answer in zip(PROMPTS, answers, strict=True)
     ]
     lessons = [Lesson(*ids, "imitate", 1.0) for ids in encoded if ids]
-    batch = collate(lay_out(lessons, 512, merge=True), lessons, tokenizer.pad_token_id, tree=True)  # type: ignore[attr-defined]
+    batch = collate(lay_out(lessons, 512, 8, merge=True), lessons, tokenizer.pad_token_id, tree=True)  # type: ignore[attr-defined]
     order = [lesson for lesson, _ in batch["answer"].tolist()]
     return logps(model, batch)[torch.tensor(order).argsort()], int(batch["totals"][0])  # type: ignore[arg-type]
 

@@ -126,13 +126,13 @@ def test_accumulating_micro_batches_changes_nothing(settings: Settings, tmp_path
                     parameter.fill_(0.01)
         rows = tuple(example(i, f"it is {'really ' * i}{i}", 1.0 + i % 2) for i in range(4))
         lessons, _ = sft.lessons_of(Snapshot(rows, (), (), ()), pupil.tokenizer, 96)
-        passages = lay_out(lessons, 96, merge=False)
+        passages = lay_out(lessons, 96, 8, merge=False)
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
 
         def batch(step: int) -> t.Batch:
             return collate(passages[starts[step] : starts[step] + sizes[step]], lessons, pupil.pad, pupil.merges)
 
-        args = t._arguments(str(tmp_path), settings, "cpu", 1, 1e-30)
+        args = t._arguments(str(tmp_path), pupil, 1, 1e-30, seed=0)
         args.gradient_accumulation_steps, args.max_grad_norm = len(sizes), 0.0
         found: list[torch.Tensor] = []
 
