@@ -23,6 +23,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,20 @@ def main() -> None:
     if "null" in wanted:
         nights = run_parts("null", args.seeds, args)
         result["null"] = {"nights": len(nights), "promoted": sum(n["accepted"] for n in nights)}
-    print(json.dumps(result))
+    print(json.dumps({**result, **circumstances()}))
+
+
+def circumstances() -> dict[str, Any]:
+    """When, with what and on what base these figures came about."""
+    from nightschool.serving.base import base_id
+
+    packages = ("nightschool", "torch", "transformers", "trl", "peft", "lancedb", "sentence-transformers")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "versions": {name: version(name) for name in packages},
+        "base": base_id("seedling"),
+        "cores": os.cpu_count(),
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -127,7 +142,7 @@ def verdict_of(assistant: Any, cycle: Any) -> dict[str, Any]:
 
 
 def tm4_fold(data: Path, number: int) -> dict[str, Any]:
-    conversations = sources.taskmaster4(data)
+    conversations = [c for c in sources.taskmaster4(data) if len(c["messages"]) > 1]  # six answer nobody
     held_out = sources.folds([c["user_id"] for c in conversations], 5)[number]
     train = [c for c in conversations if c["user_id"] not in held_out]
     test = [c for c in conversations if c["user_id"] in held_out]

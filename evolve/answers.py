@@ -90,6 +90,9 @@ def gather(
         if prompts.missing_memories(interaction):
             excluded.add("a memory that the reply was given is forgotten", [interaction.id])
             continue
+        if not (interaction.position or interaction.turn):
+            excluded.add("a greeting that answers nobody", [interaction.id])
+            continue
         reply = _answer(interaction, satisfaction, prompts, recurs[_topic(interaction)].value)
         correction = correction_of(interaction, given)
         if correction:

@@ -219,6 +219,17 @@ def test_a_turn_that_waits_for_its_answer_is_neither_a_row_nor_reported():
     assert (snapshot.thumbs, snapshot.excluded) == ((), ())
 
 
+def test_a_greeting_that_answers_nobody_is_left_out_with_the_reason():
+    world = World()
+    greeting = world.says("", "Welcome to Fern Street!", 1)
+    world.interactions[-1] = replace(world.interactions[-1], turn=())
+    snapshot = world.freeze()
+    assert snapshot.interaction_ids() == set()
+    assert [(e.reason, e.interaction_ids) for e in snapshot.excluded] == [
+        ("a greeting that answers nobody", (greeting,))
+    ]
+
+
 def test_an_empty_reply_is_never_a_row_but_its_correction_is():
     world = World()
     world.says("the bell?", "  ", 1.0)
