@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from nightschool.errors import StoreError
+from nightschool.memory.indexing import Indexing
+from nightschool.memory.store import MemoryStore
+from nightschool.memory.vectors import VectorIndex
+
+
+def said(store, words, session="s"):
+    return store.record([{"role": "user", "content": words}], "ok", user_id="ann", session_id=session)
+
+
+def recalled(store, query="zebra"):
+    return [(r.memory.id, pytest.approx(r.score)) for r in store.recall(query, user_id="ann", threshold=0, limit=99)]
+
+
+def opened(settings, embedder):
+    return MemoryStore(settings, embedder=embedder)
+
+
+@pytest.mark.parametrize("fault", ["add", "delete"])
+def test_what_could_not_be_indexed_is_kept_and_indexed_later(quick_store, monkeypatch, fault):
+    said(quick_store, "one")
+
+    def fail(*_):
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(VectorIndex, fault, fail)
+    with pytest.raises(StoreError, match="no space left"):
+        said(quick_store, "the zebra")
+    monkeypatch.undo()
+    assert [i.text for i in quick_store.interactions()] == ["one", "the zebra"]
+    assert quick_store.recall("zebra", user_id="ann")[0].memory.text == "the zebra\nok"
+    assert quick_store.verify() == []
+
+
+@pytest.mark.parametrize("moment", ["before the index", "after the index"])
+def test_process_that_dies_between_sql_and_index_loses_nothing_and_doubles_nothing(
+    settings, hash_embedder, tmp_path, moment
+):
+    patched = "VectorIndex.add" if moment == "before the index" else "Indexing._mark"
+    module = "vectors" if moment == "before the index" else "indexing"
+    script = tmp_path / "die.py"
+    script.write_text(
+        f"""
+import os, sys; sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
+from pathlib import Path
+from conftest import HashEmbedder
+from nightschool.memory.{module} import {patched.split(".")[0]}
+from nightschool.memory.store import MemoryStore
+from nightschool.settings import Settings
+store = MemoryStore(Settings(home=Path({str(tmp_path)!r})), embedder=HashEmbedder())
+{patched} = lambda *_, **__: os._exit(9)
+store.record([{{"role": "user", "content": "the zebra"}}], "ok", user_id="ann", session_id="s")
+"""
+    )
+    assert subprocess.run([sys.executable, str(script)]).returncode == 9
+    with opened(settings, hash_embedder) as store:
+        assert len(recalled(store)) == 1
+        assert store.verify() == []
+        assert store._indexing.index.ids() == [memory_id for memory_id, _ in recalled(store)]
+
+
+def test_deleted_index_folder_is_made_again_from_sql(settings, hash_embedder):
+    with opened(settings, hash_embedder) as store:
+        said(store, "the zebra")
+        store.remember("a zebra", user_id="ann", shared=True)
+        before = recalled(store)
+    shutil.rmtree(settings.home / "index")
+    with opened(settings, hash_embedder) as store:
+        assert recalled(store) == before
+        assert store.verify() == []
+
+
+def test_index_that_lost_doubled_and_kept_rows_is_brought_in_step_when_opened(settings, hash_embedder, bytes_in_home):
+    with opened(settings, hash_embedder) as store:
+        ids = [store.remember(f"zebra {n}", user_id="ann").id for n in range(3)]
+        gone = store.remember("kq7zv9x1w4", user_id="ann").id
+        index = store._indexing.index
+        vectors = index.vectors([*ids, gone])
+        store.forget(memory_ids=[gone])
+        index.delete(ids[:1])
+        memories = store.memories(ids)
+        store._indexing._add([memories[ids[1]]], [vectors[ids[1]]])
+        stale = memories[ids[1]].__class__(gone, "ann", "", "", "note", "kq7zv9x1w4", 0.0)
+        store._indexing._add([stale], [vectors[gone]])
+        index.delete([])
+        store._indexing._add([stale], [vectors[gone]])
+    with opened(settings, hash_embedder) as store:
+        assert {memory_id for memory_id, _ in recalled(store)} == set(ids)
+        assert sorted(store._indexing.index.ids()) == sorted(ids)
+        assert store.verify() == []
+    assert bytes_in_home(vectors[gone].tobytes()) == []
+
+
+def test_rebuilt_index_gives_the_same_recalls_vectors_and_topics(store, clock):
+    made = [said(store, words, session=words[-1]) for words in ("where is the zebra", "where is a zebra", "tea please")]
+    store.record([{"role": "tool", "content": "x"}], "done", user_id="ann", session_id="z")
+    store.remember("zebras have stripes", user_id="ann")
+    before = recalled(store, "zebra stripes")
+    topics = store.topics(clock.now)
+    vectors = store.request_vectors([i.id for i in made])
+    assert store.rebuild_index() == 4
+    assert recalled(store, "zebra stripes") == before
+    assert store.topics(clock.now) == topics
+    assert store.request_vectors([i.id for i in made]).keys() == vectors.keys()
+    assert store.verify() == []
+    assert said(store, "where is the zebra", session="new").topic_id == made[0].topic_id
+
+
+@pytest.mark.parametrize("change", [{"dimension": 32}, {"name": "other"}])
+def test_changed_embedder_is_refused_before_anything_is_written_and_rebuilding_helps(
+    settings, hash_embedder, make_embedder, change
+):
+    with opened(settings, hash_embedder) as store:
+        made = said(store, "the zebra")
+    with opened(settings, make_embedder(**change)) as store:
+        refused = (
+            lambda: said(store, "two"),
+            lambda: store.recall("zebra", user_id="ann"),
+            lambda: store.forget(user_id="ann"),
+        )
+        for attempt in refused:
+            with pytest.raises(StoreError, match="run `nightschool memory rebuild`"):
+                attempt()
+        assert [finding for finding in store.verify() if "nightschool memory rebuild" in finding]
+        assert store.counts()["interactions"] == 1
+        assert store.rebuild_index() == 1
+        assert store.recall("zebra", user_id="ann")[0].memory.source_ids == (made.id,)
+        assert said(store, "the zebra", session="t").topic_id == made.topic_id
+        assert store.verify() == []
+
+
+def test_topics_of_another_embedder_are_refused_too(settings, hash_embedder, make_embedder):
+    with opened(settings, hash_embedder) as store:
+        said(store, "the zebra")
+    shutil.rmtree(settings.home / "index")
+    with opened(settings, make_embedder(32)) as store:
+        with pytest.raises(StoreError, match="made of vectors of 64 numbers, the embedder makes 32; run `nightschool"):
+            said(store, "two")
+        store.rebuild_index()
+        said(store, "two")
+        assert store.verify() == []
+
+
+def test_rebuilding_that_was_interrupted_goes_on_at_the_next_opening(settings, hash_embedder, monkeypatch):
+    with opened(settings, hash_embedder) as store:
+        for n in range(5):
+            said(store, f"zebra {n}")
+        monkeypatch.setattr("nightschool.memory.indexing.IDS_A_QUERY", 2)
+        add, added = Indexing._add, []
+
+        def fail_the_second_time(self, memories, vectors):
+            if added:
+                raise StoreError("interrupted")
+            added.append(memories)
+            add(self, memories, vectors)
+
+        monkeypatch.setattr(Indexing, "_add", fail_the_second_time)
+        with pytest.raises(StoreError, match="interrupted"):
+            store.rebuild_index()
+        monkeypatch.undo()
+    with opened(settings, hash_embedder) as store:
+        assert len(recalled(store)) == 5
+        assert store.verify() == []
+
+
+def test_opening_a_store_loads_neither_torch_nor_lancedb(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from nightschool.memory.store import MemoryStore
+from nightschool.settings import Settings
+with MemoryStore(Settings(home=Path({str(tmp_path)!r}))) as store:
+    store.counts(), store.feedback(), list(store.interactions()), store.topics(0.0)
+print(sorted({{"torch", "lancedb", "pyarrow", "sentence_transformers"}} & sys.modules.keys()))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+
+@pytest.fixture
+def told(quick_store):
+    asked = quick_store.record([{"role": "user", "content": "the zebra"}], "ok", user_id="ann", session_id="s")
+    quick_store.record([{"role": "tool", "content": "x"}], "done", user_id="ann", session_id="s")
+    quick_store.record([], "Hello!", user_id="bob", session_id="s")
+    quick_store.rate(asked.id, rating=1)
+    quick_store.remember("a zebra", user_id="ann", source_ids=[asked.id])
+    assert quick_store.verify() == []
+    return quick_store
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        ("UPDATE interactions SET reply = 'no' WHERE reply = 'done'", "interaction .*: its content has the id"),
+        ("UPDATE interactions SET position = 7 WHERE reply = 'done'", "interaction .*: its content has the id"),
+        ("UPDATE interactions SET text = 'else' WHERE reply = 'done'", "its text is not the latest request"),
+        ("UPDATE interactions SET topic_id = NULL WHERE reply = 'done'", "its topic None is not that of its request"),
+        ("UPDATE interactions SET topic_id = NULL", "its topic None is not that of its request"),
+        ("UPDATE interactions SET topic_id = NULL", "topic .*: its size is 1, it has 0 turns"),
+        ("UPDATE interactions SET topic_id = 't:gone'", "topic t:gone: it has turns and no row"),
+        ("UPDATE topics SET size = 3", "topic .*: its size is 3, it has 1 turns"),
+        ("UPDATE feedback SET rating = -1", "feedback .*: its content has the id"),
+        ("UPDATE feedback SET interaction_id = 'b2:gone'", "feedback .*: its interaction b2:gone does not exist"),
+        ("UPDATE memories SET text = 'else' WHERE kind = 'note'", "memory .*: its content has another id"),
+        ("UPDATE memories SET text = 'else' WHERE kind = 'turn'", "memory .*: it is not the memory of its turn"),
+        ("UPDATE memories SET source_ids = '[\"b2:gone\"]'", "memory .*: its source b2:gone does not exist"),
+        ("DELETE FROM memories WHERE kind = 'turn'", "memory .*: it is missing, and its turn is there"),
+        ("DELETE FROM memories WHERE kind = 'note'", "memory .*: the index has it and SQL does not"),
+        ("DELETE FROM interactions WHERE reply = 'ok'", "memory .*: its source .* does not exist"),
+    ],
+)
+def test_damage_in_sql_is_named(told, damage, found):
+    with told.sql.connect() as connection:
+        connection.exec_driver_sql("ROLLBACK")
+        connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+        connection.exec_driver_sql(damage)
+        connection.exec_driver_sql("PRAGMA foreign_keys=ON")
+        connection.exec_driver_sql("BEGIN")
+    disagreements = "\n".join(told.verify())
+    import re
+
+    assert re.search(found, disagreements), disagreements
+
+
+def test_memory_that_the_index_lost_or_doubled_is_named(told):
+    with told.sql.connect() as connection:
+        ids = list(connection.scalars(text("SELECT id FROM memories ORDER BY id")))
+    index = told._indexing.index
+    memories, vectors = told.memories(ids), index.vectors(ids)
+    index.delete(ids[:1])
+    told._indexing._add([memories[ids[1]]], [vectors[ids[1]]])
+    assert told.verify() == [
+        f"memory {ids[0]}: it is not in the index; run `nightschool memory rebuild`",
+        f"memory {ids[1]}: the index has it 2 times",
+    ]
+    told.rebuild_index()
+    assert told.verify() == []
