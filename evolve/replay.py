@@ -10,105 +10,84 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .types import Example, Prompt
+
 if TYPE_CHECKING:
     from ..serving.chat import Ids
-    from .lessons import Lesson
     from .trainer import Student
 
 MOST = 300  # rows
 TURN_TOKENS, REPLY_TOKENS = 40, 48
-BATCH = 256
+BATCH = 128
 ROUNDS = 3  # a base may often ramble or say nothing; it is not asked for ever
-PLACEHOLDERS = ("\u2060one\u2060", "\u2060two\u2060")
+MARKS = ("⟨turn⟩", "⟨reply⟩")
 
 
-def sample(student: Student, count: int, seed: int, progress: Callable[[str], None]) -> list[Lesson]:
-    """At most `count` and `MOST` conversations of one turn, as lessons of weight 1; fewer if the base rambles."""
-    import torch
-
-    from .lessons import Lesson
-
+def sample(student: Student, count: int, seed: int, progress: Callable[[str], None]) -> list[Example]:
+    """At most `count` and `MOST` conversations of one turn, as rows of weight 1; fewer if the base rambles."""
     count = min(count, MOST)
-    if count <= 0:
-        return []
-    before, between = turn_headers(student.tokenizer)
-    found: dict[tuple[Ids, Ids], None] = {}  # a set that keeps its order
-    device = torch.device(student.device)
+    found: dict[tuple[str, str], None] = {}  # a set that keeps its order
     student.model.eval()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), student.model.disable_adapter():
-        torch.manual_seed(seed)
-        for _ in range(ROUNDS):
-            if len(found) < count:
-                wanted = min(BATCH * -(-(count - len(found)) // BATCH), 2 * count + 8)
-                found |= dict.fromkeys(_conversations(student, before, between, wanted))
-    progress(f"replay: {min(count, len(found))} rows of the base's own text, {count} wanted")
-    return [Lesson(prompt, (answer,), "imitate", 1.0) for prompt, answer in list(found)[:count]]
+    with student.model.disable_adapter():
+        for round_ in range(ROUNDS):
+            missing = count - len(found)
+            if missing > 0:
+                found |= dict.fromkeys(_conversations(student, missing + missing // 4 + 4, seed * ROUNDS + round_))
+    rows = list(found)[:count]
+    if count:
+        progress(f"replay: {len(rows)} rows of the base's own text, {count} wanted")
+    return [Example(_asked(turn), reply, 1.0, ()) for turn, reply in rows]
+
+
+def _asked(turn: str) -> Prompt:
+    return ({"role": "user", "content": turn},)
 
 
 def turn_headers(tokenizer: Any) -> tuple[Ids, Ids]:
     """Ids of what the chat template puts before a user's text, and between it and the reply."""
-    user, reply = PLACEHOLDERS
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    before, rest = text.split(user, 1)
+    turn, reply = MARKS
+    text = tokenizer.apply_chat_template([*_asked(turn), {"role": "assistant", "content": reply}], tokenize=False)
+    before, rest = text.split(turn, 1)
     between = rest.split(reply, 1)[0]
     before, between = (tuple(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (before, between))
     return before, between
 
 
-def _conversations(student: Student, before: Ids, between: Ids, count: int) -> list[tuple[Ids, Ids]]:
-    stops = [between[0]]
-    turns = [ids[:-1] for ids in _continue(student, [before] * count, TURN_TOKENS, stops) if ids[-1] in stops]
-    prompts = [before + turn + between for turn in turns if _says_something(student.tokenizer, turn)]
-    end = student.tokenizer.eos_token_id
-    replies = _continue(student, prompts, REPLY_TOKENS, [end])
-    return [
-        (prompt, reply)
-        for prompt, reply in zip(prompts, replies, strict=True)
-        if reply[-1] == end and _says_something(student.tokenizer, reply[:-1])
-    ]
+def _conversations(student: Student, count: int, seed: int) -> list[tuple[str, str]]:
+    """Pairs of turn and reply that both say something and come to their end."""
+    from ..serving.chat import prompt_ids
+
+    before, between = turn_headers(student.tokenizer)
+    turns = [t for t in _continue(student, [before] * count, TURN_TOKENS, between[0], seed) if _says_something(t)]
+    prompts = [prompt_ids(student.tokenizer, _asked(turn), TURN_TOKENS + len(before + between)) for turn in turns]
+    replies = _continue(student, prompts, REPLY_TOKENS, student.tokenizer.eos_token_id, seed)
+    return [(turn, reply) for turn, reply in zip(turns, replies, strict=True) if _says_something(reply)]
 
 
-def _continue(student: Student, prompts: Sequence[Ids], tokens: int, stops: Sequence[int]) -> list[Ids]:
-    """One sampled continuation of each prompt, with its stop token if it came to one."""
+def _continue(student: Student, prompts: Sequence[Ids], tokens: int, end: int, seed: int) -> list[str]:
+    """A sampled continuation of each prompt; empty if it did not come to its end."""
     import torch
 
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    found: dict[int, Ids] = {}
-    for start in range(0, len(order), BATCH):
-        part = order[start : start + BATCH]
-        width = max(len(prompts[i]) for i in part)
-        ids = torch.full((len(part), width), student.pad)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(part):
-            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            mask[row, width - len(prompts[i]) :] = 1
-        with torch.no_grad():
-            made = student.model.generate(
-                input_ids=ids.to(student.device),
-                attention_mask=mask.to(student.device),
-                max_new_tokens=tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                eos_token_id=list(stops),
-                pad_token_id=student.pad,
-                use_cache=True,
-            )
-        found |= {i: _until(row, stops) for i, row in zip(part, made[:, width:].tolist(), strict=True)}
-    return [found[i] for i in range(len(prompts))]
+    from ..serving.decoding import Answer, decode
+    from ..serving.engine import Sampling
+
+    def forward(**inputs: Any) -> tuple[torch.Tensor, Any]:
+        with torch.inference_mode():
+            out = student.model(**inputs, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1], out.past_key_values
+
+    sampling = Sampling(max_tokens=tokens, temperature=1.0, seed=seed)
+    answers = [Answer(student.tokenizer, sampling, row) for row in range(len(prompts))]
+    ended = [False] * len(answers)
+    for start in range(0, len(prompts), BATCH):
+        part = range(start, min(start + BATCH, len(prompts)))
+        growing = [answers[i] for i in part]
+        for _ in decode(forward, [prompts[i] for i in part], growing, sampling, frozenset({end}), student.device):
+            ended[part.start : part.stop] = [answer.done for answer in growing]
+    return [answer.text.strip() if done else "" for answer, done in zip(answers, ended, strict=True)]
 
 
-def _until(ids: Sequence[int], stops: Sequence[int]) -> Ids:
-    for i, token in enumerate(ids):
-        if token in stops:
-            return tuple(ids[: i + 1])
-    return tuple(ids)
-
-
-def _says_something(tokenizer: Any, ids: Ids) -> bool:
-    """Two words or more, not one word over and over, and no control token inside."""
-    words = tokenizer.decode(ids, skip_special_tokens=True).split()
-    special = set(tokenizer.all_special_ids)
-    return len(words) >= 2 and 2 * len(set(words)) >= len(words) and not special.intersection(ids)
+def _says_something(text: str) -> bool:
+    """Two words or more, and not one of them over and over."""
+    words = text.split()
+    return len(words) >= 2 and 2 * len(set(words)) >= len(words)

@@ -6,13 +6,13 @@ that it does not forget. The invariant: the adapter is a pure function of (base,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrainingError
 from ..settings import Settings
-from .types import Adapter, Snapshot
+from .types import Adapter, Example, Snapshot
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,14 +27,15 @@ def run(snapshot: Snapshot, settings: Settings, *, folder: Path, progress: Calla
 
     night = settings.night
     pupil = student(settings)
-    lessons, left_out = lessons_of(snapshot, pupil.tokenizer, night.max_tokens)
+    lessons, left_out = lessons_of(snapshot.examples, pupil.tokenizer, night.max_tokens)
     if not lessons:
         rows = len(snapshot.examples)
         raise TrainingError(f"phase 1: none of {rows} examples fits night.max_tokens = {night.max_tokens}")
     own = sample(pupil, round(night.replay_share * len(lessons)), night.seed, progress)
+    replayed, _ = lessons_of(own, pupil.tokenizer, night.max_tokens)
     done = train(
         pupil,
-        [*lessons, *own],
+        [*lessons, *replayed],
         objective,
         settings,
         name="sft",
@@ -43,16 +44,16 @@ def run(snapshot: Snapshot, settings: Settings, *, folder: Path, progress: Calla
         progress=progress,
         references=False,
     )
-    details = {**done, "too_long": left_out, "replay": len(own)}
+    details = {**done, "too_long": left_out, "replay": len(replayed)}
     return save(pupil, folder, settings, snapshot_id=snapshot.id, phase="sft", parent_id=None, details=details)
 
 
-def lessons_of(snapshot: Snapshot, tokenizer: Any, max_tokens: int) -> tuple[list[Lesson], int]:
+def lessons_of(examples: Sequence[Example], tokenizer: Any, max_tokens: int) -> tuple[list[Lesson], int]:
     """The examples as lessons, and how many do not fit. A row of weight 0 is left out, as its weight says."""
     from .lessons import Lesson, encode
     from .loss import unit_mean
 
-    found = [(e, encode(tokenizer, e.prompt, [e.completion], max_tokens)) for e in snapshot.examples if e.weight > 0]
+    found = [(e, encode(tokenizer, e.prompt, [e.completion], max_tokens)) for e in examples if e.weight > 0]
     kept = [(e, ids) for e, ids in found if ids]
     weights = unit_mean([e.weight for e, _ in kept])
     return [Lesson(*ids, "imitate", w) for (_, ids), w in zip(kept, weights, strict=True)], len(found) - len(kept)

@@ -125,7 +125,7 @@ def test_accumulating_micro_batches_changes_nothing(settings: Settings, tmp_path
                 if "lora_B" in name:
                     parameter.fill_(0.01)
         rows = tuple(example(i, f"it is {'really ' * i}{i}", 1.0 + i % 2) for i in range(4))
-        lessons, _ = sft.lessons_of(Snapshot(rows, (), (), ()), pupil.tokenizer, 96)
+        lessons, _ = sft.lessons_of(rows, pupil.tokenizer, 96)
         passages = lay_out(lessons, 96, 8, merge=False)
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
 
