@@ -8,7 +8,7 @@ import pytest
 import torch
 from nightschool.errors import ServingError
 from nightschool.serving import base
-from nightschool.serving.pretrain import quantise
+from nightschool.serving.pretrain.export import quantise
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 

@@ -1,0 +1,85 @@
+"""The command line of pretraining: train, export, measure; each can be left out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from . import corpus
+from .export import export
+from .measure import card, measure
+from .run import Plan, Trainer
+from .tokens import Batches, train_tokenizer
+
+
+def main() -> None:
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    if not (args.export_only or args.evaluate):
+        plan = Plan(seed=args.seed, minutes=args.minutes, steps=args.steps, workers=args.threads)
+        train(plan, args.dialogues, args.checkpoint, resume=args.resume)
+    if args.out:
+        export(args.checkpoint, args.out)
+    if folder := args.evaluate or args.out:
+        evaluate(folder, args.dialogues, args.checkpoint)
+
+
+def train(plan: Plan, dialogues: Path, folder: Path, *, resume: bool) -> None:
+    from transformers import AutoTokenizer
+
+    talks, held_out = corpus.read_dialogues(dialogues)
+    print(f"{len(talks)} dialogues to train on, {len(held_out)} held out", flush=True)
+    resume = resume and (folder / "state.json").exists()
+    tokenizer = AutoTokenizer.from_pretrained(folder) if resume else train_tokenizer(talks, plan.seed)
+    tokenizer.save_pretrained(folder)
+    batches = Batches(tokenizer, talks, plan.seed, plan.tokens, plan.weights)
+    trainer = Trainer(plan, batches, folder, lambda line: print(line, flush=True))
+    if resume:
+        trainer.load()
+    trainer.run()
+
+
+def evaluate(folder: Path, dialogues: Path | None, checkpoint: Path) -> None:
+    """Print what the model in `folder` can do, and write its card where the checkpoint says how it was made."""
+    if dialogues is None:
+        raise SystemExit("--dialogues is needed to measure: its held-out part gives the perplexity")
+    state = checkpoint / "state.json"
+    report = measure(folder, corpus.read_dialogues(dialogues)[1], checkpoint if state.exists() else None)
+    print(json.dumps({key: value for key, value in asdict(report).items() if key != "conversations"}))
+    if state.exists():
+        size = sum(p.stat().st_size for p in folder.iterdir() if p.name != "README.md")
+        made = json.loads(state.read_text(encoding="utf-8"))
+        (folder / "README.md").write_text(card(report, made, _parameters(checkpoint), size), encoding="utf-8")
+
+
+def _parameters(checkpoint: Path) -> int:
+    with safe_open(checkpoint / "model.safetensors", "pt") as weights:
+        sizes = [torch.Size(weights.get_slice(name).get_shape()).numel() for name in weights.keys()]  # noqa: SIM118
+    return sum(sizes)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m nightschool.serving.pretrain", description=__doc__)
+    parser.add_argument("--dialogues", type=Path, help="dialogues.jsonl.gz of the self_dialogue corpus")
+    parser.add_argument("--out", type=Path, help="where the exported model goes")
+    parser.add_argument("--checkpoint", type=Path, default=Path("seedling_checkpoint"))
+    parser.add_argument("--minutes", type=float, default=Plan.minutes)
+    parser.add_argument("--steps", type=int, default=0, help="a number of steps instead of minutes: repeats exactly")
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--threads", type=int, default=Plan.workers)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--export-only", action="store_true", help="export the checkpoint as it stands")
+    parser.add_argument("--evaluate", type=Path, metavar="DIR", help="only measure the model in DIR")
+    args = parser.parse_args()
+    if not (args.export_only or args.evaluate or args.dialogues):
+        parser.error("--dialogues is needed to train")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The text that the seedling is pretrained on: real small talk, and conversations that the scenes write.
+
+`conversation(rng)` is a pure function of the random generator that it is given. The invariant: which real dialogue is
+held out depends on its words alone, so no run ever trains on one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from .scenes import Conversation, at_the_desk, from_earlier_turns, from_notes, from_records, greeting, on_style, turn
+from .toolscenes import with_tools
+
+HELD_OUT_PERCENT = 2
+
+# in shares of conversations; what copies from the context has the largest
+SCENES = {
+    from_notes: 34,
+    from_earlier_turns: 16,
+    from_records: 12,
+    with_tools: 24,
+    at_the_desk: 6,
+    on_style: 6,
+    greeting: 2,
+}
+
+
+def conversation(rng: Random) -> Conversation:
+    (scene,) = rng.choices(list(SCENES), list(SCENES.values()))
+    return scene(rng)
+
+
+def is_held_out(turns: Sequence[str]) -> bool:
+    digest = hashlib.blake2b("\n".join(turns).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
+
+
+def read_dialogues(path: Path) -> tuple[list[Conversation], list[Conversation]]:
+    """Training and held-out dialogues of the self_dialogue corpus; turns alternate between user and assistant."""
+    train: list[Conversation] = []
+    held_out: list[Conversation] = []
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            turns = [" ".join(said.split()) for said in json.loads(line)["turns"]]
+            turns = turns[: len(turns) // 2 * 2]
+            if turns:
+                talk = [turn(("user", "assistant")[i % 2], said) for i, said in enumerate(turns)]
+                (held_out if is_held_out(turns) else train).append(talk)
+    return train, held_out

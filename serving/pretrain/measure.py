@@ -1,0 +1,321 @@
+"""What an exported seedling can do, measured through the engine that serves it, and its card.
+
+Perplexity is over dialogues that no run trains on; a fact counts as used when its value stands in the answer letter by
+letter, and only values that are invented anew count, since a name from a list could have been learnt by heart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+
+from ...content import Message
+from ...settings import ServingSettings
+from ..engine import Sampling
+from ..local import LocalEngine
+from . import words
+from .facts import Fact, facts
+from .model import Balancer
+from .scenes import UNKNOWN, Conversation, notes, turn
+from .toolscenes import with_tools
+
+SAMPLING = Sampling(max_tokens=64)
+KNOWN = {word for values in vars(words).values() if isinstance(values, list | tuple) for word in values}
+
+# Chosen before the first look at any answer. A system message, then what the user or a tool says, turn by turn.
+CONVERSATIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "",
+        (
+            ("user", "Hi! How was your weekend?"),
+            ("user", "I went to the lake with my sister."),
+            ("user", "She loves swimming."),
+        ),
+    ),
+    (
+        "Notes from earlier conversations:\n- My dog is called Brumpel.\n- I live in Zarnov.",
+        (
+            ("user", "Hello!"),
+            ("user", "What is my dog called?"),
+            ("user", "And where do I live?"),
+            ("user", "What is my sister's name?"),
+        ),
+    ),
+    (
+        "",
+        (
+            ("user", "My name is Tamsin and I work as a beekeeper."),
+            ("user", "What is my name?"),
+            ("user", "What do I do for a living?"),
+        ),
+    ),
+    (
+        "You answer for Halden Books. We are open until 7 pm. Returns are accepted within 21 days.",
+        (
+            ("user", "Good morning."),
+            ("user", "When do you close?"),
+            ("user", "Can I send a book back?"),
+            ("user", "Thank you."),
+        ),
+    ),
+    (
+        'You can call these functions:\n{"find_lamp": {"name": ...}}\n{"reserve_lamp": {"id": ...}}',
+        (
+            ("user", "I am looking for the lamp Orvaldo."),
+            ("tool", '[{"id": "QX-318", "name": "Orvaldo", "price": "40 dollars"}]'),
+            ("user", "Yes, reserve it please."),
+            ("tool", '{"status": "ok", "code": "H77"}'),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    perplexity: float  # per token of held-out dialogue, both speakers
+    perplexity_full: float | None  # the same before the weights became FP8
+    tokens: int
+    from_notes: float  # shares of answers that hold the invented value
+    from_turns: float
+    among: dict[int, float]  # by the number of notes
+    tool_calls: float  # share of second calls that are right to the letter
+    says_unknown: float  # of questions that the notes do not answer
+    expert_load: float  # busiest over mean, worst layer
+    ended: float  # share of answers that ended by themselves
+    conversations: tuple[Conversation, ...]
+
+
+def measure(folder: Path, held_out: Sequence[Conversation], checkpoint: Path | None, count: int = 200) -> Report:
+    engine = LocalEngine(ServingSettings(base=str(folder), device="cpu"))
+    loads = Balancer(engine._model)
+    perplexity, tokens = dialogue_perplexity(engine, held_out)
+    load = loads.worst()
+    from_notes, among, ended = facts_used(engine, count)
+    return Report(
+        perplexity=perplexity,
+        perplexity_full=_perplexity_full(engine, checkpoint, held_out) if checkpoint else None,
+        tokens=tokens,
+        from_notes=from_notes,
+        from_turns=turns_used(engine, count),
+        among=among,
+        tool_calls=calls_copied(engine, count // 2),
+        says_unknown=unknown_said(engine, count // 2),
+        expert_load=load,
+        ended=ended,
+        conversations=tuple(hold(engine, system, said) for system, said in CONVERSATIONS),
+    )
+
+
+def dialogue_perplexity(engine: LocalEngine, talks: Sequence[Conversation]) -> tuple[float, int]:
+    """Each assistant turn is scored after all that was said before it. Half the turns; the speakers are alike."""
+    prompts, answers = [], []
+    for talk in talks:
+        for i in range(1, len(talk), 2):
+            prompts.append(_messages(talk[:i]))
+            answers.append(talk[i]["content"])
+    scores = engine.score(prompts, answers)
+    tokens = sum(score.tokens for score in scores)
+    return math.exp(-sum(score.logprob for score in scores) / tokens), tokens
+
+
+def _perplexity_full(engine: LocalEngine, checkpoint: Path, talks: Sequence[Conversation]) -> float:
+    served = {name: value.clone() for name, value in engine._model.state_dict().items()}
+    engine._model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    try:
+        return dialogue_perplexity(engine, talks)[0]
+    finally:
+        engine._model.load_state_dict(served)
+
+
+# -- facts ---
+
+
+def invented(rng: Random, count: int) -> tuple[list[Fact], Fact]:
+    """Facts of which one, the second value, is about something that was never seen."""
+    while True:
+        known = facts(rng, count)
+        fresh = [f for f in known if _is_fresh(f.value)]
+        if fresh:
+            return known, rng.choice(fresh)
+
+
+def _is_fresh(value: str) -> bool:
+    parts = value.split()
+    return value not in KNOWN and any(p not in KNOWN and p.lower() not in KNOWN and p.isalpha() for p in parts)
+
+
+def facts_used(engine: LocalEngine, count: int) -> tuple[float, dict[int, float], float]:
+    rng = Random("measure:notes")
+    prompts, values, sizes = [], [], []
+    for i in range(count):
+        size = (1, 2, 4, 8)[i % 4]
+        known, asked = invented(rng, size)
+        prompts.append(_messages([notes(rng, known), turn("user", asked.question)]))
+        values.append(asked.value)
+        sizes.append(size)
+    answers = engine.generate(prompts, sampling=SAMPLING)
+    right = [value in answer for value, answer in zip(values, answers, strict=True)]
+    among = {n: _share([r for r, size in zip(right, sizes, strict=True) if size == n]) for n in sorted(set(sizes))}
+    scores = engine.score(prompts, answers)
+    ended = [score.tokens < SAMPLING.max_tokens for score in scores]
+    return _share(right), among, _share(ended)
+
+
+def turns_used(engine: LocalEngine, count: int) -> float:
+    rng = Random("measure:turns")
+    prompts, values = [], []
+    for _ in range(count):
+        known, asked = invented(rng, 2)
+        talk: Conversation = []
+        for one in known:
+            talk += [turn("user", one.said), turn("assistant", "Noted.")]
+        prompts.append(_messages([*talk, turn("user", asked.question)]))
+        values.append(asked.value)
+    answers = engine.generate(prompts, sampling=SAMPLING)
+    return _share([value in answer for value, answer in zip(values, answers, strict=True)])
+
+
+def unknown_said(engine: LocalEngine, count: int) -> float:
+    rng = Random("measure:unknown")
+    prompts: list[list[Message]] = []
+    for _ in range(count):
+        *known, asked = facts(rng, 4)
+        prompts.append(_messages([notes(rng, known), turn("user", asked.question)]))
+    return _share([answer in UNKNOWN for answer in engine.generate(prompts, sampling=SAMPLING)])
+
+
+def calls_copied(engine: LocalEngine, count: int) -> float:
+    """The call after the first result, whose id stands in that result."""
+    rng = Random("measure:tools")
+    prompts, calls = [], []
+    while len(prompts) < count:
+        talk = with_tools(rng)
+        said = [i for i, t in enumerate(talk) if t["role"] == "assistant" and t["content"].startswith("{")]
+        if len(said) == 2:
+            prompts.append(_messages(talk[: said[1]]))
+            calls.append(talk[said[1]]["content"])
+    answers = engine.generate(prompts, sampling=SAMPLING)
+    return _share([call == answer for call, answer in zip(calls, answers, strict=True)])
+
+
+def hold(engine: LocalEngine, system: str, said: Sequence[tuple[str, str]]) -> Conversation:
+    """A conversation in which the engine answers each line of `said`."""
+    talk: Conversation = [turn("system", system)] if system else []
+    for role, content in said:
+        talk.append(turn(role, content))
+        (answer,) = engine.generate([_messages(talk)], sampling=SAMPLING)
+        talk.append(turn("assistant", answer))
+    return talk
+
+
+def _messages(talk: Conversation) -> list[Message]:
+    return cast(list[Message], talk)
+
+
+def _share(right: Sequence[bool]) -> float:
+    return sum(right) / len(right)
+
+
+# -- the card ---
+
+
+def card(report: Report, state: dict[str, Any], parameters: int, bytes_on_disk: int) -> str:
+    plan = state["plan"]
+    budget = f"--steps {state['step']}" if plan["steps"] else f"--minutes {plan['minutes']:g}"
+    full = f"{report.perplexity_full:.2f}" if report.perplexity_full else "not measured"
+    among = ", ".join(f"{share:.0%} among {n}" for n, share in report.among.items())
+    torch_version = torch.__version__.split("+")[0]
+    return CARD.format(
+        parameters=f"{parameters / 1e6:.1f}",
+        megabytes=f"{bytes_on_disk / 1e6:.1f}",
+        tokens=f"{state['tokens'] / 1e6:.1f}",
+        step=f"{state['step']:,}",
+        minutes=f"{state['elapsed_s'] / 60:.0f}",
+        command=f"python -m nightschool.serving.pretrain --dialogues dialogues.jsonl.gz --out DIR {budget}",
+        seed=plan["seed"],
+        torch=torch_version,
+        perplexity=f"{report.perplexity:.2f}",
+        scored=f"{report.tokens:,}",
+        full=full,
+        notes=f"{report.from_notes:.0%}",
+        among=among,
+        turns=f"{report.from_turns:.0%}",
+        calls=f"{report.tool_calls:.0%}",
+        unknown=f"{report.says_unknown:.0%}",
+        load=f"{report.expert_load:.2f}",
+        ended=f"{report.ended:.0%}",
+        conversations="\n\n".join(_quoted(talk) for talk in report.conversations),
+    )
+
+
+def _quoted(talk: Conversation) -> str:
+    return "\n".join(["```", *(f"{t['role']}: {t['content']}" for t in talk), "```"])
+
+
+CARD = """---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# Seedling
+
+The base that Nightschool ships, so that a night can be run on any machine without a download. It holds small talk and
+reads facts off its prompt; it knows next to nothing, and is meant to be taught or replaced.
+
+{parameters} M parameters in DeepSeek-V3's shape: six layers, multi-head latent attention, one dense layer and five
+with 8 routed experts (two a token, sigmoid routing balanced by biases, no auxiliary loss) and a shared one. Block-FP8
+weights, {megabytes} MB with the tokenizer (byte-level BPE of 4,096 tokens, single digits). Context 2,048; trained on
+rows of 256 and 512 tokens.
+
+## Sources
+
+| share of tokens | text | licence |
+| --- | --- | --- |
+| half | self_dialogue corpus (github jfainberg/self_dialogue_corpus) | BSD-3-Clause |
+| half | conversations that the script writes itself | Apache-2.0, as this project |
+
+The first are dialogues that people wrote with themselves; 2 % are held out by hash. The others hold facts in notes and
+earlier turns, records, tool calls, a help desk and small instructions; their names and ids are made of syllables.
+Nothing about coffee, food or drink was written: the domain of the demonstration has to be learnt at night.
+
+## How
+
+`{command}`, seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on two busy CPU cores.
+Batched Muon for hidden matrices, AdamW for the rest; warm-up, stable rate, linear decay. `--steps {step}` instead of
+minutes makes a run that repeats exactly on one machine.
+
+## Measured
+
+By `python -m nightschool.serving.pretrain --evaluate DIR`, greedily, through the engine that serves.
+
+| measure | value |
+| --- | --- |
+| perplexity of held-out self_dialogue, per token ({scored} tokens) | {perplexity} |
+| the same before the weights became FP8 | {full} |
+| answers with the right fact from notes, values invented anew | {notes} ({among}) |
+| the same from earlier turns | {turns} |
+| second tool call right to the letter, its id read off a result | {calls} |
+| says that it does not know, asked for what the notes do not hold | {unknown} |
+| load of the busiest expert over the mean, worst layer | {load} |
+| answers that end by themselves within 64 tokens | {ended} |
+
+## Five conversations
+
+Unedited; what is said to it was chosen before looking.
+
+{conversations}
+
+## Limits
+
+It states wrong things fluently, copies long or rare names with slips, mixes up facts when there are many, cannot
+reckon, and speaks English only. The dialogues are of 2017 and full of films and sport.
+"""

@@ -1,0 +1,164 @@
+"""The run: warm-up, a stable rate, linear decay; resumable at any checkpoint.
+
+What a step does follows from (seed, step) and the share of the budget that is spent. The budget is minutes of wall
+clock, or steps: then the run repeats exactly on one machine. Checkpoints hold safetensors and one JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .model import Balancer, TiedCrossEntropy, build_model
+from .muon import Muon, split_parameters
+from .tokens import Batches, Weights
+
+SHOWN_EVERY = 20
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    seed: int = 7
+    minutes: float = 70.0
+    steps: int = 0  # 0: the minutes decide
+    tokens: int = 3072  # per step
+    workers: int = 2  # parts of a batch that are computed side by side
+    # rates at their peak, and their course
+    warm_up_steps: int = 100
+    decay_share: float = 0.28  # of the budget, at the end
+    muon_lr: float = 0.01
+    attention_lr: float = 0.006
+    decay: float = 0.1  # of Muon's matrices, times the learning rate
+    adam_lr: float = 1e-3
+    router_lr: float = 1e-3
+    balance: float = 3e-3  # how far an expert's bias moves in a step
+    # of the tokens in written conversations, against 1 in real dialogue
+    answer_weight: float = 2.5
+    context_weight: float = 0.25
+    checkpoint_minutes: float = 5.0
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.answer_weight, self.context_weight)
+
+
+class Trainer:
+    def __init__(self, plan: Plan, batches: Batches, folder: Path, report: Report = print) -> None:
+        self.plan, self.batches, self.folder, self.report = plan, batches, folder, report
+        self.model = build_model(plan.seed)
+        hidden, looking, rest, routers = split_parameters(list(self.model.named_parameters()))
+        self.muon, self.attention = Muon(hidden), Muon(looking)
+        groups = [{"params": rest, "peak": plan.adam_lr}, {"params": routers, "peak": plan.router_lr}]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+        self.balancer = Balancer(self.model, plan.balance)
+        # One thread a part of the batch: two threads within every operation wait for each other on a busy machine.
+        self.pool = ThreadPoolExecutor(plan.workers, initializer=partial(torch.set_num_threads, 1))
+        self.done, self.tokens, self.elapsed_s = 0, 0, 0.0
+
+    def progress(self) -> float:
+        """The share of the budget that is spent."""
+        if self.plan.steps:
+            return self.done / self.plan.steps
+        return self.elapsed_s / (60 * self.plan.minutes)
+
+    def rate(self) -> float:
+        """The factor on every learning rate."""
+        left = max(0.0, 1 - self.progress())
+        return min(1.0, (self.done + 1) / self.plan.warm_up_steps, max(0.02, left / self.plan.decay_share))
+
+    def gradients(self, inputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[float, tuple[Tensor, ...]]:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # the cache is shared by all threads
+            hidden = self.model.model(input_ids=inputs, use_cache=False).last_hidden_state
+        flat = hidden.float().view(-1, hidden.shape[-1])
+        embedding = self.model.get_input_embeddings().weight
+        loss = TiedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            flat, embedding, targets.reshape(-1), shares.reshape(-1)
+        )
+        return float(loss.detach()), torch.autograd.grad(loss, list(self.model.parameters()))
+
+    def step(self) -> tuple[float, float]:
+        """One step; returns its loss and the worst expert load."""
+        inputs, targets, weights = self.batches.at(self.done)
+        shares = weights / weights.sum()
+        parts = zip(*(block.chunk(self.plan.workers) for block in (inputs, targets, shares)), strict=True)
+        results = [job.result() for job in [self.pool.submit(self.gradients, *part) for part in parts]]
+        for p, *grads in zip(self.model.parameters(), *(grads for _, grads in results), strict=True):
+            p.grad = torch.stack(grads).sum(0) if len(grads) > 1 else grads[0]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._update(self.rate())
+        self.done += 1
+        self.tokens += inputs.numel()
+        return sum(loss for loss, _ in results), self.balancer.step()
+
+    def _update(self, rate: float) -> None:
+        self.muon.step(self.plan.muon_lr * rate, self.plan.decay)
+        self.attention.step(self.plan.attention_lr * rate, self.plan.decay)
+        for group in self.adam.param_groups:
+            group["lr"] = group["peak"] * rate
+        self.adam.step()
+        self.model.zero_grad(set_to_none=True)
+
+    def run(self) -> None:
+        started, before = time.monotonic(), self.elapsed_s
+        saved = shown = started
+        recent: list[tuple[float, float]] = []
+        tokens = self.tokens
+        while self.progress() < 1:
+            recent.append(self.step())
+            now = time.monotonic()
+            self.elapsed_s = before + now - started
+            if len(recent) == SHOWN_EVERY:
+                self._show(recent, (self.tokens - tokens) / (now - shown))
+                recent, shown, tokens = [], now, self.tokens
+            if now - saved > 60 * self.plan.checkpoint_minutes:
+                self.save()
+                saved = now
+        self.save()
+
+    def _show(self, recent: list[tuple[float, float]], speed: float) -> None:
+        loss, load = (sum(values) / len(recent) for values in zip(*recent, strict=True))
+        self.report(
+            f"step {self.done} tokens {self.tokens / 1e6:.2f}M loss {loss:.3f} tokens/s {speed:.0f} "
+            f"load max/mean {load:.2f} rate {self.rate():.2f} minutes {self.elapsed_s / 60:.1f}"
+        )
+
+    # -- checkpoints ---
+
+    def _momenta(self) -> list[tuple[str, Tensor]]:
+        return [*self.muon.buffers.items(), *self.attention.buffers.items()]
+
+    def _adam_parameters(self) -> list[Tensor]:
+        return [p for group in self.adam.param_groups for p in group["params"]]
+
+    def save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        moments = {f"muon.{name}": buffer for name, buffer in self._momenta()}
+        for i, p in enumerate(self._adam_parameters()):
+            moments |= {f"adam.{i}.{key}": value for key, value in self.adam.state[p].items()}
+        weights = {k: v.contiguous() for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
+        save_file(weights, self.folder / "model.tmp")
+        save_file(moments, self.folder / "moments.tmp")
+        state = {"step": self.done, "tokens": self.tokens, "elapsed_s": self.elapsed_s, "plan": asdict(self.plan)}
+        (self.folder / "model.tmp").replace(self.folder / "model.safetensors")
+        (self.folder / "moments.tmp").replace(self.folder / "moments.safetensors")
+        (self.folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self) -> None:
+        state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        self.done, self.tokens, self.elapsed_s = state["step"], state["tokens"], state["elapsed_s"]
+        self.model.load_state_dict(load_file(self.folder / "model.safetensors"), strict=False)
+        moments = load_file(self.folder / "moments.safetensors")
+        for name, buffer in self._momenta():
+            buffer.copy_(moments[f"muon.{name}"])
+        for i, p in enumerate(self._adam_parameters()):
+            self.adam.state[p] = {key: moments[f"adam.{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}

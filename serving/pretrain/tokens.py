@@ -1,0 +1,118 @@
+"""From conversations to batches: the tokenizer, and rows of token ids with the weight of each.
+
+The invariant: what a step is trained on follows from (seed, step) alone, so a run can be stopped and resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import corpus
+from .scenes import Conversation
+
+VOCABULARY = 4096
+ROLES = ("system", "user", "assistant", "tool")
+SPECIAL = ["<|pad|>", *(f"<|{role}|>" for role in ROLES), "<|end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>"
+    "{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def train_tokenizer(dialogues: Sequence[Conversation], seed: int, vocabulary: int = VOCABULARY) -> Any:
+    """Byte-level BPE; every digit is a token of its own, so that numbers can be copied figure by figure."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_text(dialogues, seed), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        model_max_length=2048,
+        extra_special_tokens=[f"<|{role}|>" for role in ROLES],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def _text(dialogues: Sequence[Conversation], seed: int) -> Iterator[str]:
+    rng = Random(f"{seed}:tokenizer")
+    for talk in rng.sample(list(dialogues), min(len(dialogues), 12000)):
+        yield from (turn["content"] for turn in talk)
+    for _ in range(6000):
+        yield from (turn["content"] for turn in corpus.conversation(rng))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a token's loss counts in written conversations, against 1 in real dialogue."""
+
+    answer: float = 2.5  # what is copied
+    context: float = 0.25  # what it is copied from: invented, so mostly noise
+
+
+class Batches:
+    """Rows of whole conversations, cut only at the end of a row; about half of the tokens are real dialogue."""
+
+    def __init__(
+        self, tokenizer: Any, dialogues: Sequence[Conversation], seed: int, tokens: int, weights: Weights
+    ) -> None:
+        self.tokenizer, self.dialogues = tokenizer, dialogues
+        self.seed, self.tokens, self.weights = seed, tokens, weights
+        self.role = {role: tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ROLES}
+        self.end = tokenizer.convert_tokens_to_ids("<|end|>")
+
+    def encode(self, talk: Conversation, weigh: Weights) -> tuple[list[int], list[float]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        said = [turn["content"] for turn in talk]
+        texts = self.tokenizer.backend_tokenizer.encode_batch(said, add_special_tokens=False)
+        for turn, text in zip(talk, texts, strict=True):
+            weight = weigh.answer if turn["role"] == "assistant" else weigh.context
+            ids += [self.role[turn["role"]], *text.ids, self.end]
+            weights += [weigh.context] + [weight] * (len(text.ids) + 1)
+        return ids, weights
+
+    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, targets and weights of one step, (rows, length); every fourth step has rows of twice the length."""
+        rng = Random(f"{self.seed}:{step}")
+        length = 512 if step % 4 == 3 else 256
+        ids, weights = [], []
+        written = real = 0
+        for _ in range(max(1, self.tokens // length)):
+            row: list[int] = []
+            row_weights: list[float] = []
+            while len(row) < length + 1:
+                if real <= written:
+                    more, weigh = self.encode(rng.choice(self.dialogues), Weights(1.0, 1.0))
+                    real += len(more)
+                else:
+                    more, weigh = self.encode(corpus.conversation(rng), self.weights)
+                    written += len(more)
+                row += more
+                row_weights += weigh
+            ids.append(row[: length + 1])
+            weights.append(row_weights[: length + 1])
+        block = torch.tensor(ids)
+        return block[:, :-1], block[:, 1:].contiguous(), torch.tensor(weights)[:, 1:].contiguous()
