@@ -107,7 +107,7 @@ def _lines(path: Path) -> Iterator[_Record]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _parsed(str(path), number, line.removeprefix(b"\xef\xbb\xbf"))
+                yield _parsed(str(path), number, line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
 
 
 def _parsed(file: str, number: int, line: bytes) -> _Record:

@@ -5,7 +5,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from nightschool.content import Message
 from nightschool.errors import InputError
 from nightschool.memory.conversations import (

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import torch
-
 from nightschool.memory.embed import one_thread
 
 

@@ -4,13 +4,12 @@ import sqlite3
 
 import numpy as np
 import pytest
-from sqlalchemy import insert, select
-from sqlalchemy.orm import Session
-
 from nightschool.errors import InputError, NotFound, StoreError
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import AdapterRow, SnapshotRow, SnapshotSourceRow, TopicRow
 from nightschool.memory.types import ForgetReceipt
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
 
 SECRET = "kq7zv9x1w4 the vault opens with 8842071355"
 EVE = "eve-of-7719"

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-
 from nightschool.errors import StoreError
 from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore

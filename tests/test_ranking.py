@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from nightschool.memory.ranking import Candidate, rank, stem, terms
 from nightschool.memory.types import Memory
 

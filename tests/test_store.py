@@ -11,16 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import OperationalError
-
 from nightschool.errors import InputError, NotFound, StoreError
 from nightschool.memory.conversations import Conversation, Owner, Review
 from nightschool.memory.store import MemoryStore
 from nightschool.settings import MemorySettings, Settings
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 POSTGRES = "postgresql+psycopg://127.0.0.1:5432/test"
 ANN = {"user_id": "ann", "session_id": "s"}
+OWNER = Owner("ann", "", "s")
 
 
 def user(words):
@@ -31,8 +31,8 @@ def said(store, words, reply="ok", **owner):
     return store.record([user(words)], reply, **(ANN | owner))
 
 
-def conversation(*words, owner=Owner("ann", "", "s"), reviews=None, start="user"):
-    roles = ("user", "assistant") if start == "user" else ("assistant", "user")
+def conversation(*words, owner=OWNER, reviews=None):
+    roles = ("user", "assistant")
     messages = tuple({"role": roles[n % 2], "content": w} for n, w in enumerate(words))
     return Conversation(owner, messages, tuple(float(n) for n in range(len(words))), reviews or {})
 
@@ -487,7 +487,7 @@ with MemoryStore(Settings(home=Path({str(tmp_path)!r})), embedder=HashEmbedder()
 
 def test_file_that_is_no_database_is_a_store_error(settings, hash_embedder):
     (settings.home / "nightschool.db").write_text("not a database, " * 100)
-    with pytest.raises(StoreError, match="cannot open the database sqlite:.*nightschool.db: file is not a database"):
+    with pytest.raises(StoreError, match=r"cannot open the database sqlite:.*nightschool.db: file is not a database"):
         MemoryStore(settings, embedder=hash_embedder)
 
 

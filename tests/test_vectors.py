@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from nightschool.errors import StoreError
 from nightschool.memory import vectors as module
 from nightschool.memory.vectors import IndexRow, VectorIndex
@@ -170,5 +169,5 @@ def test_damaged_index_is_a_store_error_that_names_the_command(index, tmp_path):
     for path in (tmp_path / "index").rglob("*.lance"):
         if path.is_file():
             path.write_bytes(b"damaged")
-    with pytest.raises(StoreError, match="cannot .* the index: .*nightschool memory rebuild"):
+    with pytest.raises(StoreError, match=r"cannot .* the index: .*nightschool memory rebuild"):
         found(VectorIndex(index.url, DIMENSION, "test"))

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from nightschool.errors import InputError
+from nightschool.memory import importer
+from nightschool.memory.importer import ImportReport, LineError, import_files
+
+NOW = 1_700_000_000.0
+
+
+def chat(*words, session=None, rating=None, **record):
+    messages = [{"role": ("user", "assistant")[n % 2], "content": w} for n, w in enumerate(words)]
+    if rating is not None:
+        messages[-1]["rating"] = rating
+    return {"messages": messages} | ({"session_id": session} if session else {}) | record
+
+
+def lines(path, *records):
+    texts = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    path.write_text("\n".join(texts), encoding="utf-8")
+    return path
+
+
+def brought(store, *paths, **how):
+    return import_files(store, paths, now=NOW, **how)
+
+
+def rows(store):
+    return list(store.interactions()), store.feedback(), store.topics(NOW)
+
+
+def test_every_format_goes_in_and_a_second_time_changes_nothing(quick_store, tmp_path, clock):
+    sharegpt = {"conversations": [{"from": "human", "value": "tea?"}, {"from": "gpt", "value": "yes"}]}
+    said = {"author": {"role": "user"}, "content": {"content_type": "text", "parts": ["hello there"]}}
+    export = {"id": "c", "mapping": {"a": {"message": said, "parent": None}}, "current_node": "a"}
+    files = [
+        lines(tmp_path / "chat.jsonl", chat("hi", "hello", "bye", "bye", rating=1), "", sharegpt),
+        lines(tmp_path / "array.json", json.dumps([sharegpt, chat("one", "two", user_id="bob")], indent=2)),
+        lines(tmp_path / "conversations.json", [export, {"mapping": {}}]),
+    ]
+    report = brought(quick_store, *files)
+    assert report == ImportReport(5, 5, 1, 1, ())
+    before = rows(quick_store)
+    clock.now += 1000
+    assert brought(quick_store, *files) == ImportReport(5, 0, 6, 0, ())
+    assert rows(quick_store) == before
+    assert quick_store.verify() == []
+
+
+def test_broken_lines_are_reported_with_file_line_and_reason_and_the_others_go_in(quick_store, tmp_path):
+    path = lines(
+        tmp_path / "mixed.jsonl",
+        chat("hi", "hello", session="a"),
+        '{"messages": [{"role": "user", "content": "secret words',
+        chat("hi", "hello", session="b", rating=5),
+        chat("hi", "hello", session="c", rating="up"),
+        "[1]",
+        '{"messages": NaN}',
+        "[" * 100_000,
+        '{"n": ' + "1" * 5000 + "}",
+        chat("hi", "something else", session="a"),
+        chat("hi\ud800", "hello", session="d"),
+        chat("hi", "hello", session="e"),
+    )
+    report = brought(quick_store, str(path))
+    assert (report.conversations, report.interactions_new, report.feedback_new) == (2, 2, 0)
+    assert [(error.file, error.line) for error in report.errors] == [(str(path), n) for n in range(2, 11)]
+    expected = [
+        "not JSON: Unterminated string starting at",
+        "rating is 5, not a number from -1 to 1",
+        "rating is of type str",
+        "the record is a list of 1",
+        "not JSON: NaN",
+        "nested too deeply",
+        "not JSON: a number that cannot be read",
+        "has something else at position 0",
+        "message 0: content holds half of a surrogate pair",
+    ]
+    for error, reason in zip(report.errors, expected, strict=True):
+        assert reason in error.reason
+        assert "secret" not in error.reason
+    assert [i.session_id for i in quick_store.interactions()] == ["a", "e"]
+
+
+def test_array_goes_in_up_to_its_broken_element(quick_store, tmp_path):
+    path = lines(tmp_path / "a.json", "[", json.dumps(chat("hi", "hello")) + ",", '{"messages": ]', "]")
+    report = brought(quick_store, path)
+    assert (report.interactions_new, len(report.errors)) == (1, 1)
+    assert report.errors[0].line == 3
+    assert report.errors[0].reason.endswith("; what follows it was not read")
+
+
+def test_array_that_was_cut_off_is_reported(quick_store, tmp_path):
+    report = brought(quick_store, lines(tmp_path / "a.json", "[" + json.dumps(chat("hi", "hello"))))
+    assert report.interactions_new == 1
+    assert "not JSON: Expecting value" in report.errors[0].reason
+
+
+def test_refused_element_of_an_array_is_reported_with_the_line_where_it_begins(quick_store, tmp_path):
+    path = lines(tmp_path / "a.json", "[", json.dumps(chat("hi", "hello")), ",\n\n5,", json.dumps(chat("a", "b")), "]")
+    report = brought(quick_store, path)
+    assert report.interactions_new == 2
+    assert report.errors == (LineError(str(path), 5, "the record is 5, not an object"),)
+
+
+def test_byte_order_mark_is_read_over_in_lines_and_arrays(quick_store, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(chat("hi", "hello")), encoding="utf-8-sig")
+    (tmp_path / "b.json").write_text(json.dumps([chat("ho", "hello")]), encoding="utf-8-sig")
+    assert brought(quick_store, tmp_path / "a.jsonl", tmp_path / "b.json").interactions_new == 2
+
+
+def test_bytes_that_are_no_utf8_are_reported(quick_store, tmp_path):
+    good = json.dumps(chat("hi", "hello")).encode()
+    (tmp_path / "a.jsonl").write_bytes(b'{"messages": "\xff"}\n' + good)
+    (tmp_path / "b.json").write_bytes(b"[\xff]")
+    report = brought(quick_store, tmp_path / "a.jsonl", tmp_path / "b.json")
+    assert report.interactions_new == 1
+    assert [error.reason for error in report.errors] == ["not UTF-8: byte 14", "not UTF-8: byte 1"]
+
+
+def test_line_separators_inside_a_message_are_no_line_ends(quick_store, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(chat("one\u2028two\x85three", "hello"), ensure_ascii=False), encoding="utf-8")
+    brought(quick_store, path)
+    assert next(quick_store.interactions()).text == "one\u2028two\x85three"
+
+
+def test_empty_file_brings_nothing(quick_store, tmp_path):
+    assert brought(quick_store, lines(tmp_path / "a.jsonl", " \n")) == ImportReport(0, 0, 0, 0, ())
+
+
+def test_missing_file_is_named_before_anything_goes_in(quick_store, tmp_path):
+    path = lines(tmp_path / "a.jsonl", chat("hi", "hello"))
+    with pytest.raises(InputError, match=r"no such file: .*gone.jsonl; nothing was brought in"):
+        brought(quick_store, path, tmp_path / "gone.jsonl")
+    assert quick_store.counts()["interactions"] == 0
+
+
+def test_grown_export_adds_what_is_new_and_replaces_the_unanswered_end(quick_store, tmp_path):
+    path = tmp_path / "a.jsonl"
+    brought(quick_store, lines(path, chat("hi", "hello", "dogs?", session="s")))
+    report = brought(quick_store, lines(path, chat("hi", "hello", "dogs?", "yes", rating=1, session="s")))
+    assert report == ImportReport(1, 1, 1, 1, ())
+    report = brought(quick_store, lines(path, chat("hi", "hello", "dogs?", "yes", rating=-1, session="s")))
+    assert report == ImportReport(1, 0, 2, 1, ())
+    assert quick_store.verify() == []
+
+
+def test_progress_counts_conversations_batch_by_batch(quick_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(importer, "CONVERSATIONS_A_BATCH", 2)
+    told: list[int] = []
+    path = lines(tmp_path / "a.jsonl", *(chat(f"hi {n}", "hello") for n in range(5)), "broken")
+    report = brought(quick_store, path, progress=told.append)
+    assert (told, report.conversations) == ([2, 4, 5], 5)
+    assert [error.line for error in report.errors] == [6]
+
+
+def test_failing_batch_leaves_nothing_of_itself_and_the_next_run_completes(quick_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(importer, "CONVERSATIONS_A_BATCH", 2)
+    path = lines(tmp_path / "a.jsonl", *(chat(f"hi {n}", "hello", rating=1) for n in range(4)))
+
+    def stop_after_two(done):
+        monkeypatch.setattr("nightschool.memory.store.insert_reviews", lambda *_: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        brought(quick_store, path, progress=stop_after_two)
+    assert (quick_store.counts()["interactions"], quick_store.counts()["feedback"]) == (2, 2)
+    monkeypatch.undo()
+    assert brought(quick_store, path) == ImportReport(4, 2, 2, 2, ())
+    assert quick_store.verify() == []

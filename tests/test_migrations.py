@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from nightschool.errors import SchemaOutdated, StoreError
+from nightschool.memory import database as module
+from nightschool.memory.database import MIGRATIONS, Database
+from nightschool.memory.tables import Base, TopicRow
+from sqlalchemy import inspect, text
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/test.db"
+
+
+def test_migrations_make_exactly_the_tables_of_the_models(url):
+    database = Database(url)
+    with database.sql.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        made = {index["name"] for table in Base.metadata.tables for index in inspect(connection).get_indexes(table)}
+        assert made == {index.name for table in Base.metadata.tables.values() for index in table.indexes}
+    database.close()
+
+
+def test_chain_has_one_head_and_every_migration_says_what_it_does():
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    assert len(scripts.get_heads()) == 1
+    assert all(script.doc.strip() for script in scripts.walk_revisions())
+
+
+def test_migrations_import_nothing_of_ours():
+    for path in (MIGRATIONS / "versions").glob("0*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert "nightschool" not in source and "from ." not in source
+
+
+def test_database_of_a_newer_version_is_refused_and_left_alone(url):
+    Database(url).close()
+    older = Database(url)
+    with older.sql.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    older.close()
+    with pytest.raises(SchemaOutdated, match=r"test.db is at revision 9999, .* no later one than \d+; install"):
+        Database(url)
+
+
+def test_failing_migration_leaves_the_database_as_it_was(url, tmp_path, monkeypatch):
+    broken = tmp_path / "migrations"
+    (broken / "versions").mkdir(parents=True)
+    (broken / "env.py").write_bytes((MIGRATIONS / "env.py").read_bytes())
+    first = next((MIGRATIONS / "versions").glob("0001_*.py")).read_text(encoding="utf-8")
+    (broken / "versions" / "0001_first.py").write_text(first.replace("    cycles()\n", "    1 / 0\n"), encoding="utf-8")
+    monkeypatch.setattr(module, "MIGRATIONS", broken)
+    with pytest.raises(ZeroDivisionError):
+        Database(url)
+    monkeypatch.undo()
+    database = Database(url)
+    assert "cycles" in inspect(database.sql).get_table_names()
+    database.close()
+
+
+def test_two_processes_open_a_new_home_at_once(tmp_path, url):
+    code = f"from nightschool.memory.database import Database; Database({url!r}).close()"
+    running = [subprocess.Popen([sys.executable, "-W", "error", "-c", code]) for _ in range(4)]
+    assert [process.wait(120) for process in running] == [0] * 4
+
+
+def test_folder_with_a_percent_sign_holds_migrations_too(tmp_path, url, monkeypatch):
+    odd = tmp_path / "100% mine"
+    (odd / "versions").mkdir(parents=True)
+    for path in [MIGRATIONS / "env.py", *(MIGRATIONS / "versions").glob("0*.py")]:
+        (odd / path.relative_to(MIGRATIONS)).write_bytes(path.read_bytes())
+    monkeypatch.setattr(module, "MIGRATIONS", odd)
+    Database(url).close()
+
+
+# -- transactions ---
+
+
+def test_sqlite_is_durable_concurrent_checked_and_overwrites_what_it_deletes(url):
+    database = Database(url)
+    with database.sql.connect() as connection:
+        pragmas = ("journal_mode", "foreign_keys", "secure_delete", "busy_timeout", "synchronous")
+        found = {name: connection.execute(text(f"PRAGMA {name}")).scalar() for name in pragmas}
+    assert found == {
+        "journal_mode": "wal",
+        "foreign_keys": 1,
+        "secure_delete": 1,
+        "busy_timeout": 30000,
+        "synchronous": 2,
+    }
+    database.close()
+
+
+def topic(name):
+    return TopicRow(id=name, label=name, centroid=b"", size=1, created_utc=0.0)
+
+
+def test_failed_transaction_is_rolled_back_and_sql_errors_are_ours(url):
+    database = Database(url)
+    with pytest.raises(ZeroDivisionError), database.writing() as session:
+        session.add(topic("a"))
+        session.flush()
+        _ = 1 / 0
+    with database.reading() as session:
+        assert session.get(TopicRow, "a") is None
+    twice = pytest.raises(StoreError, match=r"cannot write the database sqlite:.*UNIQUE constraint failed")
+    with twice as raised, database.writing() as session:
+        session.add(topic("a"))
+        session.flush()
+        session.execute(text("INSERT INTO topics SELECT * FROM topics"))
+    assert raised.value.__cause__ is not None
+    with pytest.raises(StoreError, match="cannot read the database"), database.reading() as session:
+        session.execute(text("SELECT * FROM nothing"))
+    database.close()
+
+
+def test_reader_sees_what_was_committed_while_a_writer_writes(url):
+    database = Database(url)
+    with database.writing() as writer:
+        writer.add(topic("a"))
+        writer.flush()
+        with database.reading() as reader:
+            assert reader.get(TopicRow, "a") is None
+    with database.reading() as reader:
+        assert reader.get(TopicRow, "a") is not None
+    database.close()
+
+
+def test_second_writer_waits_from_its_first_statement_on(url, monkeypatch):
+    monkeypatch.setattr(module, "PRAGMAS", ("journal_mode=WAL", "busy_timeout=20"))
+    database = Database(url)
+    with database.writing() as first:
+        first.get(TopicRow, "a")
+        with pytest.raises(StoreError, match="database is locked"), database.writing() as second:
+            second.get(TopicRow, "a")
+    database.close()
