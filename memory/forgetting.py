@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import String, cast, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from ..errors import InputError, NotFound
@@ -52,7 +52,7 @@ def targets(
         found = list(session.scalars(select(InteractionRow).filter_by(**scope)))
     gone = {row.id: to_interaction(row) for row in found}
     going = {row.id for row in memories} | set(_memories_of(session, list(gone.values())))
-    snapshots = _snapshots_with(session, list(gone))
+    snapshots = _snapshots_with(session, [*gone, *_shown(session, going)])
     receipt = ForgetReceipt(
         len(gone), len(going), _count_feedback(session, list(gone)), snapshots, _adapters_of(session, snapshots)
     )
@@ -105,6 +105,13 @@ def _memories_of(session: Session, gone: Sequence[Interaction]) -> Iterable[str]
     for some in chunks(users):
         notes = select(MemoryRow.id, MemoryRow.source_ids).where(MemoryRow.kind == "note", MemoryRow.user_id.in_(some))
         yield from (i for i, sources in session.execute(notes) if not ids.isdisjoint(sources))
+
+
+def _shown(session: Session, memory_ids: set[str]) -> list[str]:
+    """The interactions whose reply was given one of these memories: what is learnt from the reply comes from there."""
+    given = select(InteractionRow.id, InteractionRow.memory_ids)
+    some = session.execute(given.where(cast(InteractionRow.memory_ids, String) != "[]"))
+    return [i for i, ids in some if not memory_ids.isdisjoint(ids)]
 
 
 def _count_feedback(session: Session, ids: Sequence[str]) -> int:

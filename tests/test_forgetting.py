@@ -128,6 +128,20 @@ def test_turn_of_tools_does_not_keep_the_forgotten_request(quick_store, bytes_in
     assert quick_store.verify() == []
 
 
+def test_turn_of_tools_keeps_the_request_that_was_not_forgotten(quick_store):
+    gone, kept = said(quick_store, "one"), said(quick_store, "two")
+    answer = said(quick_store, "result", role="tool")
+    quick_store.forget(interaction_ids=[gone.id])
+    assert list(quick_store.interactions()) == [kept, answer]
+
+
+def test_greeting_is_forgotten_without_a_topic(quick_store):
+    greeting = quick_store.record([], "Hello!", user_id="ann", session_id="s")
+    said(quick_store, "one")
+    assert quick_store.forget(interaction_ids=[greeting.id]) == ForgetReceipt(1, 0, 0, (), ())
+    assert quick_store.verify() == []
+
+
 def test_topic_loses_the_forgotten_words_and_keeps_its_other_turns(settings, make_embedder, bytes_in_home):
     class OneTopic(make_embedder):
         """All texts lie so near each other that they are one topic."""
@@ -185,6 +199,15 @@ def test_what_learnt_from_it_is_tainted_with_all_its_descendants(quick_store):
     reasons = tainted(quick_store)
     assert reasons.keys() == set(receipt.tainted_adapters)
     assert "s1" in reasons["warmer"]
+
+
+def test_forgetting_a_note_taints_what_was_learnt_from_replies_that_were_shown_it(quick_store):
+    note = quick_store.remember("a zebra", user_id="ann", shared=True)
+    owner = {"user_id": "bob", "session_id": "s"}
+    shown = quick_store.record([{"role": "user", "content": "pet?"}], "zebra", **owner, memory_ids=[note.id])
+    learnt(quick_store, "s1", [shown], ["sft"])
+    learnt(quick_store, "s2", [said(quick_store, "two")], ["clean"])
+    assert quick_store.forget(memory_ids=[note.id]).tainted_adapters == ("sft",)
 
 
 def test_first_reason_of_a_taint_stays(quick_store):
