@@ -8,6 +8,7 @@ the module that bears its name. Every `get_peft_model`, `PeftModel.from_pretrain
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,14 +16,16 @@ from typing import Any
 
 @contextmanager
 def as_named(model: Any) -> Iterator[None]:
-    """Suspend PEFT's renaming for the family of `model`."""
+    """Suspend PEFT's renaming for the family of `model`, and a warning that PEFT itself has to heed."""
     from peft.utils import transformers_weight_conversion as renaming
 
     families = renaming._MODEL_TO_CONVERSION_PATTERN
     family = model.config.model_type
     kept = families.pop(family, None)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            yield
     finally:
         if kept is not None:
             families[family] = kept
