@@ -140,10 +140,10 @@ def _branch(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     mapping, node_id = record["mapping"], record.get("current_node")
     if not isinstance(mapping, dict):
         raise InputError(f"mapping is {_kind(mapping)}, not an object")
-    if mapping and node_id not in mapping:
+    if mapping and (not isinstance(node_id, str) or node_id not in mapping):
         raise InputError("current_node is not in mapping")
-    path: dict[object, dict[str, Any]] = {}
-    while node_id in mapping and node_id not in path:
+    path: dict[str, dict[str, Any]] = {}
+    while isinstance(node_id, str) and node_id in mapping and node_id not in path:
         node = mapping[node_id]
         if not isinstance(node, dict):
             raise InputError(f"a node of mapping is {_kind(node)}, not an object")
@@ -159,7 +159,7 @@ def _chatgpt_message(message: dict[str, Any]) -> Message | None:
     role = ROLES_HERE.get(str(author.get("role")))
     if role is None:
         raise InputError(f"author.role is none of {', '.join(ROLES_HERE)}")
-    if content.get("content_type") in NOT_SAID:
+    if str(content.get("content_type")) in NOT_SAID:
         return None
     words = _text_of("content.parts", content["parts"]) if "parts" in content else content.get("text")
     if not isinstance(words, str) or not words.strip():

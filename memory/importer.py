@@ -112,7 +112,7 @@ def _lines(path: Path) -> Iterator[_Record]:
 
 def _parsed(file: str, number: int, line: bytes) -> _Record:
     try:
-        return _Record(file, number, json.loads(line.decode()))
+        return _Record(file, number, json.loads(line.decode(), parse_constant=_refused))
     except (ValueError, RecursionError) as error:
         return _Record(file, number, error=_why(error))
 
@@ -125,7 +125,7 @@ def _array(path: Path) -> Iterator[_Record]:
     except UnicodeDecodeError as error:
         yield _Record(file, 1, error=_why(error))
         return
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(parse_constant=_refused)
     at, line = text.index("[") + 1, 1
     done = 0
     while True:
@@ -141,6 +141,11 @@ def _array(path: Path) -> Iterator[_Record]:
         yield _Record(file, line, value)
 
 
+def _refused(constant: str) -> None:
+    """NaN and the infinities are no JSON, though Python reads them."""
+    raise json.JSONDecodeError(f"{constant} is no value", "", 0)
+
+
 def _after(text: str, at: int, skipped: str) -> int:
     while at < len(text) and text[at] in skipped:
         at += 1
@@ -150,7 +155,7 @@ def _after(text: str, at: int, skipped: str) -> int:
 def _why(error: Exception) -> str:
     """Why this is no JSON, without showing it."""
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} at column {error.colno}"
+        return f"not JSON: {error.msg}" + (f" at column {error.colno}" if error.doc else "")
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: byte {error.start}"
     return "nested too deeply" if isinstance(error, RecursionError) else "not JSON: a number that cannot be read"

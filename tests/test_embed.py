@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
+import pytest
 import torch
-from nightschool.memory.embed import one_thread
+from nightschool.memory.embed import MiniLM, one_thread
+from transformers.utils import logging
 
 
 def test_rows_are_float32_of_length_one_in_the_order_of_the_texts(embedder):
@@ -49,14 +48,13 @@ def test_threads_of_torch_are_one_inside_and_as_before_outside():
         torch.set_num_threads(before)
 
 
-def test_loading_draws_no_progress_bar_and_leaves_the_switch_as_it_was():
-    code = """
-from transformers.utils import logging
-from nightschool.memory.embed import MiniLM
-for shown in (True, False):
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_draws_no_progress_bar_and_leaves_the_switch_as_it_was(shown, capfd):
+    before = logging.is_progress_bar_enabled()
     (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
-    MiniLM().embed(["a"])
-    assert logging.is_progress_bar_enabled() is shown
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    try:
+        MiniLM().embed(["a"])
+        assert logging.is_progress_bar_enabled() is shown
+        assert capfd.readouterr() == ("", "")
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()

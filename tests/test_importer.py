@@ -72,7 +72,7 @@ def test_broken_lines_are_reported_with_file_line_and_reason_and_the_others_go_i
         "rating is 5, not a number from -1 to 1",
         "rating is of type str",
         "the record is a list of 1",
-        "not JSON: NaN",
+        "not JSON: NaN is no value",
         "nested too deeply",
         "not JSON: a number that cannot be read",
         "has something else at position 0",

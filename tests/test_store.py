@@ -93,6 +93,19 @@ def test_turn_of_tools_has_text_topic_and_vector_of_its_request_and_no_memory(qu
     assert quick_store.verify() == []
 
 
+def test_turns_of_tools_in_a_batch_inherit_from_the_batch_and_from_before_it(quick_store):
+    def told(*roles):
+        messages = tuple({"role": role, "content": f"{role} {n}"} for n, role in enumerate(roles))
+        return Conversation(OWNER, messages, (0.0,) * len(messages))
+
+    start = ("user", "assistant", "tool", "assistant", "tool", "assistant")
+    quick_store.record_many([told(*start)])
+    quick_store.record_many([told(*start, "tool", "assistant", "tool", "assistant")])
+    assert len({(i.text, i.topic_id) for i in quick_store.interactions()}) == 1
+    assert quick_store.counts()["interactions"] == 5
+    assert quick_store.verify() == []
+
+
 def test_greeting_has_neither_topic_nor_vector(quick_store):
     greeting = quick_store.record([], "How can I help?", **ANN)
     assert (greeting.text, greeting.topic_id) == ("", None)
@@ -167,6 +180,7 @@ def test_kept_conversation_has_the_ids_that_live_turns_have(quick_store):
 def test_grown_conversation_replaces_its_unanswered_end(quick_store):
     quick_store.record_many([conversation("hi", "hello", "dogs?")])
     note = quick_store.remember("Ann asks about dogs", user_id="ann", source_ids=[_last(quick_store).id])
+    quick_store.remember("free", user_id="ann")
     recorded = quick_store.record_many([conversation("hi", "hello", "dogs?", "yes, two", "cats?")])
     assert (recorded.new, recorded.known) == (2, 1)
     assert [i.reply for i in quick_store.interactions()] == ["hello", "yes, two", ""]
