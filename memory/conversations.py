@@ -194,6 +194,8 @@ def checked_owner(user_id: str, agent_id: str, session_id: str) -> Owner:
 def checked_conversation(conversation: Conversation) -> Conversation:
     """The same, if every part can be kept and every review is of a reply."""
     messages = checked_messages(conversation.messages)
+    if len(conversation.created_utc) != len(messages):
+        raise InputError(f"created_utc has {len(conversation.created_utc)} times for {len(messages)} messages")
     for time in conversation.created_utc:
         checked_time("created_utc", time)
     for index in conversation.reviews:

@@ -141,8 +141,6 @@ class MemoryStore:
         """Keep a whole conversation; `created_utc` is one time for all or one a message, `reviews` go by message."""
         given = self.clock() if created_utc is None else created_utc
         times = tuple(given) if isinstance(given, Sequence) else (given,) * len(messages)
-        if len(times) != len(messages):
-            raise InputError(f"created_utc has {len(times)} times for {len(messages)} messages")
         owner = Owner(user_id, agent_id, session_id)
         recorded = self.record_many([Conversation(owner, tuple(messages), times, reviews or {})])
         for error in recorded.errors.values():
