@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..content import content_id
-from ..memory.conversations import messages_of
+from ..memory.conversations import messages_of, request_of
 from ..memory.types import Interaction, Memory, with_notes
 from .types import Prompt
 
@@ -60,10 +60,11 @@ class Prompts:
         return content_id([self._history[interaction.id], rest, self._notes(interaction)])
 
     def reaction(self, interaction: Interaction) -> Interaction | None:
-        """The next turn of the session."""
+        """The next turn of the session, if a person speaks in it: what a tool returned shows nothing."""
         session = self._sessions[session_key(interaction)]
         following = self._index[interaction.id] + 1
-        return session[following] if following < len(session) else None
+        reaction = session[following] if following < len(session) else None
+        return reaction if reaction and request_of(reaction.turn) else None
 
     def earlier_replies(self, interaction: Interaction) -> list[str]:
         index = self._index[interaction.id]

@@ -323,6 +323,16 @@ def test_a_tools_turn_makes_pairs_with_its_exact_like_only():
     assert [m["role"] for m in pair.prompt] == ["user", "assistant", "tool"]
 
 
+def test_a_tools_turn_shows_nothing_of_the_answer_before():
+    world = World()
+    world.says("please order the new bell for my bike", "let me look", session="a")
+    world.says("please order the new bell for my bike", "ten euros", session="a")
+    asked_again = Prompts(world.interactions, {}).reaction(world.interactions[0])
+    world.interactions[-1] = replace(world.interactions[-1], turn=({"role": "tool", "content": "bell: 10"},))
+    assert asked_again
+    assert Prompts(world.interactions, {}).reaction(world.interactions[0]) is None
+
+
 # -- duplicates and weights ---
 
 
