@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 
 from ...content import Message
 from ...settings import ServingSettings
+from ..chat import prompt_ids
 from ..engine import Sampling
 from ..local import LocalEngine
 from . import words
+from .corpus import conversation
 from .facts import Fact, facts
 from .model import Balancer
 from .scenes import UNKNOWN, Conversation, notes, turn
@@ -85,7 +87,7 @@ class Report:
     from_notes: float  # shares of answers that hold the invented value
     from_turns: float
     among: dict[int, float]  # by the number of notes
-    tool_calls: float  # share of second calls that are right to the letter
+    tool_calls: float  # share of second calls that are right to the letter, where the functions were listed
     says_unknown: float  # of questions that the notes do not answer
     expert_load: float  # busiest over mean, worst layer
     ended: float  # share of answers that ended by themselves
@@ -94,9 +96,7 @@ class Report:
 
 def measure(folder: Path, held_out: Sequence[Conversation], checkpoint: Path | None, count: int = 200) -> Report:
     engine = LocalEngine(ServingSettings(base=str(folder), device="cpu"))
-    loads = Balancer(engine._model)
     perplexity, tokens = dialogue_perplexity(engine, held_out)
-    load = loads.worst()
     from_notes, among, ended = facts_used(engine, count)
     return Report(
         perplexity=perplexity,
@@ -107,7 +107,7 @@ def measure(folder: Path, held_out: Sequence[Conversation], checkpoint: Path | N
         among=among,
         tool_calls=calls_copied(engine, count // 2),
         says_unknown=unknown_said(engine, count // 2),
-        expert_load=load,
+        expert_load=expert_load(engine, held_out[:count]),
         ended=ended,
         conversations=tuple(hold(engine, system, said) for system, said in CONVERSATIONS),
     )
@@ -132,6 +132,17 @@ def _perplexity_full(engine: LocalEngine, checkpoint: Path, talks: Sequence[Conv
         return dialogue_perplexity(engine, talks)[0]
     finally:
         engine._model.load_state_dict(served)
+
+
+def expert_load(engine: LocalEngine, talks: Sequence[Conversation]) -> float:
+    """Over real dialogues and as many written ones, each alone, so that no padding is counted."""
+    rng = Random("measure:load")
+    counts = Balancer(engine._model)
+    for talk in [*talks, *(conversation(rng) for _ in talks)]:
+        ids = torch.tensor([prompt_ids(engine._tokenizer, _messages(talk), 512)])
+        with torch.inference_mode():
+            engine._model(ids, use_cache=False, logits_to_keep=1)
+    return counts.worst()
 
 
 # -- facts ---
@@ -192,13 +203,14 @@ def unknown_said(engine: LocalEngine, count: int) -> float:
 
 
 def calls_copied(engine: LocalEngine, count: int) -> float:
-    """The call after the first result, whose id stands in that result."""
+    """The call after the first result, whose id stands in that result. Without a list its name cannot be known."""
     rng = Random("measure:tools")
-    prompts, calls = [], []
+    prompts: list[list[Message]] = []
+    calls: list[str] = []
     while len(prompts) < count:
         talk = with_tools(rng)
         said = [i for i, t in enumerate(talk) if t["role"] == "assistant" and t["content"].startswith("{")]
-        if len(said) == 2:
+        if len(said) == 2 and talk[0]["role"] == "system":
             prompts.append(_messages(talk[: said[1]]))
             calls.append(talk[said[1]]["content"])
     answers = engine.generate(prompts, sampling=SAMPLING)
@@ -236,7 +248,7 @@ def card(report: Report, state: dict[str, Any], parameters: int, bytes_on_disk: 
         parameters=f"{parameters / 1e6:.1f}",
         megabytes=f"{bytes_on_disk / 1e6:.1f}",
         tokens=f"{state['tokens'] / 1e6:.1f}",
-        step=f"{state['step']:,}",
+        step=state["step"],
         minutes=f"{state['elapsed_s'] / 60:.0f}",
         command=f"python -m nightschool.serving.pretrain --dialogues dialogues.jsonl.gz --out DIR {budget}",
         seed=plan["seed"],
@@ -271,10 +283,10 @@ pipeline_tag: text-generation
 The base that Nightschool ships, so that a night can be run on any machine without a download. It holds small talk and
 reads facts off its prompt; it knows next to nothing, and is meant to be taught or replaced.
 
-{parameters} M parameters in DeepSeek-V3's shape: six layers, multi-head latent attention, one dense layer and five
+{parameters} M parameters in DeepSeek-V3's shape: six layers with multi-head latent attention, the first dense, five
 with 8 routed experts (two a token, sigmoid routing balanced by biases, no auxiliary loss) and a shared one. Block-FP8
-weights, {megabytes} MB with the tokenizer (byte-level BPE of 4,096 tokens, single digits). Context 2,048; trained on
-rows of 256 and 512 tokens.
+weights, {megabytes} MB with the tokenizer (byte-level BPE of 4,096 tokens, single digits). Positions go up to 2,048,
+but it was trained on rows of 256 and 512 tokens: keep prompts within that.
 
 ## Sources
 
@@ -289,9 +301,11 @@ Nothing about coffee, food or drink was written: the domain of the demonstration
 
 ## How
 
-`{command}`, seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on two busy CPU cores.
-Batched Muon for hidden matrices, AdamW for the rest; warm-up, stable rate, linear decay. `--steps {step}` instead of
-minutes makes a run that repeats exactly on one machine.
+    {command}
+
+Seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on two CPU cores that others used too.
+Batched Muon for hidden matrices, AdamW for the rest; warm-up, stable rate, linear decay; bfloat16 products over float32
+weights. `--steps {step}` instead of minutes makes a run of the same length that repeats exactly on one machine.
 
 ## Measured
 
@@ -303,7 +317,7 @@ By `python -m nightschool.serving.pretrain --evaluate DIR`, greedily, through th
 | the same before the weights became FP8 | {full} |
 | answers with the right fact from notes, values invented anew | {notes} ({among}) |
 | the same from earlier turns | {turns} |
-| second tool call right to the letter, its id read off a result | {calls} |
+| second tool call right to the letter, its id read off a result, functions listed | {calls} |
 | says that it does not know, asked for what the notes do not hold | {unknown} |
 | load of the busiest expert over the mean, worst layer | {load} |
 | answers that end by themselves within 64 tokens | {ended} |
@@ -316,6 +330,7 @@ Unedited; what is said to it was chosen before looking.
 
 ## Limits
 
-It states wrong things fluently, copies long or rare names with slips, mixes up facts when there are many, cannot
-reckon, and speaks English only. The dialogues are of 2017 and full of films and sport.
+It states wrong things fluently, and asked for what it was not told it mostly makes something up instead of saying so.
+It copies long or rare names with slips, also into tool calls, mixes up facts when there are many, drifts to films and
+sport (the dialogues are full of them), cannot reckon, and speaks English only.
 """

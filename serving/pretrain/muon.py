@@ -27,8 +27,8 @@ def orthogonalise(block: Tensor, rounds: int = 5) -> Tensor:
     for _ in range(rounds):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    x = x.mT if tall else x
-    return x.float()
+    turned: Tensor = (x.mT if tall else x).float()
+    return turned
 
 
 class Muon:
