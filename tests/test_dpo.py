@@ -11,8 +11,6 @@ from nightschool.evolve import dpo, sft
 from nightschool.evolve.types import Adapter, Example, Pair, Snapshot, Thumb
 from nightschool.settings import Settings
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
 
 @pytest.fixture(scope="module")
 def settings(toy_base: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:

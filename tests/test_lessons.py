@@ -10,8 +10,6 @@ import torch
 from nightschool.evolve.batches import collate, logps
 from nightschool.evolve.lessons import Lesson, Passage, chains, encode, lay_out, plan
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
 
 @pytest.fixture(scope="module")
 def tokenizer(toy_base: str) -> Any:

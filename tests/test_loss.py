@@ -12,8 +12,6 @@ from nightschool.evolve.loss import (
     weighted_sft_loss,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
 
 def numbers(count: int, seed: int) -> torch.Tensor:
     made = -20 * torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

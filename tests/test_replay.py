@@ -11,8 +11,6 @@ from nightschool.evolve import replay
 from nightschool.evolve.replay import sample, turn_headers
 from nightschool.settings import Settings
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
 
 @pytest.fixture(scope="module")
 def talker(toy_base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:

@@ -14,8 +14,6 @@ from nightschool.evolve import sft
 from nightschool.evolve.types import Adapter, Example, Snapshot
 from nightschool.settings import Settings
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-
 
 @pytest.fixture
 def settings(toy_base: str, tmp_path: Path) -> Settings:
