@@ -309,7 +309,7 @@ weights. `--steps {step}` instead of minutes makes a run of the same length that
 
 ## Measured
 
-By `python -m nightschool.serving.pretrain --evaluate DIR`, greedily, through the engine that serves.
+By the same command with `--evaluate DIR`, greedily, through the engine that serves.
 
 | measure | value |
 | --- | --- |
