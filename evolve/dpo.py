@@ -2,7 +2,7 @@
 
     Σ w_i·[−log σ(β(Δ_i,chosen − Δ_i,rejected))]   over pairs
   + Σ w_i·[−log σ(±β'·Δ_i)]                        over thumbs, each over the number of rows
-  + α·Σ w_i·NLL(chosen or liked)                   over the number of their tokens
+  + α·Σ w_i·NLL(chosen, liked or replayed)         over the number of their tokens
 
 with Δ = log π − log π_ref and π_ref the adapter that phase 1 made, whose log-probabilities are computed once before
 training. The NLL term keeps answers from collapsing: without it the margin grows as well by making both unlikely.
@@ -28,6 +28,8 @@ def run(
     snapshot: Snapshot, start: Adapter, settings: Settings, *, folder: Path, progress: Callable[[str], None]
 ) -> Adapter:
     """Train on pairs and thumbs from `start`, which is also the reference, and seal the adapter, from `folder`."""
+    from . import sft
+    from .replay import sample
     from .trainer import save, student, train
 
     night = settings.night
@@ -40,9 +42,11 @@ def run(
             f"phase 2: no pair or thumb of {len(snapshot.pairs)} and {len(snapshot.thumbs)} fits"
             f" night.max_tokens = {night.max_tokens}"
         )
+    own = sample(pupil, round(night.replay_share * len(lessons)), night.seed + 1, progress)
+    replayed, _ = sft.lessons_of(own, pupil.tokenizer, night.max_tokens)
     done = train(
         pupil,
-        lessons,
+        [*lessons, *replayed],
         objective(night),
         settings,
         name="preference",
@@ -51,7 +55,7 @@ def run(
         progress=progress,
         references=True,
     )
-    details = {**done, "too_long": left_out}
+    details = {**done, "too_long": left_out, "replay": len(replayed)}
     return save(pupil, folder, settings, snapshot_id=snapshot.id, phase="dpo", parent_id=start.id, details=details)
 
 

@@ -2,9 +2,9 @@
 
 Everything is scored through the engine that serves. A written rule a measure decides, and all must pass:
 
-- `preference`: superiority. Going from the incumbent to the candidate must raise the log-probability (per token) of
-  liked held-out answers more than that of disliked ones: the area under the ROC curve of that movement, whose null
-  is .5, must have an interval above .5.
+- `preference`: superiority. How often a liked held-out answer is likelier (per token) than a disliked one, the area
+  under the ROC curve, must rise from incumbent to candidate, with an interval of the paired rise above 0. The movement
+  of the log-probabilities itself is no measure: it is dominated by the format of a domain new to the base.
 - `liked_nll`: non-inferiority. Nats per token on liked held-out answers may rise by at most `max_nll_rise`.
 - `probe_nll`: non-inferiority. On a fixed text that no night trains on, NLL relative to the base may rise by at most
   `max_probe_rise`; always against the base, so that drift cannot creep in over nights.
@@ -96,18 +96,21 @@ def _held_out_measures(
     before = _scores(engine, prompts, answers, incumbent)
     liked = np.array([h.liked for h in held_out])
     draws = cluster_draws([h.cluster for h in held_out], settings.bootstrap)
-    moved = (after.logprob - before.logprob) / after.tokens
     return (
-        _preference(moved, liked, draws, settings),
+        _preference(after, before, liked, draws, settings),
         _liked_nll(after, before, liked.astype(float), draws, settings),
     )
 
 
-def _preference(moved: Vector, liked: NDArray[np.bool_], draws: NDArray[np.int64], settings: GateSettings) -> Measure:
-    value = weighted_auc(moved, liked, np.ones(len(moved)))
-    low, high = interval([weighted_auc(moved, liked, w) - 0.5 for w in draws], settings.confidence)
-    rule = "interval of the change above 0"
-    return Measure("preference", 0.5, value, value - 0.5, low, high, low > 0, rule)
+def _preference(
+    after: _Scored, before: _Scored, liked: NDArray[np.bool_], draws: NDArray[np.int64], settings: GateSettings
+) -> Measure:
+    old, new = before.logprob / before.tokens, after.logprob / after.tokens
+    ones = np.ones(len(liked))
+    incumbent, candidate = weighted_auc(old, liked, ones), weighted_auc(new, liked, ones)
+    rises = [weighted_auc(new, liked, w) - weighted_auc(old, liked, w) for w in draws]
+    low, high = interval(rises, settings.confidence)
+    return Measure("preference", incumbent, candidate, candidate - incumbent, low, high, low > 0, "interval above 0")
 
 
 def _liked_nll(

@@ -11,7 +11,7 @@ from ..errors import NightschoolError
 from ..settings import Settings
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
-EXTRAS = {"peft": "serve", "trl": "train"}
+EXTRAS = {"accelerate": "serve", "peft": "serve", "trl": "train"}
 
 
 def examine(settings: Settings) -> dict[str, Any]:

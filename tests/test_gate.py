@@ -31,9 +31,9 @@ class ChosenEngine:
     def score(
         self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
     ) -> list[Score]:
-        noise = np.random.default_rng(0).normal(0, 0.05, len(answers))
+        noise = np.random.default_rng(0).normal(0, 0.5, len(answers))  # the same for both: how usual an answer is
         new = adapter == "new"
-        return [Score((-2.0 + new * (self._move(a) + n),) * 4) for a, n in zip(answers, noise, strict=True)]
+        return [Score((-2.0 + n + new * self._move(a),) * 4) for a, n in zip(answers, noise, strict=True)]
 
     def _move(self, answer: str) -> float:
         return self.moves["probe" if answer in PROBES else answer.split()[0]]
