@@ -63,9 +63,9 @@ class NightSettings:
     max_tokens: int = 512  # prompt and answer; the prompt is cut from the left
     batch_size: int = 8
     # phase 1
-    sft_epochs: float = 2.0
-    sft_lr: float = 2e-3
-    replay_share: float = 0.15  # of phase 1's rows: the base's own text, so that it does not forget
+    sft_epochs: float = 1.0
+    sft_lr: float = 3e-3
+    replay_share: float = 0.25  # as a share of the rows of each phase: the base's own text, so that it does not forget
     # phase 2
     preference_epochs: float = 1.0
     preference_lr: float = 1e-3
