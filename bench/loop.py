@@ -323,7 +323,7 @@ def convai2_night(data: Path, number: int) -> dict[str, Any]:
     return {**found, "pairs": parts.get("pair", 0) + parts.get("pairs", 0)}
 
 
-def null_night(data: Path, seed: int, size: int = 500) -> dict[str, Any]:
+def null_night(data: Path, seed: int, size: int = 250) -> dict[str, Any]:
     conversations = sources.taskmaster4(data)
     chosen = np.random.default_rng(seed).permutation(len(conversations))[:size]
     sample = list(sources.shuffled_ratings([conversations[i] for i in sorted(chosen)], seed))
