@@ -80,6 +80,7 @@ class GateSettings:
     confidence: float = 0.95
     min_clusters: int = 8  # fewer held-out users or sessions: no verdict in favour
     min_rated: int = 20  # fewer held-out liked or disliked answers together: likewise
+    max_preference_fall: float = 0.02  # of the area under the ROC curve, against the incumbent, non-inferiority
     max_nll_rise: float = 0.02  # nats per token on satisfied answers, non-inferiority
     max_probe_rise: float = 0.05  # relative, on the fixed probe text
     probe_answers: int = 16  # held-out prompts answered in full, to see empty or endless answers

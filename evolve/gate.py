@@ -2,10 +2,13 @@
 
 Everything is scored through the engine that serves. A written rule a measure decides, and all must pass:
 
-- `preference`: superiority. How often a liked held-out answer is likelier (per token) than a disliked one, the area
-  under the ROC curve, must rise from incumbent to candidate, with an interval of the paired rise above 0. The movement
-  of the log-probabilities itself is no measure: it is dominated by the format of a domain new to the base.
+- `learnt_preference`: superiority. What phase 2 learnt must hold for people it never saw: the implicit reward, by how
+  much a held-out answer's log-probability rose from phase 1 to the candidate, must rank liked answers above disliked
+  ones; the area under the ROC curve, .5 by chance, must have an interval above .5.
+- `preference`: non-inferiority. The same area by log-probability per token, candidate against incumbent: it may fall by
+  at most `max_preference_fall`.
 - `liked_nll`: non-inferiority. Nats per token on liked held-out answers may rise by at most `max_nll_rise`.
+- `gain`: one of the last two must be better than the incumbent, with an interval that leaves out 0.
 - `probe_nll`: non-inferiority. On a fixed text that no night trains on, NLL relative to the base may rise by at most
   `max_probe_rise`; always against the base, so that drift cannot creep in over nights.
 - `empty_answers`: no more empty answers to held-out prompts than the incumbent gives.
@@ -40,14 +43,14 @@ def judge(
     engine: Engine,
     settings: GateSettings,
 ) -> Verdict:
-    """The verdict on `candidate` (loaded in `engine`) against `incumbent` (None = the base)."""
+    """The verdict on `candidate` against `incumbent` (None = the base); both and the parent are loaded in `engine`."""
     held_out = snapshot.held_out
     reasons = too_little(held_out, settings)
     measures: tuple[Measure, ...] = ()
     if not reasons:
         before = incumbent.id if incumbent else None
         measures = (
-            *_held_out_measures(candidate.id, before, held_out, engine, settings),
+            *_held_out_measures(candidate, before, held_out, engine, settings),
             _probe_measure(candidate.id, engine, settings),
             _empty_measure(candidate.id, before, held_out, engine, settings),
         )
@@ -89,17 +92,33 @@ def _scores(
 
 
 def _held_out_measures(
-    candidate: str, incumbent: str | None, held_out: Sequence[Judged], engine: Engine, settings: GateSettings
-) -> tuple[Measure, Measure]:
+    candidate: Adapter, incumbent: str | None, held_out: Sequence[Judged], engine: Engine, settings: GateSettings
+) -> tuple[Measure, ...]:
     prompts, answers = [h.prompt for h in held_out], [h.completion for h in held_out]
-    after = _scores(engine, prompts, answers, candidate)
-    before = _scores(engine, prompts, answers, incumbent)
+    after, before, reference = (
+        _scores(engine, prompts, answers, adapter) for adapter in (candidate.id, incumbent, candidate.parent_id)
+    )
     liked = np.array([h.liked for h in held_out])
     draws = cluster_draws([h.cluster for h in held_out], settings.bootstrap)
-    return (
-        _preference(after, before, liked, draws, settings),
-        _liked_nll(after, before, liked.astype(float), draws, settings),
-    )
+    preference = _preference(after, before, liked, draws, settings)
+    nll = _liked_nll(after, before, liked.astype(float), draws, settings)
+    return (_learnt_preference(after, reference, liked, draws, settings), preference, nll, _gain(preference, nll))
+
+
+def _gain(preference: Measure, nll: Measure) -> Measure:
+    """The better proven of the two: how far its interval is from 0, in the direction of better."""
+    best = max((preference.low, preference), (-nll.high, nll), key=lambda pair: pair[0])
+    m = best[1]
+    return Measure("gain", m.incumbent, m.candidate, m.change, m.low, m.high, best[0] > 0, f"{m.name} is better")
+
+
+def _learnt_preference(
+    after: _Scored, reference: _Scored, liked: NDArray[np.bool_], draws: NDArray[np.int64], settings: GateSettings
+) -> Measure:
+    reward = after.logprob - reference.logprob
+    value = weighted_auc(reward, liked, np.ones(len(liked)))
+    low, high = interval([weighted_auc(reward, liked, w) - 0.5 for w in draws], settings.confidence)
+    return Measure("learnt_preference", 0.5, value, value - 0.5, low, high, low > 0, "interval above .5")
 
 
 def _preference(
@@ -108,9 +127,12 @@ def _preference(
     old, new = before.logprob / before.tokens, after.logprob / after.tokens
     ones = np.ones(len(liked))
     incumbent, candidate = weighted_auc(old, liked, ones), weighted_auc(new, liked, ones)
-    rises = [weighted_auc(new, liked, w) - weighted_auc(old, liked, w) for w in draws]
-    low, high = interval(rises, settings.confidence)
-    return Measure("preference", incumbent, candidate, candidate - incumbent, low, high, low > 0, "interval above 0")
+    low, high = interval(
+        [weighted_auc(new, liked, w) - weighted_auc(old, liked, w) for w in draws], settings.confidence
+    )
+    change, most = candidate - incumbent, settings.max_preference_fall
+    rule = f"falls by at most {most}"
+    return Measure("preference", incumbent, candidate, change, low, high, change >= -most, rule)
 
 
 def _liked_nll(

@@ -90,7 +90,8 @@ def _judge(
     candidate: Adapter, snapshot: Snapshot, registry: Registry, engine: Engine, settings: Settings, progress: Progress
 ) -> Verdict:
     incumbent = registry.live()
-    for adapter in filter(None, (candidate, incumbent)):
+    grounded = registry.adapter(candidate.parent_id) if candidate.parent_id else None
+    for adapter in filter(None, (candidate, grounded, incumbent)):
         ensure_loaded(engine, adapter)
     progress(f"judging against {incumbent.id if incumbent else 'the base'}")
     verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate)

@@ -13,18 +13,21 @@ from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.serving.engine import Sampling, Score
 from nightschool.settings import GateSettings
 
-CANDIDATE = Adapter("new", "base", "b2:s", "dpo", None, Path("new"), 0.0)
+CANDIDATE = Adapter("new", "base", "b2:s", "dpo", "sft", Path("new"), 0.0)
 INCUMBENT = Adapter("old", "base", "b2:s", "dpo", None, Path("old"), 0.0)
 PROBES = {answer for _, answer in probe_text()}
 QUICK = GateSettings(bootstrap=200)
 
 
 class ChosenEngine:
-    """Scores every answer -2 a token, moved by `liked`, `disliked` and `probe` where `new` answers."""
+    """Scores every answer about -2 a token, moved by `liked`, `disliked` and `probe` where one of `moved` answers."""
 
     base_id = "base"
 
-    def __init__(self, liked: float = 0.0, disliked: float = 0.0, probe: float = 0.0, answer: str = "well") -> None:
+    def __init__(
+        self, liked: float = 0.0, disliked: float = 0.0, probe: float = 0.0, answer: str = "well", moved: str = "new"
+    ) -> None:
+        self.moved = moved.split()
         self.moves = {"liked": liked, "disliked": disliked, "probe": probe}
         self.answer = answer
 
@@ -32,7 +35,7 @@ class ChosenEngine:
         self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
     ) -> list[Score]:
         noise = np.random.default_rng(0).normal(0, 0.5, len(answers))  # the same for both: how usual an answer is
-        new = adapter == "new"
+        new = adapter in self.moved
         return [Score((-2.0 + n + new * self._move(a),) * 4) for a, n in zip(answers, noise, strict=True)]
 
     def _move(self, answer: str) -> float:
@@ -70,14 +73,22 @@ def test_candidate_that_favours_liked_answers_is_accepted() -> None:
     assert found.accepted
     assert failed(found) == set()
     assert (found.candidate_id, found.incumbent_id) == ("new", "old")
-    assert len(found.reasons) == 4
+    assert len(found.reasons) == 6
 
 
 def test_candidate_that_moves_both_alike_is_rejected_for_preference() -> None:
     found = verdict(ChosenEngine(liked=0.3, disliked=0.3))
     assert not found.accepted
-    assert failed(found) == {"preference"}
-    assert found.reasons[0].startswith("preference failed")
+    assert failed(found) == {"learnt_preference"}
+    assert found.reasons[0].startswith("learnt_preference failed")
+
+
+def test_candidate_that_is_no_better_than_an_incumbent_that_knows_as_much_is_rejected() -> None:
+    assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, moved="new old"))) == {"gain"}
+
+
+def test_candidate_that_tells_liked_from_disliked_worse_than_the_incumbent_is_rejected() -> None:
+    assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, moved="old"))) >= {"preference", "gain"}
 
 
 def test_candidate_that_makes_liked_answers_less_likely_is_rejected() -> None:
