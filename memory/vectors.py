@@ -27,6 +27,7 @@ TABLE = "memories"
 IDS_A_FILTER = 500
 ADDS_BEFORE_OPTIMIZE = 100  # every add leaves a fragment, and fragments slow searches down
 ROWS_BEFORE_OPTIMIZE = 5000  # rows that full text search has to scan until they are in its index
+CONFLICTS = 20  # with other processes that make the same index, before giving up
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,7 @@ class VectorIndex:
             else:
                 table = connection.create_table(TABLE, schema=self._schema(), exist_ok=True)
             self._table = table
-            if not list(table.list_indices()):
-                self._make_indexes()
+            self._make_indexes()
         return self._table
 
     def _check_embedder(self, metadata: dict[bytes, bytes]) -> None:
@@ -165,8 +165,17 @@ class VectorIndex:
             )
 
     def _make_indexes(self) -> None:
+        """Those that are missing. Another process may be making them too: who comes second finds them made."""
         for column, config in {"id": BTree(), "user_id": BTree(), "shared": Bitmap(), "text": FTS()}.items():
-            self._table.create_index(column, config=config)
+            for attempt in range(CONFLICTS):
+                if any(column in index.columns for index in self._table.list_indices()):
+                    break
+                try:
+                    self._table.create_index(column, config=config)
+                except RuntimeError as error:
+                    if "commit conflict" not in str(error) or attempt + 1 == CONFLICTS:
+                        raise
+                    self._table.checkout_latest()
 
     def _schema(self) -> pa.Schema:
         names = ("id", "user_id", "agent_id", "session_id", "kind", "text")
