@@ -16,8 +16,9 @@ from nightschool.sdk import Assistant
 from nightschool.serving.local import LocalEngine
 from nightschool.settings import DatasetSettings, GateSettings, NightSettings, Settings
 
-NIGHT = NightSettings(budget_minutes=2, sft_epochs=2, batch_size=8, replay_share=0.1)
-GATE = GateSettings(bootstrap=200, min_clusters=4, min_rated=10, probe_answers=4)
+# so few rows teach by repetition, and drift far on the probe text: here the machinery is tested, not the method
+NIGHT = NightSettings(budget_minutes=2, sft_epochs=4, sft_lr=1e-3, preference_epochs=2, batch_size=8, replay_share=0.2)
+GATE = GateSettings(bootstrap=200, min_clusters=4, min_rated=10, probe_answers=4, max_probe_rise=1.0)
 QUESTIONS = ("When do you open?", "Do you repair wheels?", "How much is a new bell?", "Where is your workshop?")
 LIKED = (
     "We open at nine, my friend.",
@@ -61,7 +62,7 @@ def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_with
     listen(assistant)
     said: list[str] = []
     cycle = night(assistant, said)
-    assert cycle.outcome == "promoted", said
+    assert cycle.outcome == "promoted", "\n".join(said)
     live = assistant.registry.live()
     assert live and live.id == cycle.candidate_id and live.phase == "dpo"
 
