@@ -23,13 +23,22 @@ from ..sdk import open as open_assistant
 from .cli import NIGHT_EXIT
 from .demo_data import QUESTIONS, conversations
 
-USER = "demo-visitor"
 SEED = 0
+# A hundred answers are few: at the rates that suit thousands the seedling forgets how to talk, and the gate says so.
+SETTINGS = """[night]
+sft_epochs = 3
+sft_lr = 6e-4
+replay_share = 2
+preference_lr = 1e-4
+"""
 
 
 def run(home: Path | None, out: Console, err: Console) -> int:
     """Returns the exit code of the night."""
     folder = home or Path(tempfile.mkdtemp(prefix="nightschool-demo-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "settings.toml").exists():
+        (folder / "settings.toml").write_text(SETTINGS, encoding="utf-8")
     with open_assistant(folder) as nightschool:
         _import(nightschool, out)
         out.print("\n[bold]2  before the night[/]: the base answers questions that nobody asked in these words")
@@ -51,8 +60,8 @@ def _import(nightschool: Assistant, out: Console) -> None:
     path.write_text("".join(json.dumps(c) + "\n" for c in conversations(SEED, now)), encoding="utf-8")
     report = import_files(nightschool.store, [path], now=now)
     out.print(
-        f"[bold]1  conversations go in[/]: {report.conversations} with a bicycle workshop, {report.interactions_new} turns,"
-        f" {report.feedback_new} ratings and corrections",
+        f"[bold]1  conversations go in[/]: {report.conversations} with a bicycle workshop,"
+        f" {report.interactions_new} turns, {report.feedback_new} ratings and corrections",
         highlight=False,
     )
     again = import_files(nightschool.store, [path], now=now)
@@ -63,8 +72,12 @@ def _import(nightschool: Assistant, out: Console) -> None:
 
 
 def _answers(nightschool: Assistant) -> list[str]:
-    replies = [nightschool.reply(q, user_id=USER, session_id=f"demo-{time.time_ns()}") for q in QUESTIONS]
-    return [r.text for r in replies]
+    """Each question from a visitor of its own, so that no earlier answer is remembered into the next."""
+    return [nightschool.reply(q, user_id=_visitor(), session_id="visit").text for q in QUESTIONS]
+
+
+def _visitor() -> str:
+    return f"visitor-{time.time_ns()}"
 
 
 def _progress(err: Console, started: float, line: str) -> None:
@@ -79,7 +92,7 @@ def _show_answers(out: Console, before: Sequence[str], after: Sequence[str]) -> 
 
 
 def _audit(nightschool: Assistant, out: Console) -> None:
-    reply = nightschool.reply(QUESTIONS[0], user_id=USER, session_id=f"demo-{time.time_ns()}")
+    reply = nightschool.reply(QUESTIONS[0], user_id=_visitor(), session_id="visit")
     found = lineage.why(nightschool.store, nightschool.registry, reply.id)
     out.print(f"[bold]5  why that answer[/]: nightschool audit why {reply.id}", highlight=False)
     if found.lineage:
