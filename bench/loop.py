@@ -1,11 +1,12 @@
 """The whole loop on real conversations: import, one night, the gate, and what the adapter does on people it never saw.
 
-    python bench/loop.py [--only tm4,convai2,null] [--folds 5] [--seeds 10] [--jobs 2] [--data FOLDER]
+    python bench/loop.py [--only tm4,convai2,null] [--folds 5] [--seeds 10] [--jobs 2] [--data FOLDER] [--keep FOLDER]
 
 tm4: Taskmaster-4 rewards, held out by opening, five folds; each fold is one process with its own home. The tables show
 the held-out fold, which no night saw; intervals are cluster bootstraps over openings, all folds pooled.
 convai2: thumbs of real users, imported whole, one night, the verdict as it falls.
 null: the same small sample of Taskmaster-4 with its rewards dealt out anew by seed: a night must not be promoted.
+With --keep, what a process found is written there and not run again, so that a run that was stopped goes on.
 Where to get the data: bench/sources.py. The last line printed is JSON.
 """
 
@@ -73,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--data", type=Path, default=sources.DATA)
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("--part", help=argparse.SUPPRESS)  # one fold or seed, in a process of its own
     parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -82,10 +84,16 @@ def run_parts(part: str, count: int, args: argparse.Namespace) -> list[dict[str,
     """Each part in a process of its own, `--jobs` at a time, one thread each."""
 
     def run(number: int) -> dict[str, Any]:
+        kept = args.keep / f"{part}-{number}.json" if args.keep else None
+        if kept and kept.exists():
+            return dict(json.loads(kept.read_text()))
         command = [sys.executable, __file__, "--part", part, "--number", str(number), "--data", str(args.data)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True)
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(found))
         show = {k: v for k, v in found.items() if k != "rows"}
         print(f"{part} {number}: {json.dumps(show)}", flush=True)
         return found

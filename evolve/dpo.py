@@ -30,9 +30,9 @@ def run(
     """Train on pairs and thumbs from `start`, which is also the reference, and seal the adapter, from `folder`."""
     from . import sft
     from .replay import sample
-    from .trainer import save, student, train
+    from .trainer import replay_rows, save, student, suited, train
 
-    night = settings.night
+    night = suited(settings.night, snapshot)
     pupil = student(settings, start.path)
     if pupil.base_id != start.base_id:
         raise TrainingError(f"phase 2: {start.id} was trained on {start.base_id}, but serving.base is {pupil.base_id}")
@@ -42,7 +42,7 @@ def run(
             f"phase 2: no pair or thumb of {len(snapshot.pairs)} and {len(snapshot.thumbs)} fits"
             f" night.max_tokens = {night.max_tokens}"
         )
-    own = sample(pupil, round(night.replay_share * len(lessons)), night.seed + 1, progress)
+    own = sample(pupil, replay_rows(night, len(lessons)), night.seed + 1, progress)
     replayed, _ = sft.lessons_of(own, pupil.tokenizer, night.max_tokens)
     done = train(
         pupil,

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 def run(snapshot: Snapshot, settings: Settings, *, folder: Path, progress: Callable[[str], None]) -> Adapter:
     """Train on `snapshot.examples` and seal the adapter, from `folder`."""
     from .replay import sample
-    from .trainer import save, student, train
+    from .trainer import replay_rows, save, student, suited, train
 
-    night = settings.night
+    night = suited(settings.night, snapshot)
     pupil = student(settings)
     lessons, left_out = lessons_of(snapshot.examples, pupil.tokenizer, night.max_tokens)
     if not lessons:
         rows = len(snapshot.examples)
         raise TrainingError(f"phase 1: none of {rows} examples fits night.max_tokens = {night.max_tokens}")
-    own = sample(pupil, round(night.replay_share * len(lessons)), night.seed, progress)
+    own = sample(pupil, replay_rows(night, len(lessons)), night.seed, progress)
     replayed, _ = lessons_of(own, pupil.tokenizer, night.max_tokens)
     done = train(
         pupil,

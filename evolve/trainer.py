@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from ..errors import TrainingError
 from ..serving.base import base_id, choose_device, load_base, load_tokenizer, lora_targets
 from ..serving.lora import as_named
-from ..settings import Settings
+from ..settings import NightSettings, Settings
 from . import registry
 from .batches import Batch, collate, logps
 from .lessons import Lesson, Passage, Plan, lay_out, plan
-from .types import Adapter, Phase
+from .types import Adapter, Phase, Snapshot
 
 try:
     from datasets import Dataset
@@ -49,6 +49,8 @@ Objective = Callable[["Tensor", Batch, "Tensor"], "Tensor"]  # (A,) log-probabil
 SPEED = {"cpu": 1.5e12, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
+FEW_ROWS = 750
+MOST_REPEATS = 3.0
 
 
 # -- the student ---
@@ -116,6 +118,26 @@ def active_parameters(model: PeftModel) -> float:
 
 
 # -- training ---
+
+
+def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
+    """`night` as it is for FEW_ROWS examples and more; fewer are seen more often and more gently.
+
+    A hundred rows at the rates of thousands make a small base forget how it spoke (bench/results/trial-training.md).
+    """
+    examples = sum(e.weight > 0 for e in snapshot.examples)
+    share = min(1.0, max(1, examples) / FEW_ROWS)
+    return replace(
+        night,
+        sft_epochs=night.sft_epochs * min(MOST_REPEATS, 1 / share),
+        sft_lr=night.sft_lr * share,
+        preference_lr=night.preference_lr * share,
+    )
+
+
+def replay_rows(night: NightSettings, rows: int) -> int:
+    """How many rows of the base's own text to mix with `rows` lessons; few lessons need more of them."""
+    return round(night.replay_share * max(rows, 2 * FEW_ROWS))
 
 
 class NightTrainer(SFTTrainer):  # type: ignore[misc]

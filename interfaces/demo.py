@@ -24,21 +24,12 @@ from .cli import NIGHT_EXIT
 from .demo_data import QUESTIONS, conversations
 
 SEED = 0
-# A hundred answers are few: at the rates that suit thousands the seedling forgets how to talk, and the gate says so.
-SETTINGS = """[night]
-sft_epochs = 3
-sft_lr = 6e-4
-replay_share = 2
-preference_lr = 1e-4
-"""
 
 
 def run(home: Path | None, out: Console, err: Console) -> int:
     """Returns the exit code of the night."""
     folder = home or Path(tempfile.mkdtemp(prefix="nightschool-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "settings.toml").exists():
-        (folder / "settings.toml").write_text(SETTINGS, encoding="utf-8")
     with open_assistant(folder) as nightschool:
         _import(nightschool, out)
         out.print("\n[bold]2  before the night[/]: the base answers questions that nobody asked in these words")
