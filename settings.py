@@ -62,7 +62,7 @@ class NightSettings:
     lora_alpha: int = 32
     max_tokens: int = 512  # prompt and answer; the prompt is cut from the left
     batch_size: int = 8
-    # epochs and rates suit trainer.FEW_ROWS examples and more; with fewer, trainer.suited makes them gentler
+    few_rows: int = 750  # epochs and rates suit so many examples; trainer.suited makes them gentler for fewer
     # phase 1
     sft_epochs: float = 1.0
     sft_lr: float = 3e-3

@@ -49,7 +49,6 @@ Objective = Callable[["Tensor", Batch, "Tensor"], "Tensor"]  # (A,) log-probabil
 SPEED = {"cpu": 1.5e12, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
-FEW_ROWS = 750
 MOST_REPEATS = 3.0
 
 
@@ -121,12 +120,12 @@ def active_parameters(model: PeftModel) -> float:
 
 
 def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
-    """`night` as it is for FEW_ROWS examples and more; fewer are seen more often and more gently.
+    """`night` as it is for `few_rows` examples and more; fewer are seen more often and more gently.
 
     A hundred rows at the rates of thousands make a small base forget how it spoke (bench/results/trial-training.md).
     """
     examples = sum(e.weight > 0 for e in snapshot.examples)
-    share = min(1.0, max(1, examples) / FEW_ROWS)
+    share = min(1.0, max(1, examples) / max(1, night.few_rows))
     return replace(
         night,
         sft_epochs=night.sft_epochs * min(MOST_REPEATS, 1 / share),
@@ -137,7 +136,7 @@ def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
 
 def replay_rows(night: NightSettings, rows: int) -> int:
     """How many rows of the base's own text to mix with `rows` lessons; few lessons need more of them."""
-    return round(night.replay_share * max(rows, 2 * FEW_ROWS))
+    return round(night.replay_share * max(rows, 2 * night.few_rows))
 
 
 class NightTrainer(SFTTrainer):  # type: ignore[misc]

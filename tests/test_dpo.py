@@ -15,7 +15,7 @@ from nightschool.settings import Settings
 @pytest.fixture(scope="module")
 def settings(toy_base: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     plain = Settings(home=tmp_path_factory.mktemp("home"))
-    night = replace(plain.night, max_tokens=96, batch_size=4, sft_lr=5e-3, sft_epochs=1.0, replay_share=0.0)
+    night = replace(plain.night, max_tokens=96, batch_size=4, sft_lr=5e-3, sft_epochs=1.0, replay_share=0.0, few_rows=0)
     night = replace(night, preference_lr=3e-3, preference_epochs=3.0)
     return replace(plain, night=night, serving=replace(plain.serving, base=toy_base, device="cpu", threads=1))
 

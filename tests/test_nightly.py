@@ -17,7 +17,9 @@ from nightschool.serving.local import LocalEngine
 from nightschool.settings import DatasetSettings, GateSettings, NightSettings, Settings
 
 # so few rows teach by repetition, and drift far on the probe text: here the machinery is tested, not the method
-NIGHT = NightSettings(budget_minutes=2, sft_epochs=4, sft_lr=1e-3, preference_epochs=2, batch_size=8, replay_share=0.02)
+NIGHT = NightSettings(
+    budget_minutes=2, sft_epochs=4, sft_lr=1e-3, preference_epochs=2, batch_size=8, replay_share=0.2, few_rows=0
+)
 GATE = GateSettings(bootstrap=200, min_clusters=4, min_rated=10, probe_answers=4, max_probe_rise=1.0)
 QUESTIONS = ("When do you open?", "Do you repair wheels?", "How much is a new bell?", "Where is your workshop?")
 LIKED = (

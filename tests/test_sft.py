@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from nightschool.errors import TrainingError
 from nightschool.evolve import sft
+from nightschool.evolve.trainer import replay_rows, suited
 from nightschool.evolve.types import Adapter, Example, Snapshot
-from nightschool.settings import Settings
+from nightschool.settings import NightSettings, Settings
 
 
 @pytest.fixture
 def settings(toy_base: str, tmp_path: Path) -> Settings:
     plain = Settings(home=tmp_path)
-    night = replace(plain.night, max_tokens=96, batch_size=4, sft_lr=5e-3, sft_epochs=1.0, replay_share=0.0)
+    night = replace(plain.night, max_tokens=96, batch_size=4, sft_lr=5e-3, sft_epochs=1.0, replay_share=0.0, few_rows=0)
     return replace(plain, night=night, serving=replace(plain.serving, base=toy_base, device="cpu", threads=1))
 
 
@@ -145,3 +146,15 @@ def test_accumulating_micro_batches_changes_nothing(settings: Settings, tmp_path
 
     assert torch.allclose(gradient([1, 1, 1, 1]), gradient([4]), atol=1e-6)
     assert torch.allclose(gradient([1, 3]), gradient([4]), atol=1e-6)
+
+
+def test_few_rows_are_learnt_more_gently_and_many_at_the_given_rates(settings: Settings) -> None:
+    night = replace(settings.night, few_rows=40, replay_share=0.25)
+
+    def gentler(rows: int) -> NightSettings:
+        return suited(night, Snapshot(tuple(example(i) for i in range(rows)), (), (), ()))
+
+    assert gentler(40) == gentler(400) == night
+    assert gentler(20) == replace(night, sft_lr=night.sft_lr / 2, sft_epochs=2.0, preference_lr=night.preference_lr / 2)
+    assert gentler(1).sft_epochs == 3.0
+    assert replay_rows(night, 10) == 20 and replay_rows(night, 400) == 100
