@@ -1,7 +1,8 @@
 """A conversation as token ids, the one way for training, scoring and answering.
 
 The invariant: the ids of a prompt followed by the ids of an answer are what the model meets when it serves, up to and
-with the end of its turn.
+with the end of its turn. A control token that somebody wrote into a message is only text: nobody ends a turn or opens
+one of the system by typing it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
 
 def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
     """What follows the generation prompt, up to the first end of turn."""
+    prompt, answer = _inert_messages(tokenizer, prompt), _inert(tokenizer, answer)
     head = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
     turn: Message = {"role": "assistant", "content": answer}
     whole = tokenizer.apply_chat_template([*prompt, turn], tokenize=False)
@@ -46,8 +48,23 @@ def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
 
 
 def _templated(tokenizer: Any, messages: Sequence[Message]) -> Ids:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        _inert_messages(tokenizer, messages), tokenize=False, add_generation_prompt=True
+    )
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _inert_messages(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
+    """`messages` with a space after the first character of every control token in their text."""
+    return [{"role": m["role"], "content": _inert(tokenizer, m["content"])} for m in messages]
+
+
+def _inert(tokenizer: Any, text: str) -> str:
+    controls = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for control in controls:
+        if control in text:
+            text = text.replace(control, f"{control[0]} {control[1:]}")
+    return text
 
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
