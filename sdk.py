@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from .content import Message
-from .errors import GateRefused, InputError, ServingError
+from .errors import GateRefused, InputError, ServingError, SettingsError
 from .memory.types import DEFAULT_USER, Feedback, ForgetReceipt, Interaction, Memory, Recall, with_notes
-from .settings import Settings, load_settings
+from .settings import ServingSettings, Settings, load_settings
 
 if TYPE_CHECKING:
     from .evolve.registry import Registry
@@ -82,9 +82,7 @@ class Assistant:
     def engine(self) -> Engine:
         """The serving engine, loaded when first needed."""
         if self._engine is None:
-            from .serving.local import LocalEngine
-
-            self._engine = LocalEngine(self.settings.serving)
+            self._engine = _opened(self.settings.serving)
         return self._engine
 
     # -- the day ---
@@ -190,7 +188,7 @@ class Assistant:
         if adapter is None:
             return None
         try:
-            ensure_loaded(self.engine, adapter)
+            ensure_loaded(self.engine, adapter, self.settings.serving.parity_tolerance)
         except (GateRefused, ServingError) as error:
             log.warning("the base answers, since the live adapter is refused: %s", error)
             return None
@@ -198,6 +196,18 @@ class Assistant:
         if served and served != adapter.id and served in self.engine.adapters():
             self.engine.unload(served)
         return adapter.id
+
+
+def _opened(serving: ServingSettings) -> Engine:
+    if serving.engine == "local":
+        from .serving.local import LocalEngine
+
+        return LocalEngine(serving)
+    if serving.engine == "vllm":
+        from .serving.vllm import VLLMEngine
+
+        return VLLMEngine(serving)
+    raise SettingsError(f"serving.engine is {serving.engine!r}; it is local or vllm")
 
 
 class AsyncAssistant:

@@ -30,6 +30,7 @@ from ..memory.tables import (
     SnapshotSourceRow,
     VerdictRow,
 )
+from ..serving import parity
 from ..serving.engine import Engine
 from .types import Adapter, Cycle, Excluded, Measure, Phase, Snapshot, Verdict
 
@@ -83,8 +84,12 @@ def read_adapter(folder: Path) -> Adapter:
     return adapter
 
 
-def ensure_loaded(engine: Engine, adapter: Adapter) -> None:
-    """Load `adapter` into `engine` unless it is there; GateRefused when it is damaged or made for another base."""
+def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
+    """Load `adapter` into `engine` unless it is there.
+
+    GateRefused when it is damaged or made for another base; ServingError when the engine does not answer with it as its
+    trainer did, to `tolerance` nats per token.
+    """
     if adapter.id in engine.adapters():
         return
     if adapter.base_id != engine.base_id:
@@ -94,6 +99,13 @@ def ensure_loaded(engine: Engine, adapter: Adapter) -> None:
         )
     read_adapter(adapter.path)
     engine.load(adapter.id, adapter.path)
+    recorded = adapter.details.get("parity")  # an adapter that was not trained here has none
+    try:
+        if recorded:
+            parity.check(engine, adapter.id, recorded, tolerance)
+    except BaseException:
+        engine.unload(adapter.id)
+        raise
 
 
 class Registry:

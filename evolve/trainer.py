@@ -22,7 +22,9 @@ import torch
 from safetensors.torch import save_file
 
 from ..errors import TrainingError
+from ..serving import parity
 from ..serving.base import base_id, choose_device, load_base, load_tokenizer, lora_targets
+from ..serving.chat import answer_ids, prompt_ids
 from ..serving.lora import as_named
 from ..settings import NightSettings, Settings
 from . import registry
@@ -49,6 +51,7 @@ Objective = Callable[["Tensor", Batch, "Tensor"], "Tensor"]  # (A,) log-probabil
 SPEED = {"cpu": 1.5e12, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
+LONG = 4096  # tokens; more than any prompt of serving.parity
 MOST_REPEATS = 3.0
 
 
@@ -338,5 +341,26 @@ def save(
         phase=phase,
         parent_id=parent_id,
         created_utc=time.time(),
-        details={**details, "night": asdict(settings.night)},
+        details={**details, "night": asdict(settings.night), "parity": parity_record(student)},
     )
+
+
+def parity_record(student: Student) -> dict[str, list[float]]:
+    """What `serving.parity` compares an engine with: log-probabilities with the adapter and without it."""
+    adapted = _talk_logps(student)
+    with student.model.disable_adapter():
+        return {"base": _talk_logps(student), "adapter": adapted}
+
+
+@torch.no_grad()
+def _talk_logps(student: Student) -> list[float]:
+    student.model.eval()
+    found = []
+    for prompt, answer in parity.TALKS:
+        head, tail = prompt_ids(student.tokenizer, prompt, LONG), answer_ids(student.tokenizer, prompt, answer)
+        ids = torch.tensor([head + tail], device=student.device)
+        with torch.autocast(torch.device(student.device).type, torch.bfloat16, enabled=student.on_gpu):
+            logits = student.model(input_ids=ids).logits[0, len(head) - 1 : -1]
+        values = logits.float().log_softmax(-1).gather(1, ids[0, len(head) :, None])
+        found.append(float(values.sum()))
+    return found

@@ -92,7 +92,7 @@ def _judge(
     incumbent = registry.live()
     grounded = registry.adapter(candidate.parent_id) if candidate.parent_id else None
     for adapter in filter(None, (candidate, grounded, incumbent)):
-        ensure_loaded(engine, adapter)
+        ensure_loaded(engine, adapter, settings.serving.parity_tolerance)
     progress(f"judging against {incumbent.id if incumbent else 'the base'}")
     verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate)
     registry.add_verdict(verdict)

@@ -10,6 +10,7 @@ from typing import Protocol
 from ..content import Message
 
 Prompt = Sequence[Message]
+LEAST_PROMPT = 16  # tokens that must be left for the prompt
 
 
 @dataclass(frozen=True)

@@ -170,10 +170,10 @@ class ListingEngine:
 
 def test_adapter_is_loaded_once_and_only_on_its_own_base(registry: Registry) -> None:
     adapter, engine = trained(registry, b"one"), ListingEngine()
-    ensure_loaded(engine, adapter)
-    ensure_loaded(engine, adapter)
+    ensure_loaded(engine, adapter, 0.1)
+    ensure_loaded(engine, adapter, 0.1)
     assert engine.loaded == [adapter.id]
     stranger = ListingEngine()
     stranger.base_id = "another"
     with pytest.raises(GateRefused, match="trained on base base, but another is serving"):
-        ensure_loaded(stranger, adapter)
+        ensure_loaded(stranger, adapter, 0.1)

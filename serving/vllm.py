@@ -1,0 +1,254 @@
+"""The production engine: a client of a vLLM server, on this machine or another that sees the same adapter folders.
+
+We template and tokenise, the server gets token ids, so that what trains is what serves. An adapter's id is its name on
+the server and is never given to other weights: servers keep prefixes in a cache under the name alone. The invariant: a
+call ends on the adapter it started with, also when it is unloaded meanwhile or the server is started anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any, TypeVar
+
+from ..errors import ServingError
+from ..settings import ServingSettings
+from .base import base_id, load_tokenizer, locate
+from .chat import Ids, answer_ids, prompt_ids
+from .engine import LEAST_PROMPT, Prompt, Sampling, Score
+
+try:
+    import httpx
+except ModuleNotFoundError as error:
+    raise ServingError(f"the vllm engine needs {error.name}; run `pip install 'nightschool[serve]'`") from error
+
+T = TypeVar("T")
+DEFAULT = Sampling()
+CALLS = 64  # at a time; the server batches them
+
+
+class VLLMEngine:
+    """`settings.url` answers with the base `settings.base`, whose tokenizer is read from here."""
+
+    def __init__(self, settings: ServingSettings, client: httpx.Client | None = None) -> None:
+        limits = httpx.Limits(max_connections=CALLS)
+        self._url = settings.url.rstrip("/")
+        # no proxy of the environment: what people say goes to this address and nowhere else
+        self._client = client or httpx.Client(
+            base_url=self._url, timeout=settings.timeout_seconds, limits=limits, trust_env=False
+        )
+        self._tokenizer = load_tokenizer(settings.base)
+        self._base_id = base_id(settings.base)
+        self._model, self._context = self._served_base(settings.base)
+        self._paths: dict[str, Path] = {}  # adapter id → its folder; what should be loaded
+        self._leases: Counter[str] = Counter()
+        self._leaving: set[str] = set()
+        self._lock = RLock()
+
+    def close(self) -> None:
+        self._client.close()
+
+    @property
+    def base_id(self) -> str:
+        return self._base_id
+
+    # -- answering ---
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, adapter: str | None = None, sampling: Sampling = DEFAULT
+    ) -> list[str]:
+        """One answer a prompt, in order."""
+        bodies = [self._asked(prompt, sampling, row) for row, prompt in enumerate(prompts)]
+        with self._lease(adapter) as model:
+            return self._in_parallel(lambda body: str(self._complete(model, body)["text"]), bodies)
+
+    def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = DEFAULT) -> Iterator[str]:
+        """The pieces of what `generate` would return. Closing it ends the request on the server."""
+        body = {**self._asked(prompt, sampling, 0), "stream": True}
+        with self._lease(adapter) as model:
+            yield from self._pieces({**body, "model": model})
+
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
+        """Log-probabilities of `answers`, each with its end of turn, given their prompts."""
+        tails = [answer_ids(self._tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+        # the server draws one token more than it is asked to score
+        rows = [(self._prompt(prompt, len(tail) + 1), tail) for prompt, tail in zip(prompts, tails, strict=True)]
+        with self._lease(adapter) as model:
+            return self._in_parallel(lambda row: self._score_one(model, *row), rows)
+
+    def _score_one(self, model: str, head: Ids, tail: Ids) -> Score:
+        body = {"prompt": [*head, *tail], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        listed = self._complete(model, body)["prompt_logprobs"]
+        at = zip(tail, listed[len(head) :], strict=True)
+        return Score(tuple(float(options[str(token)]["logprob"]) for token, options in at))
+
+    def _asked(self, prompt: Prompt, sampling: Sampling, row: int) -> dict[str, Any]:
+        return {
+            "prompt": list(self._prompt(prompt, sampling.max_tokens)),
+            "max_tokens": sampling.max_tokens,
+            "temperature": max(0.0, sampling.temperature),
+            "top_p": sampling.top_p,
+            "seed": sampling.seed * 1_000_003 + row,  # rows of one call draw differently
+            "stop": list(sampling.stop),
+        }
+
+    def _prompt(self, prompt: Prompt, reserved: int) -> Ids:
+        room = self._context - reserved
+        if room < LEAST_PROMPT:
+            raise ServingError(
+                f"an answer of {reserved} tokens leaves no room for a prompt in the server's context of"
+                f" {self._context}; ask for a shorter one"
+            )
+        return prompt_ids(self._tokenizer, prompt, room)
+
+    # -- adapters ---
+
+    def adapters(self) -> list[str]:
+        """What this engine has loaded and not unloaded."""
+        with self._lock:
+            return [adapter_id for adapter_id in self._paths if adapter_id not in self._leaving]
+
+    def load(self, adapter_id: str, path: Path) -> None:
+        """Have the server load the adapter in `path`, which it must see under the same name."""
+        with self._lock:
+            self._leaving.discard(adapter_id)
+            if adapter_id in self._paths:
+                return
+            self._check_base(adapter_id, path)
+            self._load(adapter_id, path)
+            self._paths[adapter_id] = path
+
+    def unload(self, adapter_id: str) -> None:
+        """Answer no new call with it; the server drops it when the running ones have ended."""
+        with self._lock:
+            self._require(adapter_id)
+            self._leaving.add(adapter_id)
+            self._drop_unused(adapter_id)
+
+    @contextmanager
+    def _lease(self, adapter: str | None) -> Iterator[str]:
+        if adapter is None:
+            yield self._model
+            return
+        with self._lock:
+            self._require(adapter)
+            self._leases[adapter] += 1
+        try:
+            yield adapter
+        finally:
+            with self._lock:
+                self._leases[adapter] -= 1
+                self._drop_unused(adapter)
+
+    def _require(self, adapter_id: str) -> None:
+        if adapter_id not in self.adapters():
+            raise ServingError(f"adapter {adapter_id} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
+
+    def _drop_unused(self, adapter_id: str) -> None:
+        if adapter_id in self._leaving and not self._leases[adapter_id]:
+            self._leaving.discard(adapter_id)
+            del self._paths[adapter_id]
+            self._send("/v1/unload_lora_adapter", {"lora_name": adapter_id}, missing_is_fine=True)
+
+    def _check_base(self, adapter_id: str, path: Path) -> None:
+        manifest = path / "adapter.json"
+        made_for = json.loads(manifest.read_text(encoding="utf-8"))["base_id"] if manifest.exists() else self._base_id
+        if made_for != self._base_id:
+            raise ServingError(
+                f"adapter {adapter_id} was trained on base {made_for}, but {self._base_id} is serving;"
+                " set serving.base back, or run `nightschool night` to train for this base"
+            )
+
+    def _load(self, adapter_id: str, path: Path) -> None:
+        if adapter_id in self._listed():
+            return  # another process of ours was first; a name means the same weights everywhere
+        body = {"lora_name": adapter_id, "lora_path": str(path.resolve())}
+        try:
+            self._send("/v1/load_lora_adapter", body)
+        except ServingError as error:
+            if adapter_id not in self._listed():
+                raise ServingError(f"adapter {adapter_id}: the server cannot load {path}: {error}") from error
+
+    # -- the server ---
+
+    def _served_base(self, base: str) -> tuple[str, int]:
+        """Its name on the server and the context it was started with."""
+        wanted = {base, str(locate(base)), str(locate(base).resolve())}
+        for name, model in self._listed().items():
+            if not model.get("parent") and wanted & {name, str(model.get("root"))}:
+                return name, int(model["max_model_len"])
+        served = ", ".join(name for name, model in self._listed().items() if not model.get("parent"))
+        raise ServingError(
+            f"{self._url} serves {served}, not serving.base = {base}; start it with `nightschool serve`, or set"
+            " serving.base to what it serves"
+        )
+
+    def _listed(self) -> dict[str, Any]:
+        return {model["id"]: model for model in self._answered("GET", "/v1/models").json()["data"]}
+
+    def _complete(self, model: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The one choice of a completion. A server that was started anew is given the adapter again."""
+        response = self._answered("POST", "/v1/completions", {**body, "model": model}, accepted=(200, 404))
+        if response.status_code == 404:
+            self._load_again(model)
+            response = self._answered("POST", "/v1/completions", {**body, "model": model})
+        choice: dict[str, Any] = response.json()["choices"][0]
+        return choice
+
+    def _load_again(self, model: str) -> None:
+        with self._lock:
+            if path := self._paths.get(model):
+                self._load(model, path)
+
+    def _pieces(self, body: dict[str, Any]) -> Iterator[str]:
+        if body["model"] not in self._listed():
+            self._load_again(body["model"])
+        with self._translated(), self._client.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != 200:
+                response.read()
+                raise ServingError(f"{self._url}: {_reason(response)}")
+            for line in response.iter_lines():
+                data = line.removeprefix("data: ")
+                if data and data != "[DONE]" and (piece := json.loads(data)["choices"][0]["text"]):
+                    yield piece
+
+    def _send(self, path: str, body: dict[str, Any], *, missing_is_fine: bool = False) -> None:
+        self._answered("POST", path, body, accepted=(200, 404) if missing_is_fine else (200,))
+
+    def _answered(
+        self, method: str, path: str, body: dict[str, Any] | None = None, accepted: Sequence[int] = (200,)
+    ) -> httpx.Response:
+        with self._translated():
+            response = self._client.request(method, path, json=body)
+        if response.status_code not in accepted:
+            raise ServingError(f"{self._url}{path} refused: {_reason(response)}")
+        return response
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TimeoutException as error:
+            seconds = self._client.timeout.read
+            raise ServingError(f"{self._url} gave no answer in {seconds} s; see serving.timeout_seconds") from error
+        except httpx.HTTPError as error:
+            raise ServingError(f"{self._url} cannot be reached ({error}); start it with `nightschool serve`") from error
+
+    def _in_parallel(self, call: Callable[[Any], T], rows: Sequence[Any]) -> list[T]:
+        if len(rows) < 2:
+            return [call(row) for row in rows]
+        with ThreadPoolExecutor(min(CALLS, len(rows))) as pool:
+            return list(pool.map(call, rows))
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        found = response.json()
+        return str(found.get("error", found).get("message", found))
+    except (ValueError, AttributeError):
+        return f"status {response.status_code}"
