@@ -66,6 +66,7 @@ class Assistant:
     ) -> None:
         self.settings, self.store, self.registry = settings, store, registry
         self._engine = engine
+        self._opened_engine: Engine | None = None  # by us, so ours to close
         self._session_id = uuid4().hex
         self._served: str | None = None
 
@@ -77,12 +78,14 @@ class Assistant:
 
     def close(self) -> None:
         self.store.close()
+        if self._opened_engine:
+            self._opened_engine.close()
 
     @property
     def engine(self) -> Engine:
         """The serving engine, loaded when first needed."""
         if self._engine is None:
-            self._engine = _opened(self.settings.serving)
+            self._engine = self._opened_engine = _opened(self.settings.serving)
         return self._engine
 
     # -- the day ---

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from ..errors import TrainingError
 from ..serving import parity
-from ..serving.base import base_id, choose_device, load_base, load_tokenizer, lora_targets
+from ..serving.base import base_id, choose_device, expert_share, load_base, load_tokenizer, lora_targets
 from ..serving.chat import answer_ids, prompt_ids
 from ..serving.lora import as_named
 from ..settings import NightSettings, Settings
@@ -112,11 +112,9 @@ def student(settings: Settings, start: Path | None = None) -> Student:
 
 def active_parameters(model: PeftModel) -> float:
     """Parameters that one token meets: of the routed experts only the share that is chosen."""
-    config = model.config.get_text_config()
-    counts = [getattr(config, key, None) for key in ("n_routed_experts", "num_local_experts", "num_experts")]
-    share = (getattr(config, "num_experts_per_tok", None) or 1) / next(filter(None, counts), 1)
+    share = expert_share(model.config)
     sizes = {name: float(p.numel()) for name, p in model.named_parameters()}
-    return sum(size * (min(1.0, share) if ".experts." in name else 1.0) for name, size in sizes.items())
+    return sum(size * (share if ".experts." in name else 1.0) for name, size in sizes.items())
 
 
 # -- training ---

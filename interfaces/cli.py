@@ -5,21 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ..errors import InputError, NightschoolError
 from ..settings import load_settings
+from .bases import bases, serve
+from .printing import AsJson, Home, err, out, show, when
 
 if TYPE_CHECKING:
     from ..sdk import Assistant
@@ -31,14 +30,11 @@ memory = typer.Typer(no_args_is_help=True, help="The store itself.")
 app.add_typer(adapters, name="adapters")
 app.add_typer(audit, name="audit")
 app.add_typer(memory, name="memory")
+app.add_typer(bases, name="base")
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 
-out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 
-Home = Annotated[
-    Path | None, typer.Option(help="Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 User = Annotated[str, typer.Option("--user", help="Whose memory.")]
 Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
 Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
@@ -59,18 +55,6 @@ def assistant(home: Path | None) -> Iterator[Assistant]:
 
     with open_assistant(home) as opened:
         yield opened
-
-
-def show(value: Any, as_json: bool, lines: list[str]) -> None:
-    if as_json:
-        typer.echo(json.dumps(value, ensure_ascii=False, default=str))
-    else:
-        for line in lines:
-            out.print(line, markup=False, highlight=False)
-
-
-def when(utc: float) -> str:
-    return datetime.fromtimestamp(utc, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 # -- the day ---

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 SEEDLING = Path(__file__).parent / "seedling"
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-SETTINGS = ("attention", "attention+mlp")
+LORA_SETTINGS = ("attention", "attention+mlp")
 MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
 
 
@@ -65,6 +66,17 @@ def _hashed(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 # -- loading ---
+
+
+def load_config(spec: str) -> Any:
+    """The model's config; nothing else of it is read."""
+    from transformers import AutoConfig
+
+    folder = locate(spec)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ServingError(f"base {spec}: its config.json cannot be used: {error}") from error
 
 
 def load_tokenizer(spec: str) -> Any:
@@ -149,23 +161,37 @@ def lora_targets(config: Any, setting: str) -> str:
 
     Read off the model's own modules, so it holds for any family; routers and routed experts are never in it.
     """
-    if setting not in SETTINGS:
-        raise ServingError(f"night.lora_targets is {setting!r}; it is one of {', '.join(SETTINGS)}")
-    names = [name for name in linear_names(config) if _is_target(name.split("."), setting)]
+    if setting not in LORA_SETTINGS:
+        raise ServingError(f"night.lora_targets is {setting!r}; it is one of {', '.join(LORA_SETTINGS)}")
+    names = [name for name in modules_of(config).linear if _is_target(name.split("."), setting)]
     if not names:
         raise ServingError(f"no module of a {config.model_type} fits night.lora_targets = {setting!r}; try attention")
     shapes = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names})
     return "|".join(re.escape(shape).replace(r"\#", r"\d+") for shape in shapes)
 
 
-def linear_names(config: Any) -> list[str]:
-    """The names of all linear layers that a model of `config` has; nothing is allocated."""
+@dataclass(frozen=True)
+class Modules:
+    linear: dict[str, tuple[int, int]]  # name → features in and out
+    parameters: dict[str, int]  # name → how many numbers
+
+
+def modules_of(config: Any) -> Modules:
+    """What a model of `config` is made of; nothing is allocated."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    linear = {n: (m.in_features, m.out_features) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    return Modules(linear, {name: p.numel() for name, p in model.named_parameters()})
+
+
+def expert_share(config: Any) -> float:
+    """The share of the routed experts that one token meets; 1 for a dense model."""
+    text = config.get_text_config()
+    counts = [getattr(text, key, None) for key in ("n_routed_experts", "num_local_experts", "num_experts")]
+    return min(1.0, (getattr(text, "num_experts_per_tok", None) or 1) / next(filter(None, counts), 1))
 
 
 def _is_target(path: list[str], setting: str) -> bool:

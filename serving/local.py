@@ -58,6 +58,9 @@ class LocalEngine:
     def base_id(self) -> str:
         return self._base_id
 
+    def close(self) -> None:
+        """The model goes with the object; nothing else is held."""
+
     # -- answering ---
 
     def generate(

@@ -44,7 +44,11 @@ class VLLMEngine:
         )
         self._tokenizer = load_tokenizer(settings.base)
         self._base_id = base_id(settings.base)
-        self._model, self._context = self._served_base(settings.base)
+        try:
+            self._model, self._context = self._served_base(settings.base)
+        except BaseException:
+            self.close()
+            raise
         self._paths: dict[str, Path] = {}  # adapter id → its folder; what should be loaded
         self._leases: Counter[str] = Counter()
         self._leaving: set[str] = set()

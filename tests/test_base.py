@@ -140,7 +140,7 @@ SMALL |= {"intermediate_size": 32, "vocab_size": 64}
 
 def targeted(config: object, setting: str) -> set[str]:
     pattern = base.lora_targets(config, setting)
-    return {name for name in base.linear_names(config) if re.fullmatch(pattern, name)}
+    return {name for name in base.modules_of(config).linear if re.fullmatch(pattern, name)}
 
 
 def leaves(names: set[str]) -> set[str]:

@@ -1,0 +1,104 @@
+"""`nightschool base` and `nightschool serve`: which base answers, what it takes, and a server for it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError, ServingError
+from ..settings import load_settings
+from .printing import AsJson, Home, out, show
+
+bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
+
+
+@bases.command("list")
+def list_(home: Home = None, as_json: AsJson = False) -> None:
+    """The base in use, the shipped one, and those of the hub that are already on this machine."""
+    used = load_settings(home).serving.base
+    found = list(dict.fromkeys([used, "seedling", *_downloaded()]))
+    show({"used": used, "bases": found}, as_json, [f"{'*' if base == used else ' '} {base}" for base in found])
+
+
+def _downloaded() -> list[str]:
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        return sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
+    except CacheNotFound:
+        return []
+
+
+@bases.command()
+def check(base: str, home: Home = None, as_json: AsJson = False) -> None:
+    """What a base is and takes: family, FP8 layout, chat template, where LoRA goes, memory. Exits 1 on a problem."""
+    from ..serving.checking import check as examine
+
+    report = examine(base, load_settings(home).night.lora_rank)
+    found = asdict(report)
+    lines = [f"{name}: {_worded(value)}" for name, value in found.items() if name != "problems"]
+    show(found, as_json, [*lines, *(f"problem: {problem}" for problem in report.problems)])
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _worded(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_worded(one)}" for key, one in value.items())
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+@bases.command()
+def use(base: str, home: Home = None) -> None:
+    """Check a base and write it to settings.toml. Adapters of another base stay, and serve again when it does."""
+    from ..serving.checking import check as examine
+
+    settings = load_settings(home)
+    if problems := examine(base, settings.night.lora_rank).problems:
+        raise ServingError("; ".join(problems))
+    chosen = str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
+    _write(settings.home / "settings.toml", chosen)
+    if load_settings(home).serving.base != chosen:
+        raise InputError(f"{chosen} is in settings.toml, but the environment sets another base; unset that")
+    out.print(f"serving.base = {chosen}\nnext: nightschool night, to train for it", markup=False, highlight=False)
+
+
+def _write(path: Path, base: str) -> None:
+    """Change one value and nothing else of the file, its comments included."""
+    import tomlkit
+
+    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    document.setdefault("serving", tomlkit.table())["base"] = base
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(tomlkit.dumps(document), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def serve(
+    context: typer.Context,
+    home: Home = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the command.")] = False,
+) -> None:
+    """Start a vLLM server for the base, at serving.url. What follows `--` goes to vLLM as it is."""
+    from ..serving.launch import ENVIRONMENT, vllm_command
+
+    settings = load_settings(home)
+    command = vllm_command(settings, context.args)
+    if dry_run:
+        typer.echo(" ".join([*(f"{key}={value}" for key, value in ENVIRONMENT.items()), shlex.join(command)]))
+        return
+    if not shutil.which(command[0]):
+        raise ServingError(
+            f"{command[0]} is not installed; `pip install vllm` in an environment of its own, and set"
+            " NIGHTSCHOOL_SERVING_VLLM_COMMAND to the vllm in its bin"
+        )
+    os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})

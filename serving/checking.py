@@ -1,0 +1,113 @@
+"""What a base is and what it takes, before a night or a server is started with it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ServingError
+from .base import LORA_SETTINGS, base_id, expert_share, load_config, load_tokenizer, locate, lora_targets, modules_of
+
+GIB = 1 << 30
+TRAINED_BYTES = 16  # of a LoRA parameter: float32 value and gradient, two moments of Adam
+
+
+@dataclass(frozen=True)
+class BaseReport:
+    """Sizes are in GiB. Memory is for weights alone; activations and the cache of a conversation come on top."""
+
+    spec: str
+    base_id: str
+    family: str
+    parameters: int
+    active_parameters: int  # that one token meets: of the routed experts only those that are chosen
+    context: int
+    fp8: str  # the layout of its FP8 weights; empty if it has none
+    lora_modules: dict[str, tuple[str, ...]]  # by value of night.lora_targets
+    on_disk_gib: float
+    serving_gib: dict[str, float]  # by engine
+    training_gib: float
+    cache_kib_a_token: float  # bfloat16 keys and values, or the latents of MLA
+    problems: tuple[str, ...]
+
+
+def check(spec: str, rank: int) -> BaseReport:
+    """Everything a night or a server will ask of the base at `spec`; `problems` is empty when it can be used.
+
+    In this process weights are dequantised, to 4 bytes on a CPU and 2 elsewhere; a vLLM server keeps what is on disk.
+    Training holds the dequantised weights in 2 bytes and TRAINED_BYTES for each parameter of the adapter.
+    """
+    folder, config = locate(spec), load_config(spec)
+    sizes = modules_of(config)
+    parameters = sum(sizes.parameters.values())
+    on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / GIB
+    problems = _problems(spec, on_disk)
+    patterns = _patterns(config, problems)
+    trained = max((_lora_parameters(sizes.linear, pattern, rank) for pattern in patterns.values()), default=0)
+    text, share = config.get_text_config(), expert_share(config)
+    return BaseReport(
+        spec=spec,
+        base_id=base_id(spec),
+        family=config.model_type,
+        parameters=parameters,
+        active_parameters=round(sum(n * (share if ".experts." in name else 1) for name, n in sizes.parameters.items())),
+        context=int(text.max_position_embeddings),
+        fp8=_fp8(config),
+        lora_modules={setting: _names(sizes.linear, pattern) for setting, pattern in patterns.items()},
+        on_disk_gib=on_disk,
+        serving_gib={
+            "local, cpu": 4 * parameters / GIB,
+            "local, cuda": 2 * parameters / GIB,
+            "vllm": on_disk,
+        },
+        training_gib=(2 * parameters + TRAINED_BYTES * trained) / GIB,
+        cache_kib_a_token=_cache_bytes(text) / 1024,
+        problems=tuple(problems),
+    )
+
+
+def _problems(spec: str, on_disk: float) -> list[str]:
+    found = [] if on_disk else [f"base {spec}: no *.safetensors in {locate(spec)}"]
+    try:
+        load_tokenizer(spec)
+    except ServingError as error:
+        found.append(str(error))
+    return found
+
+
+def _patterns(config: Any, problems: list[str]) -> dict[str, str]:
+    """The pattern of each value of night.lora_targets that fits the base; why another does not goes to `problems`."""
+    found: dict[str, str] = {}
+    for setting in LORA_SETTINGS:
+        try:
+            found[setting] = lora_targets(config, setting)
+        except ServingError as error:
+            problems.append(str(error))
+    return found
+
+
+def _names(linear: dict[str, tuple[int, int]], pattern: str) -> tuple[str, ...]:
+    """The module names that LoRA goes to, without the numbers of layers."""
+    fitting = [name for name in linear if re.fullmatch(pattern, name)]
+    return tuple(sorted({".".join(name.split(".")[-2:]) for name in fitting}))
+
+
+def _lora_parameters(linear: dict[str, tuple[int, int]], pattern: str, rank: int) -> int:
+    return sum(rank * (i + o) for name, (i, o) in linear.items() if re.fullmatch(pattern, name))
+
+
+def _fp8(config: Any) -> str:
+    quantization = getattr(config, "quantization_config", None) or {}
+    if quantization.get("quant_method") != "fp8":
+        return ""
+    block = quantization.get("weight_block_size")
+    return f"{quantization.get('fmt', 'e4m3')}, " + ("blocks of " + "×".join(map(str, block)) if block else "by tensor")
+
+
+def _cache_bytes(text: Any) -> int:
+    if latent := getattr(text, "kv_lora_rank", None):
+        return int(2 * text.num_hidden_layers * (latent + text.qk_rope_head_dim))
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * 2 * text.num_hidden_layers * heads * size)

@@ -1,0 +1,46 @@
+"""The command that starts a vLLM server for a base, with room for our adapters and nothing sent elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from ..errors import SettingsError
+from ..settings import Settings
+from .base import load_config, locate, lora_targets
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be built for
+RESIDENT = 4  # adapters: live, candidate, its phase 1, and one that is leaving
+ENVIRONMENT = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def vllm_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
+    """`vllm serve` with its arguments; `extra` (more GPUs, more nodes) goes last and so wins.
+
+    An FP8 checkpoint is recognised by the server itself. It listens where `serving.url` points, loopback by default.
+    """
+    serving, rank = settings.serving, settings.night.lora_rank
+    wide_enough = [r for r in RANKS if r >= rank]
+    if not wide_enough:
+        raise SettingsError(f"night.lora_rank is {rank}, a vLLM server takes at most {RANKS[-1]}")
+    address = urlsplit(serving.url)
+    config = load_config(serving.base)
+    return [
+        *(serving.vllm_command, "serve", str(locate(serving.base))),
+        *("--served-model-name", serving.base),
+        *("--host", address.hostname or "127.0.0.1", "--port", str(address.port or 8000)),
+        *("--enable-lora", "--max-loras", str(RESIDENT), "--max-lora-rank", str(wide_enough[0])),
+        *("--lora-target-modules", *_leaves(lora_targets(config, settings.night.lora_targets))),
+        *extra,
+    ]
+
+
+def _leaves(pattern: str) -> list[str]:
+    """The last names of the modules that a pattern of `lora_targets` matches."""
+    return sorted({re.sub(r"\\(.)", r"\1", branch).rsplit(".", 1)[-1] for branch in pattern.split("|")})

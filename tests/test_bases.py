@@ -1,0 +1,60 @@
+"""`nightschool base` and `nightschool serve`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from nightschool.interfaces import bases
+from nightschool.interfaces.cli import app
+from nightschool.settings import load_settings
+from typer.testing import CliRunner
+
+run = CliRunner().invoke
+
+
+def test_base_in_use_is_marked(tmp_path: Path) -> None:
+    assert "* seedling" in run(app, ["base", "list"]).output.splitlines()
+
+
+def test_check_tells_what_a_base_takes(tmp_path: Path) -> None:
+    found = json.loads(run(app, ["base", "check", "seedling", "--json"]).output)
+    assert found["family"] == "deepseek_v3" and found["problems"] == []
+    assert "problem" not in run(app, ["base", "check", "seedling"]).output
+
+
+def test_use_changes_one_setting_and_keeps_the_rest_of_the_file(tmp_path: Path, toy_base: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("# mine\n[serving]\nthreads = 1  # few\n")
+    assert run(app, ["base", "use", toy_base]).exit_code == 0
+    assert load_settings(tmp_path).serving.base == str(Path(toy_base).resolve())
+    assert file.read_text().startswith("# mine\n[serving]\nthreads = 1  # few\n")
+
+
+def test_base_that_cannot_be_used_is_not_written(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_bytes((bases_folder() / "config.json").read_bytes())
+    result = run(app, ["base", "use", str(broken)])
+    assert result.exit_code == 1 and not (tmp_path / "settings.toml").exists()
+    assert "no *.safetensors" in str(result.exception)
+
+
+def bases_folder() -> Path:
+    from nightschool.serving.base import SEEDLING
+
+    return SEEDLING
+
+
+def test_serve_prints_the_command_and_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases.os, "execvpe", lambda *_: pytest.fail("started"))
+    result = run(app, ["serve", "--dry-run", "--", "--tensor-parallel-size", "2"])
+    assert "VLLM_NO_USAGE_STATS=1" in result.output
+    assert result.output.strip().endswith("--tensor-parallel-size 2")
+
+
+def test_serve_without_vllm_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_SERVING_VLLM_COMMAND", "no-such-vllm")
+    result = run(app, ["serve"])
+    assert result.exit_code == 1 and "no-such-vllm is not installed" in str(result.exception)

@@ -1,0 +1,48 @@
+"""What a base is and takes, and the command that serves it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from nightschool.errors import SettingsError
+from nightschool.serving.checking import check
+from nightschool.serving.launch import vllm_command
+from nightschool.settings import Settings
+
+
+def test_shipped_base_is_fp8_and_needs_what_its_weights_need() -> None:
+    report = check("seedling", rank=16)
+    assert (report.family, report.fp8, report.problems) == ("deepseek_v3", "e4m3, blocks of 128×128", ())
+    assert report.active_parameters < report.parameters
+    assert report.serving_gib["vllm"] < report.serving_gib["local, cuda"] < report.serving_gib["local, cpu"]
+    assert report.training_gib > report.serving_gib["local, cuda"]
+    assert set(report.lora_modules["attention"]) < set(report.lora_modules["attention+mlp"])
+
+
+def test_latents_take_less_room_than_keys_and_values_of_all_heads(toy_base: str) -> None:
+    report = check(toy_base, rank=4)
+    assert report.cache_kib_a_token == 2 * 2 * (32 + 8) / 1024 and report.fp8 == ""
+
+
+def test_base_without_weights_or_chat_template_has_problems(toy_base: str, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((Path(toy_base) / name).read_bytes())
+    problems = check(str(tmp_path), rank=4).problems
+    assert any("no *.safetensors" in p for p in problems) and any("no chat template" in p for p in problems)
+
+
+def test_served_command_names_the_base_the_address_and_the_modules(settings: Settings) -> None:
+    serving = replace(settings.serving, url="http://127.0.0.1:9000", vllm_command="/opt/vllm")
+    night = replace(settings.night, lora_rank=24, lora_targets="attention")
+    command = vllm_command(replace(settings, serving=serving, night=night), ["--tensor-parallel-size", "2"])
+    text = " ".join(command)
+    assert text.startswith("/opt/vllm serve ") and text.endswith(" --tensor-parallel-size 2")
+    assert "--host 127.0.0.1 --port 9000" in text and "--max-lora-rank 32" in text
+    assert "--lora-target-modules kv_a_proj_with_mqa kv_b_proj o_proj q_proj" in text
+
+
+def test_rank_that_no_server_takes_is_an_error(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match="lora_rank is 1024"):
+        vllm_command(replace(settings, night=replace(settings.night, lora_rank=1024)))

@@ -1,0 +1,198 @@
+"""The client of a vLLM server, against a double that answers as the server does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+from nightschool.content import Message
+from nightschool.errors import ServingError
+from nightschool.serving.chat import answer_ids, prompt_ids
+from nightschool.serving.engine import Sampling
+from nightschool.serving.vllm import VLLMEngine
+from nightschool.settings import ServingSettings
+
+PROMPT: list[Message] = [{"role": "user", "content": "Hello."}]
+
+
+class Server:
+    """The routes that we use: what is loaded, and completions that name their model and prompt length."""
+
+    def __init__(self, base: str) -> None:
+        self.base, self.loaded, self.asked = base, dict[str, str](), list[dict[str, object]]()
+        self.context = 512
+        self.fails: Callable[[httpx.Request], httpx.Response | None] = lambda request: None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content or b"{}")
+        if failed := self.fails(request):
+            return failed
+        match request.url.path:
+            case "/v1/models":
+                base = {"id": "served", "root": self.base, "parent": None, "max_model_len": self.context}
+                return httpx.Response(200, json={"data": [base, *({"id": n, "parent": "served"} for n in self.loaded)]})
+            case "/v1/load_lora_adapter":
+                self.loaded[body["lora_name"]] = body["lora_path"]
+                return httpx.Response(200, text="loaded")
+            case "/v1/unload_lora_adapter":
+                known = self.loaded.pop(body["lora_name"], None)
+                return httpx.Response(200 if known else 404, json={"error": {"message": "no such adapter"}})
+            case _:
+                return self._complete(body)
+
+    def _complete(self, body: dict[str, object]) -> httpx.Response:
+        if body["model"] not in {"served", *self.loaded}:
+            return httpx.Response(404, json={"error": {"message": "no such model"}})
+        self.asked.append(body)
+        ids = body["prompt"]
+        assert isinstance(ids, list)
+        if body.get("stream"):
+            pieces = [json.dumps({"choices": [{"text": text}]}) for text in ("Hi", "", " there")]
+            return httpx.Response(200, text="".join(f"data: {piece}\n\n" for piece in [*pieces, "[DONE]"]))
+        listed = [None, *({str(i): {"logprob": -float(at)}} for at, i in enumerate(ids[1:], 1))]
+        return httpx.Response(200, json={"choices": [{"text": f"{body['model']}", "prompt_logprobs": listed}]})
+
+
+@pytest.fixture
+def server(toy_base: str) -> Server:
+    return Server(toy_base)
+
+
+@pytest.fixture
+def engine(server: Server) -> Iterator[VLLMEngine]:
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(server))
+    with closing(VLLMEngine(ServingSettings(base=server.base, url="http://server"), client)) as opened:
+        yield opened
+
+
+def test_prompts_go_as_token_ids_and_rows_draw_with_seeds_of_their_own(engine: VLLMEngine, server: Server) -> None:
+    sampling = Sampling(max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("\n",))
+    assert engine.generate([PROMPT, PROMPT], sampling=sampling) == ["served", "served"]
+    first, second = sorted(server.asked, key=lambda body: str(body["seed"]))
+    assert first["prompt"] == list(prompt_ids(engine._tokenizer, PROMPT, 400))
+    assert (first["max_tokens"], first["temperature"], first["top_p"], first["stop"]) == (7, 0.5, 0.9, ["\n"])
+    assert first["seed"] != second["seed"]
+
+
+def test_streamed_pieces_come_one_by_one(engine: VLLMEngine) -> None:
+    assert list(engine.stream(PROMPT)) == ["Hi", " there"]
+
+
+def test_score_takes_the_log_probabilities_of_the_answer_alone(engine: VLLMEngine) -> None:
+    (score,) = engine.score([PROMPT], ["Yes"])
+    head, tail = prompt_ids(engine._tokenizer, PROMPT, 400), answer_ids(engine._tokenizer, PROMPT, "Yes")
+    assert score.token_logprobs == tuple(-float(len(head) + i) for i in range(len(tail)))
+
+
+def test_adapter_answers_under_its_id_and_leaves_when_unloaded(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    engine.load("b2:one", tmp_path)
+    assert engine.adapters() == ["b2:one"] and server.loaded == {"b2:one": str(tmp_path)}
+    assert engine.generate([PROMPT], adapter="b2:one") == ["b2:one"]
+    engine.unload("b2:one")
+    assert engine.adapters() == [] and server.loaded == {}
+    with pytest.raises(ServingError, match="b2:one is not loaded"):
+        engine.generate([PROMPT], adapter="b2:one")
+
+
+def test_unloaded_adapter_stays_on_the_server_until_its_last_call_ends(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    engine.load("b2:one", tmp_path)
+    pieces = engine.stream(PROMPT, adapter="b2:one")
+    assert next(pieces) == "Hi"
+    engine.unload("b2:one")
+    assert engine.adapters() == [] and "b2:one" in server.loaded
+    assert list(pieces) == [" there"]
+    assert server.loaded == {}
+
+
+def test_adapter_loaded_again_while_it_leaves_stays(engine: VLLMEngine, server: Server, tmp_path: Path) -> None:
+    engine.load("b2:one", tmp_path)
+    pieces = engine.stream(PROMPT, adapter="b2:one")
+    next(pieces)
+    engine.unload("b2:one")
+    engine.load("b2:one", tmp_path)
+    list(pieces)
+    assert engine.adapters() == ["b2:one"] and "b2:one" in server.loaded
+
+
+def test_server_that_was_started_anew_is_given_the_adapter_again(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    engine.load("b2:one", tmp_path)
+    server.loaded.clear()
+    assert engine.generate([PROMPT], adapter="b2:one") == ["b2:one"]
+    server.loaded.clear()
+    assert list(engine.stream(PROMPT, adapter="b2:one")) == ["Hi", " there"]
+
+
+def test_adapter_that_another_process_loaded_is_not_loaded_twice(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    server.loaded["b2:one"] = "theirs"
+    engine.load("b2:one", tmp_path)
+    assert server.loaded == {"b2:one": "theirs"} and engine.adapters() == ["b2:one"]
+
+
+def test_adapter_that_the_server_refuses_is_not_taken_for_loaded(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    refusal = httpx.Response(400, json={"error": {"message": "rank 64 is too high"}})
+    server.fails = lambda request: refusal if "load_lora" in request.url.path else None
+    with pytest.raises(ServingError, match=r"b2:one: the server cannot load .*rank 64 is too high"):
+        engine.load("b2:one", tmp_path)
+    assert engine.adapters() == []
+
+
+def test_adapter_of_another_base_is_refused_before_the_server_is_asked(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter.json").write_text('{"base_id": "b2:other"}')
+    with pytest.raises(ServingError, match="was trained on base b2:other"):
+        engine.load("b2:one", tmp_path)
+    assert server.loaded == {}
+
+
+def test_server_of_another_base_is_refused(server: Server, toy_base: str) -> None:
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(Server("/some/other")))
+    with pytest.raises(ServingError, match=r"serves served, not serving.base"):
+        VLLMEngine(ServingSettings(base=toy_base, url="http://server"), client)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (httpx.ConnectError("refused"), "cannot be reached"),
+        (httpx.ReadTimeout("slow"), "gave no answer in .* s; see serving.timeout_seconds"),
+    ],
+)
+def test_server_that_does_not_answer_is_a_clear_error(
+    engine: VLLMEngine, server: Server, fault: Exception, reason: str
+) -> None:
+    def fail(request: httpx.Request) -> None:
+        raise fault
+
+    server.fails = fail
+    with pytest.raises(ServingError, match=reason):
+        engine.generate([PROMPT])
+    with pytest.raises(ServingError, match=reason):
+        list(engine.stream(PROMPT))
+
+
+def test_refusal_of_the_server_is_told_in_its_words(engine: VLLMEngine, server: Server) -> None:
+    server.fails = lambda request: httpx.Response(500, text="broken") if "completions" in request.url.path else None
+    with pytest.raises(ServingError, match="refused: status 500"):
+        engine.generate([PROMPT])
+    with pytest.raises(ServingError, match="status 500"):
+        list(engine.stream(PROMPT))
+
+
+def test_answer_longer_than_the_context_is_refused(engine: VLLMEngine) -> None:
+    with pytest.raises(ServingError, match="context of 512"):
+        engine.generate([PROMPT], sampling=Sampling(max_tokens=512))
