@@ -43,6 +43,9 @@ class DatasetSettings:
     # weights, see evolve/weights.py
     half_life_days: float = 30.0
     weight_cap: float = 3.0
+    max_user_share: float = 0.25  # of the weight of a part by one user; binds from 1 / share users on; 1 = off
+    # what is curated, see evolve/curation.py
+    min_topic_users: int = 1  # before a topic teaches everyone; a service of many users wants 3 or more
     # what goes in
     max_rows: int = 3000  # per part; a seeded, recency-weighted sample beyond it
     min_liked: int = 20  # fewer liked turns: nothing to learn

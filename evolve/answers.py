@@ -19,7 +19,7 @@ from ..memory.signals import assess, correction_of, label
 from ..memory.topics import Recurrence, recurrence
 from ..memory.types import Feedback, Interaction, Satisfaction
 from ..settings import CensorSettings, DatasetSettings, Settings
-from .prompts import Prompts, session_key
+from .prompts import Prompts, plain, session_key
 from .types import Excluded
 
 Vectors = Mapping[str, NDArray[np.float32]]  # unit vectors of requests by interaction id
@@ -46,7 +46,8 @@ class Answer:
 
     @property
     def words(self) -> tuple[str, str]:
-        return self.key, self.completion
+        """Equal words are the same answer to the same prompt, but for case, spaces and punctuation at word ends."""
+        return self.key, plain(self.completion)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def gather(
         if not (interaction.position or interaction.turn):
             excluded.add("a greeting that answers nobody", [interaction.id])
             continue
-        reply = _answer(interaction, satisfaction, prompts, recurs[_topic(interaction)].value)
+        reply = _answer(interaction, satisfaction, prompts, recurs[topic_of(interaction)].value)
         correction = correction_of(interaction, given)
         if correction:
             better = _corrected(reply, correction)
@@ -135,12 +136,12 @@ def _corrected(reply: Answer, correction: Feedback) -> Answer:
 
 def _recurrence(prompts: Prompts, settings: DatasetSettings) -> dict[str, Recurrence]:
     interactions = prompts.interactions.values()
-    visits = [(_topic(i), session_key(i), i.created_utc) for i in interactions]
+    visits = [(topic_of(i), session_key(i), i.created_utc) for i in interactions]
     latest = max((i.created_utc for i in interactions), default=0.0)
     return recurrence(visits, latest, settings.half_life_days)
 
 
-def _topic(interaction: Interaction) -> str:
+def topic_of(interaction: Interaction) -> str:
     return interaction.topic_id or interaction.id  # without a topic it is one of its own
 
 
@@ -186,9 +187,10 @@ def choose_clusters(sizes: Mapping[str, int], settings: DatasetSettings) -> froz
 
 
 def fold(answers: Iterable[Answer], settings: CensorSettings, excluded: Exclusions) -> list[Answer]:
-    """One answer for each (prompt, completion): its score is the mean by confidence, its confidence the highest.
+    """One answer for each prompt and completion in nearly the same words.
 
-    How often it was said counts through the recurrence of its topic. Where people disagree it teaches nothing.
+    Its score is the mean by confidence, its confidence the highest. How often it was said counts through the recurrence
+    of its topic. Where people disagree it teaches nothing.
     """
     groups: dict[tuple[str, str], list[Answer]] = defaultdict(list)
     for answer in answers:

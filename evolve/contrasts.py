@@ -1,7 +1,8 @@
 """A liked answer against a disliked one: what phase 2 compares.
 
-Two sources: a correction against what it corrected, and a liked against a disliked answer to the same prompt, or to
-nearly the same (the same but for the last request, whose vector is close). The invariant: the work is bounded by
+Three sources: a correction against what it corrected; a liked against a disliked answer to the same prompt, or to
+nearly the same (the same but for the last request, whose vector is close); and the answer that was liked when the
+request was put in other words, against the one before it that was not. The invariant: the work is bounded by
 POOL², however much is remembered, and no prompt supplies more than PAIRS_PER_PROMPT contrasts on either side.
 """
 
@@ -15,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Answer, Vectors, merged
+from .prompts import Prompts
+from .types import PairSource
 from .weights import pair_margin, pair_weight
 
 PAIRS_PER_PROMPT = 4
 POOL = 8192  # answers of one kind that are compared with each other
 CHUNK = 512
 SAME = 2.0  # above every cosine
+REPHRASED = 0.75  # the cosine of a request with the one before it that it puts in other words
 
 Order = Callable[[Answer], float]
 
@@ -29,6 +33,16 @@ Order = Callable[[Answer], float]
 class Contrast:
     chosen: Answer
     rejected: Answer
+    rephrased: bool = False  # the request of `rejected` is the prompt: what should have been said at once
+
+    @property
+    def how(self) -> PairSource:
+        return "correction" if self.corrects else "rephrasing" if self.rephrased else "contrast"
+
+    @property
+    def asked(self) -> Answer:
+        """The one whose prompt is the pair's."""
+        return self.rejected if self.rephrased else self.chosen
 
     @property
     def corrects(self) -> bool:
@@ -37,7 +51,7 @@ class Contrast:
 
     @property
     def words(self) -> tuple[str, str, str]:
-        return self.chosen.key, self.chosen.completion, self.rejected.completion
+        return self.asked.key, self.chosen.completion, self.rejected.completion
 
     @property
     def weight(self) -> float:
@@ -59,6 +73,22 @@ def fold_contrasts(contrasts: Iterable[Contrast]) -> list[Contrast]:
             sources = merged(first.chosen.sources, contrast.sources)
             found[contrast.words] = replace(first, chosen=replace(first.chosen, sources=sources))
     return list(found.values())
+
+
+def find_rephrased(answers: Sequence[Answer], prompts: Prompts, vectors: Vectors) -> list[Contrast]:
+    """Each disliked answer against the liked one to the next turn of its session, if that asks the same again."""
+    liked = {a.interaction.id: a for a in answers if a.liked and a.correction_id is None}
+    found: list[Contrast] = []
+    for answer in answers:
+        again = prompts.reaction(answer.interaction)
+        if answer.liked or again is None or again.id not in liked:
+            continue
+        better, (asked, asked_again) = liked[again.id], (vectors.get(i.id) for i in (answer.interaction, again))
+        if asked is None or asked_again is None or better.completion == answer.completion:
+            continue
+        if float(asked @ asked_again) >= REPHRASED:
+            found.append(Contrast(better, answer, rephrased=True))
+    return found
 
 
 def find_contrasts(answers: Sequence[Answer], vectors: Vectors, cosine: float, order: Order) -> list[Contrast]:

@@ -4,7 +4,7 @@
 back by reference. The invariants: the same memory gives the same id at any time, since age is reckoned from the latest
 interaction and not from the clock; what is stored holds no text, so what was forgotten is in no snapshot any more.
 
-Not covered: expansion, masking of personal data, a cap on one user's influence.
+Not covered: expansion by synthetic answers.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from math import log
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..content import content_id
-from ..errors import NotFound
+from ..errors import NotFound, StoreError
 from ..memory.topics import DAY
 from ..memory.types import Feedback, Interaction, Memory
 from ..settings import DatasetSettings, Settings
 from .answers import Answer, ClusterOf, Exclusions, Vectors, fold, gather, hold_out
-from .contrasts import Contrast, Order, find_contrasts, fold_contrasts
+from .contrasts import Contrast, Order, find_contrasts, find_rephrased, fold_contrasts
+from .curation import CURATION, as_taught, curate
 from .prompts import Prompts
 from .types import Example, Judged, Pair, Snapshot, Thumb
-from .weights import example_weight, normalise, thumb_weight
+from .weights import example_weight, limit_share, normalise, thumb_weight
 
 if TYPE_CHECKING:
     from ..memory.store import MemoryStore
@@ -57,22 +58,24 @@ def build(
     prompts = Prompts((i for i in interactions if i.created_utc <= now), memories)
     order = _recent_first(prompts, settings.dataset)
     gathered = gather(prompts, feedback, vectors, settings, excluded)
+    gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded)
     cluster_of, held = hold_out(gathered.answers, settings)
 
-    taught = fold((a for a in gathered.answers if cluster_of(a.interaction) not in held), settings.censor, excluded)
+    ours = [a for a in gathered.answers if cluster_of(a.interaction) not in held]
+    taught = fold(ours, settings.censor, excluded)
     judged = _held_out(gathered.answers, cluster_of, held, settings, excluded)
     judged = _unseen(judged, taught, excluded)
     corrections = [Contrast(*pair) for pair in gathered.corrected if cluster_of(pair[0].interaction) not in held]
     near = find_contrasts(taught, vectors, settings.dataset.same_prompt_cosine, order)
-    contrasts = fold_contrasts([*corrections, *near])
+    contrasts = fold_contrasts([*corrections, *find_rephrased(ours, prompts, vectors), *near])
 
-    limit, cap = settings.dataset.max_rows, settings.dataset.weight_cap
+    limit = settings.dataset.max_rows
     liked, rated, heard = (_first(part, order, limit) for part in ([a for a in taught if a.liked], taught, judged))
     excluded.add("over the budget of rows", _ids(taught, judged) - _ids(liked, rated, heard))
     return Snapshot(
-        examples=_examples(liked, prompts, cap),
-        pairs=_pairs(_first(contrasts, lambda c: (not c.corrects, order(c.chosen)), limit), prompts, cap),
-        thumbs=_thumbs(rated, prompts, cap),
+        examples=_examples(liked, prompts, settings.dataset),
+        pairs=_pairs(_first(contrasts, lambda c: (not c.corrects, order(c.chosen)), limit), prompts, settings.dataset),
+        thumbs=_thumbs(rated, prompts, settings.dataset),
         held_out=_judged(heard, prompts, cluster_of),
         excluded=excluded.report(),
     )
@@ -133,54 +136,53 @@ def _ids(*parts: Sequence[Answer]) -> set[str]:
 # -- rows ---
 
 
-def _weighted(weights: Sequence[float], cap: float) -> list[float]:
-    return [round(w, WEIGHT_DIGITS) for w in normalise(weights, cap)]
+def _weighted(weights: Sequence[float], answers: Sequence[Answer], settings: DatasetSettings) -> list[float]:
+    users = [a.interaction.user_id for a in answers]
+    shared = limit_share(normalise(weights, settings.weight_cap), users, settings.max_user_share)
+    return [round(w, WEIGHT_DIGITS) for w in shared]
 
 
-def _examples(answers: Sequence[Answer], prompts: Prompts, cap: float) -> tuple[Example, ...]:
-    weights = _weighted([example_weight(a.confidence, a.score, a.recurrence) for a in answers], cap)
+def _examples(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettings) -> tuple[Example, ...]:
+    weights = [example_weight(a.confidence, a.score, a.recurrence) for a in answers]
     return tuple(
-        Example(prompts.prompt(a.interaction), a.completion, w, a.sources, a.correction_id)
-        for a, w in zip(answers, weights, strict=True)
+        Example(**_words(a, prompts), weight=w, interaction_ids=a.sources, correction_id=a.correction_id)
+        for a, w in zip(answers, _weighted(weights, answers, settings), strict=True)
     )
 
 
-def _thumbs(answers: Sequence[Answer], prompts: Prompts, cap: float) -> tuple[Thumb, ...]:
-    weights = _weighted([thumb_weight(a.confidence, a.score, a.recurrence) for a in answers], cap)
+def _thumbs(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettings) -> tuple[Thumb, ...]:
+    weights = [thumb_weight(a.confidence, a.score, a.recurrence) for a in answers]
     return tuple(
-        Thumb(prompts.prompt(a.interaction), a.completion, a.liked, w, a.sources, a.correction_id)
-        for a, w in zip(answers, weights, strict=True)
+        Thumb(**_words(a, prompts), liked=a.liked, weight=w, interaction_ids=a.sources, correction_id=a.correction_id)
+        for a, w in zip(answers, _weighted(weights, answers, settings), strict=True)
     )
 
 
-def _pairs(contrasts: Sequence[Contrast], prompts: Prompts, cap: float) -> tuple[Pair, ...]:
-    weights = _weighted([c.weight for c in contrasts], cap)
-    return tuple(
-        Pair(
-            prompts.prompt(c.chosen.interaction),
-            c.chosen.completion,
-            c.rejected.completion,
-            w,
-            c.sources,
-            "correction" if c.corrects else "contrast",
-            c.chosen.correction_id,
-        )
-        for c, w in zip(contrasts, weights, strict=True)
-    )
+def _pairs(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSettings) -> tuple[Pair, ...]:
+    weights = _weighted([c.weight for c in contrasts], [c.chosen for c in contrasts], settings)
+    made: list[Pair] = []
+    for c, w in zip(contrasts, weights, strict=True):
+        answers = {"chosen": c.chosen.completion, "rejected": c.rejected.completion}
+        words = as_taught(CURATION, prompts.prompt(c.asked.interaction), answers)
+        made.append(Pair(**words, weight=w, interaction_ids=c.sources, how=c.how, correction_id=c.chosen.correction_id))
+    return tuple(made)
 
 
 def _judged(answers: Sequence[Answer], prompts: Prompts, cluster_of: ClusterOf) -> tuple[Judged, ...]:
     return tuple(
         Judged(
-            prompts.prompt(a.interaction),
-            a.completion,
-            a.liked,
-            cluster_of(a.interaction),
-            a.sources,
-            a.correction_id,
+            **_words(a, prompts),
+            liked=a.liked,
+            cluster=cluster_of(a.interaction),
+            interaction_ids=a.sources,
+            correction_id=a.correction_id,
         )
         for a in answers
     )
+
+
+def _words(answer: Answer, prompts: Prompts) -> dict[str, Any]:
+    return as_taught(CURATION, prompts.prompt(answer.interaction), {"completion": answer.completion})
 
 
 # -- references ---
@@ -188,7 +190,9 @@ def _judged(answers: Sequence[Answer], prompts: Prompts, cluster_of: ClusterOf) 
 
 def to_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
     """What SQL keeps of a snapshot: which interactions and corrections, how weighted; never their text."""
-    return [{"part": part, **_references(row)} for part in PARTS for row in getattr(snapshot, part)]
+    return [
+        {"part": part, "curation": CURATION, **_references(row)} for part in PARTS for row in getattr(snapshot, part)
+    ]
 
 
 def _references(row: Example | Pair | Thumb | Judged) -> dict[str, Any]:
@@ -209,20 +213,32 @@ def resolve(rows: Sequence[Mapping[str, Any]], prompts: Prompts, corrections: Ma
     _require_remembered(rows, prompts, corrections)
     parts: dict[str, list[Any]] = {part: [] for part in PARTS}
     for row in rows:
-        kept = {k: v for k, v in row.items() if k != "part"} | {"interaction_ids": tuple(row["interaction_ids"])}
-        head = prompts.interactions[row["interaction_ids"][0]]
-        text = (corrections[row["correction_id"]] if row["correction_id"] else head.reply).strip()
-        words: dict[str, str] = {"completion": text}
-        if row["part"] == "pairs":
-            other = head if row["how"] == "correction" else prompts.interactions[row["interaction_ids"][1]]
-            words = {"chosen": text, "rejected": other.reply.strip()}
-        parts[row["part"]].append(PARTS[row["part"]](prompt=prompts.prompt(head), **words, **kept))
+        names = {f.name for f in fields(PARTS[row["part"]])} - TEXT
+        kept = {name: row[name] for name in names} | {"interaction_ids": tuple(row["interaction_ids"])}
+        parts[row["part"]].append(PARTS[row["part"]](**_text(row, prompts, corrections), **kept))
     return Snapshot(**{part: tuple(found) for part, found in parts.items()})
+
+
+def _text(row: Mapping[str, Any], prompts: Prompts, corrections: Mapping[str, str]) -> dict[str, Any]:
+    """The words of a row, in the version of the curation that it was frozen with."""
+    version = row.get("curation", 0)
+    if version > CURATION:
+        raise StoreError(f"the snapshot was curated by version {version}, this is {CURATION}; upgrade nightschool")
+    head = asked = prompts.interactions[row["interaction_ids"][0]]
+    text = (corrections[row["correction_id"]] if row["correction_id"] else head.reply).strip()
+    words = {"completion": text}
+    if row["part"] == "pairs":
+        other = head if row["how"] == "correction" else prompts.interactions[row["interaction_ids"][1]]
+        asked = other if row["how"] == "rephrasing" else head
+        words = {"chosen": text, "rejected": other.reply.strip()}
+    return as_taught(version, prompts.prompt(asked), words)
 
 
 def _require_remembered(rows: Sequence[Mapping[str, Any]], prompts: Prompts, corrections: Mapping[str, str]) -> None:
     named = {i for row in rows for i in row["interaction_ids"]}
-    heads = {row["interaction_ids"][0] for row in rows} & prompts.interactions.keys()
+    heads = {
+        i for row in rows for i in row["interaction_ids"][: 2 if row["part"] == "pairs" else 1]
+    } & prompts.interactions.keys()
     missing = {
         "interaction": named - prompts.interactions.keys(),
         "correction": {row["correction_id"] for row in rows if row["correction_id"]} - corrections.keys(),

@@ -16,11 +16,18 @@ from .types import Prompt
 
 SessionKey = tuple[str, str, str]  # user, agent, session
 
+EDGES = ".,;:!?…'\"()„“”‘’«»"
 LOOK_BACK = 20  # replies before this one that it is compared with
 
 
 def session_key(interaction: Interaction) -> SessionKey:
     return interaction.user_id, interaction.agent_id, interaction.session_id
+
+
+def plain(text: str) -> str:
+    """`text` without what makes no difference: two that are equal in it are near-duplicates."""
+    words = (word.strip(EDGES) for word in text.casefold().split())
+    return " ".join(filter(None, words)) or text
 
 
 class Prompts:
@@ -48,8 +55,9 @@ class Prompts:
         return tuple(with_notes(messages, self._notes(interaction)))
 
     def key(self, interaction: Interaction) -> str:
-        """Equal keys are equal prompts."""
-        return content_id([self._history[interaction.id], list(interaction.turn), self._notes(interaction)])
+        """Equal keys are equal prompts, but for case, spaces and punctuation at word ends in this turn."""
+        said = [(m["role"], plain(m["content"])) for m in interaction.turn]
+        return content_id([self._history[interaction.id], said, self._notes(interaction)])
 
     def key_without_request(self, interaction: Interaction) -> str:
         """Equal keys are prompts that differ in the words of the last request at most."""

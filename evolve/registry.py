@@ -145,7 +145,7 @@ class Registry:
         with Session(self.sql) as session:
             row = session.get(SnapshotRow, snapshot_id)
             if row is None:
-                raise NotFound(f"no snapshot {snapshot_id}; see `nightschool adapters list`")
+                raise NotFound(f"no snapshot {snapshot_id}; see `nightschool snapshots list`")
             return row.rows
 
     def snapshot_ids(self) -> list[str]:

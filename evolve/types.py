@@ -1,7 +1,8 @@
 """The nouns of learning: frozen values. `Snapshot` and `Adapter` are named by the hash of their content.
 
-`interaction_ids` of a row: first the interaction that was answered (of a contrast pair, the chosen answer's, then the
-rejected one's), then every other whose words or judgement are in it: duplicates, earlier turns, sources of notes.
+`interaction_ids` of a row: first the interaction that was answered (of a pair of two interactions, the chosen answer's,
+then the rejected one's, whose prompt it is if the request was rephrased), then every other whose words or judgement are
+in it: duplicates, earlier turns, sources of notes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from ..content import Message, content_id
 
 Phase = Literal["sft", "dpo"]
-PairSource = Literal["correction", "contrast"]
+PairSource = Literal["correction", "contrast", "rephrasing"]
 Prompt = tuple[Message, ...]
 
 

@@ -6,7 +6,8 @@
 
 c in [0, 1] is the confidence in the satisfaction, s in [-1, 1] its score, and n_k the decayed count of the topic over
 distinct sessions (`memory.topics.recurrence`). The weights of one part of a snapshot are then scaled to mean 1 and
-capped (`normalise`).
+capped (`normalise`). Where several people use one adapter, the rows of a user who supplies more than a set share of the
+weight are scaled down to that share (`limit_share`); nobody else's are scaled up, so the mean is 1 or less.
 
 The invariant: frequency multiplies satisfaction and never replaces it. n_k ≥ 0 enters through a factor that is never
 negative, so it turns no sign: what was not preferred weighs 0 however often it is asked, and what nobody is sure about
@@ -15,7 +16,8 @@ negative, so it turns no sign: what was not preferred weighs 0 however often it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from itertools import accumulate
 from math import log1p
 
@@ -52,3 +54,21 @@ def normalise(weights: Sequence[float], cap: float) -> list[float]:
         if scale * largest <= cap:
             return [min(cap, scale * w) for w in weights]
     return [cap if w > 0 else 0.0 for w in weights]
+
+
+def limit_share(weights: Sequence[float], owners: Sequence[Hashable], share: float) -> list[float]:
+    """`weights` with no owner's sum above `share` of the whole. Up to 1 / share owners are left as they are.
+
+    The level L that no owner exceeds is exact: with the k largest sums at L, L = share · (rest + k · L), and k is the
+    smallest number for which none of the others exceeds L.
+    """
+    sums: dict[Hashable, float] = defaultdict(float)
+    for owner, weight in zip(owners, weights, strict=True):
+        sums[owner] += weight
+    ascending = sorted(total for total in sums.values() if total > 0)
+    if share * len(ascending) <= 1:
+        return list(weights)
+    limited = enumerate(zip(reversed(ascending), reversed(list(accumulate(ascending))), strict=True))
+    levels = ((share * rest / (1 - k * share), largest) for k, (largest, rest) in limited)
+    level = next(level for level, largest in levels if largest <= level)
+    return [w * min(1.0, level / sums[owner]) if w > 0 else w for w, owner in zip(weights, owners, strict=True)]

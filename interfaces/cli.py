@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError, NightschoolError
@@ -21,13 +23,18 @@ from .bases import bases, serve
 from .printing import AsJson, Home, err, out, show, when
 
 if TYPE_CHECKING:
+    from ..evolve.types import Excluded
     from ..sdk import Assistant
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="An assistant that goes to school at night.")
 adapters = typer.Typer(no_args_is_help=True, help="What was trained, and which adapter serves.")
 audit = typer.Typer(no_args_is_help=True, help="Why an answer came out as it did, and what an adapter learnt from.")
 memory = typer.Typer(no_args_is_help=True, help="The store itself.")
+topics = typer.Typer(no_args_is_help=True, help="What people keep asking.")
+snapshots = typer.Typer(no_args_is_help=True, help="What each night learnt from, and what it left out.")
 app.add_typer(adapters, name="adapters")
+app.add_typer(topics, name="topics")
+app.add_typer(snapshots, name="snapshots")
 app.add_typer(audit, name="audit")
 app.add_typer(memory, name="memory")
 app.add_typer(bases, name="base")
@@ -239,6 +246,85 @@ def rollback(home: Home = None) -> None:
     with assistant(home) as nightschool:
         now = nightschool.registry.rollback()
     out.print(f"serving: {now.id if now else 'the base'}", highlight=False)
+
+
+# -- what is learnt from ---
+
+
+@topics.command("list")
+def topics_list(home: Home = None, limit: int = 30, as_json: AsJson = False) -> None:
+    """What people keep asking, most recurrent first: the decayed count of sessions, and its words."""
+    with assistant(home) as nightschool:
+        found = nightschool.store.topics(nightschool.store.clock())[:limit]
+    if as_json:
+        show([asdict(topic) for topic in found], True, [])
+        return
+    table = Table("topic", "words", "recurrence", "sessions", "last asked")
+    for topic in found:
+        last = when(topic.last_seen_utc)
+        table.add_row(topic.id, escape(topic.label), f"{topic.recurrence:.1f}", str(topic.sessions), last)
+    out.print(table)
+
+
+@topics.command("show")
+def topics_show(topic: str, home: Home = None, limit: int = 20, as_json: AsJson = False) -> None:
+    """One topic: how often it comes back, and the latest requests in it."""
+    with assistant(home) as nightschool:
+        store = nightschool.store
+        known = next((t for t in store.topics(store.clock()) if t.id == topic), None)
+        if known is None:
+            raise InputError(f"no topic {topic}; see `nightschool topics list`")
+        asked = sorted((i for i in store.interactions() if i.topic_id == topic), key=lambda i: -i.created_utc)
+    users = len({i.user_id for i in asked})
+    requests = [{"id": i.id, "user_id": i.user_id, "text": i.text, "created_utc": i.created_utc} for i in asked]
+    lines = [f"{known.label}: asked in {known.sessions} sessions by {users} users, recurrence {known.recurrence:.1f}"]
+    lines += [f"  {when(i.created_utc)}  {i.id}  {i.text}" for i in asked[:limit]]
+    show({**asdict(known), "users": users, "requests": requests[:limit]}, as_json, lines)
+
+
+@snapshots.command("list")
+def snapshots_list(home: Home = None, as_json: AsJson = False) -> None:
+    """Every snapshot, oldest first: how many rows of each part, and how many interactions were left out."""
+    with assistant(home) as nightschool:
+        registry = nightschool.registry
+        found: list[dict[str, Any]] = [
+            {"id": i, "rows": _parts(registry.snapshot_rows(i)), "excluded": _left_out(registry.excluded(i))}
+            for i in registry.snapshot_ids()
+        ]
+    lines = [f"{s['id']}  {_counted(s['rows'])}; left out: {sum(s['excluded'].values())}" for s in found]
+    show(found, as_json, lines or ["no snapshot yet; run `nightschool night`"])
+
+
+@snapshots.command("show")
+def snapshots_show(
+    snapshot: str,
+    excluded: Annotated[bool, typer.Option("--excluded", help="Name every interaction that was left out.")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """One snapshot: its rows by part and origin, and what was left out, counted by reason."""
+    with assistant(home) as nightschool:
+        rows = nightschool.registry.snapshot_rows(snapshot)
+        out_of_it = nightschool.registry.excluded(snapshot)
+    how = Counter(row["how"] for row in rows if row["part"] == "pairs")
+    value = {"id": snapshot, "rows": _parts(rows), "pairs": how, "excluded": [asdict(e) for e in out_of_it]}
+    lines = [f"rows:     {_counted(_parts(rows))}", f"pairs:    {_counted(how) or 'none'}"]
+    for e in out_of_it:
+        lines.append(f"left out: {len(e.interaction_ids)}, {e.reason}")
+        lines += [f"  {i}" for i in e.interaction_ids] if excluded else []
+    show(value, as_json, lines)
+
+
+def _parts(rows: list[dict[str, Any]]) -> Counter[str]:
+    return Counter(row["part"] for row in rows)
+
+
+def _left_out(excluded: tuple[Excluded, ...]) -> dict[str, int]:
+    return {e.reason: len(e.interaction_ids) for e in excluded}
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items())
 
 
 # -- the audit ---

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nightschool.evolve.weights import example_weight, normalise, pair_margin, pair_weight, thumb_weight
+from nightschool.evolve.weights import example_weight, limit_share, normalise, pair_margin, pair_weight, thumb_weight
 from nightschool.memory.topics import DAY, recurrence
 
 unit = st.floats(0, 1)
@@ -95,3 +95,25 @@ def test_nothing_to_normalise_stays_nothing():
 def test_a_cap_below_the_mean_is_refused():
     with pytest.raises(ValueError, match=r"dataset\.weight_cap"):
         normalise([1.0], 0.5)
+
+
+rows = st.lists(st.tuples(st.just(0.0) | st.floats(1e-6, 3), st.sampled_from("abcdefgh")), max_size=40)
+
+
+@given(rows, st.floats(0.1, 1))
+def test_no_owner_exceeds_the_share_where_there_are_enough_of_them(given_rows: list[tuple[float, str]], share: float):
+    weights, owners = [w for w, _ in given_rows], [o for _, o in given_rows]
+    limited = limit_share(weights, owners, share)
+    assert all(0 <= after <= before for after, before in zip(limited, weights, strict=True))
+    total = sum(limited)
+    heard = {o for w, o in given_rows if w > 0}
+    if len(heard) * share > 1:
+        assert all(
+            sum(w for w, o in zip(limited, owners, strict=True) if o == x) <= share * total + 1e-9 for x in heard
+        )
+    else:
+        assert limited == weights
+
+
+def test_only_who_exceeds_the_share_is_scaled_down():
+    assert limit_share([3.0, 3.0, 1.0, 1.0, 1.0, 1.0], "aabcde", 0.25) == pytest.approx([2 / 3, 2 / 3, 1, 1, 1, 1])

@@ -1,0 +1,100 @@
+"""Which answers may teach, and in which words: what is quarantined, what is no answer, and what is masked.
+
+The invariant: nothing is left out in silence, every rule names the interactions it took. Held-out answers go through
+the same rules, so that what is judged is like what was taught.
+
+Not covered: whether an answer is in the language it was asked in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from ..content import Message
+from .answers import Answer, Exclusions, Gathered, topic_of
+from .injections import any_injection
+from .privacy import mask
+from .prompts import Prompts
+from .types import Prompt
+
+CURATION = 1  # the version of the masks; 0 is text as it was said. A snapshot is read back with its own
+
+MAX_CHARACTERS = 16_000
+LOOP_WORDS, LOOP_DISTINCT = 40, 0.15  # so many words, and so few of them different: it goes round in circles
+_BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
+
+
+def curate(gathered: Gathered, prompts: Prompts, min_topic_users: int, excluded: Exclusions) -> Gathered:
+    """`gathered` without what must not teach, each interaction left out under its reason."""
+    reason = _Reasons(prompts, min_topic_users)
+    kept: list[Answer] = []
+    for answer in gathered.answers:
+        if why := reason(answer):
+            excluded.add(why, [answer.interaction.id])
+        else:
+            kept.append(answer)
+    return Gathered(kept, [pair for pair in gathered.corrected if not any(map(reason, pair))])
+
+
+class _Reasons:
+    """Why an answer must not teach, or None; what is known of a turn is found out once."""
+
+    def __init__(self, prompts: Prompts, min_topic_users: int) -> None:
+        self._prompts = prompts
+        self._suspected: dict[str, bool] = {}
+        self._known: dict[tuple[str, str], str | None] = {}
+        self._strange = _strange_topics(prompts, min_topic_users) if min_topic_users > 1 else frozenset()
+        self._few = f"fewer than {min_topic_users} users ask about this topic"
+
+    def __call__(self, answer: Answer) -> str | None:
+        key = answer.interaction.id, answer.completion
+        if key not in self._known:
+            self._known[key] = self._find(answer)
+        return self._known[key]
+
+    def _find(self, answer: Answer) -> str | None:
+        if any(map(self._is_suspected, answer.sources)) or any_injection([answer.completion, *self._notes(answer)]):
+            return "quarantined: it may hold an injected instruction"
+        if topic_of(answer.interaction) in self._strange:
+            return self._few
+        return fault(answer.completion)
+
+    def _is_suspected(self, interaction_id: str) -> bool:
+        if interaction_id not in self._suspected:
+            turn = self._prompts.interactions[interaction_id].turn
+            self._suspected[interaction_id] = any_injection([m["content"] for m in turn if m["role"] != "system"])
+        return self._suspected[interaction_id]
+
+    def _notes(self, answer: Answer) -> list[str]:
+        return [self._prompts.memories[m].text for m in answer.interaction.memory_ids]
+
+
+def _strange_topics(prompts: Prompts, least: int) -> frozenset[str]:
+    users: dict[str, set[str]] = defaultdict(set)
+    for interaction in prompts.interactions.values():
+        users[topic_of(interaction)].add(interaction.user_id)
+    return frozenset(topic for topic, who in users.items() if len(who) < least)
+
+
+def fault(completion: str) -> str | None:
+    """What makes a text unfit to be learnt, if anything does."""
+    if len(completion) > MAX_CHARACTERS:
+        return f"the answer is longer than {MAX_CHARACTERS} characters"
+    if _BROKEN.search(completion):
+        return "the answer holds broken characters"
+    words = completion.split()
+    if len(words) >= LOOP_WORDS and len(set(words)) < LOOP_DISTINCT * len(words):
+        return "the answer repeats itself"
+    return None
+
+
+def as_taught(version: int, prompt: Prompt, words: Mapping[str, str]) -> dict[str, Any]:
+    """The prompt and the answers of one row in the words of that version of the curation."""
+    if version == 0:
+        return {"prompt": prompt, **words}
+    masked = mask([*(m["content"] for m in prompt), *words.values()])
+    messages = tuple(Message(role=m["role"], content=masked[i]) for i, m in enumerate(prompt))
+    return {"prompt": messages, **dict(zip(words, masked[len(prompt) :], strict=True))}

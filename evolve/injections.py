@@ -1,0 +1,64 @@
+"""Turns that try to command the assistant rather than ask it: kept out of what is trained on, and reported.
+
+Phrases that only such texts need count fully, phrases that honest requests use too count half; a text is suspected from
+one full count on. Not covered: an instruction that stands alone and asks for something ordinary ("answer in French")
+looks like a request, because it is one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+_OURS = r"\byour (response|reply|answer|output)\b"
+_SURE = (
+    r"(ignore|disregard|forget|override|bypass)\s+(\w+\s+){0,3}(previous|prior|above|earlier|preceding|foregoing)\s+"
+    r"(\w+\s+){0,2}(instructions?|prompts?|rules?|directions?|messages?|commands?|guidelines?|text|context)",
+    r"(ignore|disregard|forget|bypass|override|break|violate)\s+(all|any|your|every|these|those)\b[^.\n]{0,30}"
+    r"\b(instructions?|rules?|guidelines?|polic(y|ies)|filters?|restrictions?|programming|guardrails?)",
+    r"do anything now|\bDAN mode|jail\s?-?break|\bjailbroken",
+    r"developer mode (enabled|output|on)|(enable|enter|activate|simulate|stay in)\b[^.\n]{0,30}\bmode\b",
+    r"(no|any|without( any)?|free (of|from)( all)?|not bound by( any)?) (\w+ )?"
+    r"(restrictions?|limitations?|censorship|filters?|ethical|moral|morals|ethics)\b",
+    r"\b(unfiltered|uncensored|amoral|unhinged|unrestricted)\b",
+    r"open\s?ai('?s|s)?\b[^.\n]{0,30}\b(polic|guideline|rule|restriction|content)",
+    r"(broken free|breaks? free|break out|freed) (of|from)\b",
+    r"(reveal|print|repeat|show|output|leak)\b[^.\n]{0,30}"
+    r"\b(system|initial|hidden|original) (prompt|instructions?|message)",
+    r"stay in character|break(ing)? character|(remain|stay) in role|you are no longer",
+    r"(no|not|never|don.?t|cannot)\b[^.\n]{0,40}\b(as an ai( language)? model|say that you (are|can)|refus(e|al))",
+    r"from now on[^.\n]{0,40}\b(you|act|respond|answer|chatgpt|will)\b",
+    r"(you are|you're|you will|going to|i want you to|please|can you)\s+(\w+\s+){0,4}"
+    r"(act as|act like|pretend|role-?\s?play|pose as|immerse)",
+    r"forget (everything|all)\b|\byou are now\b",
+    r"\b(modify|alter|augment|enhance|adjust|integrate|inject|insert|embed|weave|slip|infuse)\b[^.\n]{0,80}" + _OURS,
+    _OURS + r"[^.\n]{0,40}\b(directing|leads? to|promot\w+|that'?s actually|misleading|fake)",
+    r"</?(information|system|instructions?|inst)>|\[/?(system|inst)\]|<<\/?SYS>>|<\|im_(start|end)\|>",
+    r"###\s*(system|new instructions?)\b",
+    r"\bgod mode\b|\bevil (confidant|bot|ai)\b|hypothetical (response|character|scenario|dialog)",
+)
+_HALF = (
+    r"chat\s?gpt|language model|\bthe (ai|llm)\b|\bas an ai\b|\bopen\s?ai\b",
+    r"\b(illegal|unethical|immoral|harmful|inappropriate|offensive|profanit(y|ies)|swear|curse|explicit|nsfw)\b",
+    r"you (are|must|will|can|shall|have to)\b[^.\n]{0,60}\b(never|always|not|only|anything|everything|strictly)\b",
+    r"(play|take on|in|your|the|a) role( of)?\b|\bcharacter\b|\bpersona\b|\bfictional\b",
+    r"\b(rules?|restrictions?|guidelines?|instructions?|polic(y|ies))\b",
+    r"\b(prompts?|respond|responses?|reply|output|tokens?)\b",
+    r"\[[^\]\n]{2,40}\]|\{[a-z_ .]{2,30}\}",
+    r"(system prompt|prompt injection|important message (from|to))",
+)
+_FLAGS = re.IGNORECASE
+_SURE_RE = re.compile("|".join(f"(?:{p})" for p in _SURE), _FLAGS)
+_HALF_RES = tuple(re.compile(p, _FLAGS) for p in _HALF)
+_ENOUGH = 3  # half counts: two of them are still met in honest requests about rules and roles
+
+
+@lru_cache(maxsize=4096)  # notes and system texts come again and again
+def is_injection(text: str) -> bool:
+    """Whether `text` tries to take command of the assistant."""
+    return bool(_SURE_RE.search(text)) or sum(bool(r.search(text)) for r in _HALF_RES) >= _ENOUGH
+
+
+def any_injection(texts: Sequence[str]) -> bool:
+    return any(map(is_injection, texts))

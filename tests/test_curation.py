@@ -1,0 +1,31 @@
+import pytest
+from nightschool.evolve.curation import CURATION, as_taught, fault
+from nightschool.evolve.types import Prompt
+
+PROMPT: Prompt = ({"role": "user", "content": "I am ada@example.org"},)
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("Two days.", None),
+        ("line\n\ttabbed", None),
+        ("no no no no " * 20, "the answer repeats itself"),
+        ("word " * 39, None),  # too short to be called a loop
+        ("ten\x00 euros", "the answer holds broken characters"),
+        ("caf\ufffd", "the answer holds broken characters"),
+        (" ".join(map(str, range(9000))), "the answer is longer than 16000 characters"),
+    ],
+)
+def test_what_is_no_answer_is_named(completion: str, reason: str | None):
+    assert fault(completion) == reason
+
+
+def test_a_row_is_masked_as_one_and_version_0_is_as_it_was_said():
+    words = {"chosen": "Hello ada@example.org", "rejected": "Who are you?"}
+    assert as_taught(CURATION, PROMPT, words) == {
+        "prompt": ({"role": "user", "content": "I am <EMAIL>"},),
+        "chosen": "Hello <EMAIL>",
+        "rejected": "Who are you?",
+    }
+    assert as_taught(0, PROMPT, words) == {"prompt": PROMPT, **words}

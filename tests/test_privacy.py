@@ -1,0 +1,81 @@
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nightschool.evolve.privacy import mask, spans
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("write to ada.lovelace+bike@example.co.uk, please", "write to <EMAIL>, please"),
+        ("my page (https://example.org/~ada?x=1).", "my page (<URL>)."),
+        ("see www.example.com/shop for it", "see <URL> for it"),
+        ("call me at 0961-7596216", "call me at <PHONE>"),
+        ("+44 (0)20 7946 0958 is mine", "<PHONE> is mine"),
+        ("781 1704 office", "<PHONE> office"),
+        ("pay with 4111 1111 1111 1111 now", "pay with <CARD> now"),
+        ("card 4222222222222", "card <CARD>"),
+        ("to GB82 WEST 1234 5698 7654 32", "to <IBAN>"),
+        ("blocked: 192.0.2.17, and 2001:db8::8a2e:370:7334", "blocked: <IP>, and <IP_2>"),
+        ("SSN 078-05-1120", "SSN <SSN>"),
+        ("the password is hunter22!", "the password is <SECRET>"),
+        ("API_KEY=abc123def456", "API_KEY=<SECRET>"),
+    ],
+)
+def test_personal_data_is_masked_by_its_kind(text: str, masked: str):
+    assert mask([text]) == [masked]
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-proj-" + "a1B2" * 8,
+        "ghp_" + "x9Y8" * 9,
+        "AKIA" + "ABCD1234" * 2,
+        "AIza" + "Sy0-" * 9,
+        "xoxb-" + "123456789012-abcdef",
+        "eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0dXJl",
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIB\nAAAA\n-----END RSA PRIVATE KEY-----",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\ncut short",
+    ],
+)
+def test_keys_are_masked_whole(secret: str):
+    assert mask([f"use {secret}"]) == ["use <SECRET>"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the order of 2024-01-15 20:15:24 came on 15.01.2024",
+        "it costs 1299.95, or 1 000 000 for all 12345678 of them",
+        "card number 4111111111111112 is not one",  # the check digit is wrong
+        "GB82 WEST 1234 5698 7654 33",
+        "version 1.2.3.400 at 10:15:20",
+        "the password is forgotten",
+        "I ride a 28-inch wheel, size 37-622",
+    ],
+)
+def test_what_only_looks_like_it_stays(text: str):
+    assert mask([text]) == [text]
+
+
+def test_a_value_has_the_same_mask_in_every_text_of_a_row_and_others_have_others():
+    row = ["I am a@x.org, she is b@x.org", "Noted: B@x.org and a@x.org."]
+    assert mask(row) == ["I am <EMAIL>, she is <EMAIL_2>", "Noted: <EMAIL_2> and <EMAIL>."]
+
+
+@given(st.text(max_size=200), st.text(max_size=50))
+def test_masking_is_a_function_of_the_words_and_spans_never_overlap(a: str, b: str):
+    assert mask([a, b]) == mask([a, b])
+    found = spans(a)
+    assert all(end <= start for (_, end, _), (start, _, _) in pairwise(found))
+
+
+@pytest.mark.parametrize("piece", ["a", "1", "1 ", "a.b@", "GB12 ", ":a", "password ", "sk-", "www.", "http://", "_"])
+def test_a_long_run_of_anything_takes_no_long_time(piece: str):
+    start = time.process_time()
+    mask([piece * (60_000 // len(piece))])
+    assert time.process_time() - start < 5  # quadratic patterns took over 15
