@@ -68,7 +68,7 @@ def _continue(student: Student, prompts: Sequence[Ids], tokens: int, end: int, s
     """A sampled continuation of each prompt; empty if it did not come to its end."""
     import torch
 
-    from ..serving.decoding import Answer, decode
+    from ..serving.decoding import Answer, Row, decode
     from ..serving.engine import Sampling
 
     def forward(**inputs: Any) -> tuple[torch.Tensor, Any]:
@@ -77,14 +77,13 @@ def _continue(student: Student, prompts: Sequence[Ids], tokens: int, end: int, s
         return out.logits[:, -1], out.past_key_values
 
     sampling = Sampling(max_tokens=tokens, temperature=1.0, seed=seed)
-    answers = [Answer(student.tokenizer, sampling, row) for row in range(len(prompts))]
-    ended = [False] * len(answers)
-    for start in range(0, len(prompts), BATCH):
-        part = range(start, min(start + BATCH, len(prompts)))
-        growing = [answers[i] for i in part]
-        for _ in decode(forward, [prompts[i] for i in part], growing, sampling, frozenset({end}), student.device):
-            ended[part.start : part.stop] = [answer.done for answer in growing]
-    return [answer.text.strip() if done else "" for answer, done in zip(answers, ended, strict=True)]
+    ends = frozenset({end})
+    answers = [Answer(student.tokenizer, sampling, row, ends) for row in range(len(prompts))]
+    rows = [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    for start in range(0, len(rows), BATCH):
+        for _ in decode(forward, rows[start : start + BATCH], student.device):
+            pass
+    return [answer.text.strip() if answer.ended else "" for answer in answers]
 
 
 def _says_something(text: str) -> bool:

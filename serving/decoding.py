@@ -1,40 +1,55 @@
-"""Decoding, one token a step for many prompts at once.
+"""Decoding, one token a step for many answers at once.
 
 The invariant: an answer does not depend on its neighbours in the batch. Padding is masked, each row draws from its own
-generator, and a row leaves the batch when its answer has ended.
+generator and has its own adapter and sampling, and rows join and leave between steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from ..errors import ServingError
+from .adapters import BASE, Delta, Lora, blended
 from .engine import Sampling
 
-Forward = Callable[..., tuple[Tensor, Any]]  # inputs → (rows, vocabulary) logits of the last position, cache
+Layers = list[tuple[Tensor, Tensor]]  # keys and values a layer: (rows, heads, width, size)
+# what the adapters add, inputs → (rows, vocabulary) logits of the last position, cache
+Forward = Callable[..., tuple[Tensor, Any]]
 
 
 class Answer:
     """An answer as it grows: its tokens, its text up to a stop string, and what of it may be shown already."""
 
-    def __init__(self, tokenizer: Any, sampling: Sampling, row: int = 0) -> None:
-        self._tokenizer, self._stop = tokenizer, sampling.stop
-        self._ids: list[int] = []
+    def __init__(self, tokenizer: Any, sampling: Sampling, row: int = 0, ends: frozenset[int] = frozenset()) -> None:
+        self._tokenizer, self.sampling, self._ends = tokenizer, sampling, ends
         self._shown = 0
+        self.ids: list[int] = []
         self.text = ""
         self.done = False
+        self.ended = False  # by itself, not for want of tokens
+        self.error: ServingError | None = None
         # rows of one call draw differently, and each draws the same whatever it is batched with
         self.generator = torch.Generator().manual_seed(sampling.seed * 1_000_003 + row)
 
     def add(self, token: int) -> None:
-        self._ids.append(token)
-        self.text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        ends = [at for stop in self._stop if (at := self.text.find(stop)) >= 0]
-        if ends:
-            self.text, self.done = self.text[: min(ends)], True
+        if token in self._ends:
+            self.done = self.ended = True
+            return
+        self.ids.append(token)
+        self.text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        stops = [at for stop in self.sampling.stop if (at := self.text.find(stop)) >= 0]
+        if stops:
+            self.text, self.ended = self.text[: min(stops)], True
+        self.done = self.ended or len(self.ids) >= self.sampling.max_tokens
+
+    def fail(self, error: ServingError) -> None:
+        self.error, self.done = error, True
 
     def fresh(self) -> str:
         """The new part of the text that no later token can change."""
@@ -46,55 +61,152 @@ class Answer:
     def _unsettled(self) -> int:
         """The length of a tail that is half a character, or that may be the beginning of a stop string."""
         broken = len(self.text) - len(self.text.rstrip("\N{REPLACEMENT CHARACTER}"))
-        starts = [n for stop in self._stop for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
+        starts = [n for stop in self.sampling.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
         return max([broken, *starts])
 
 
-def decode(
-    forward: Forward,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
-    sampling: Sampling,
-    ends: frozenset[int],
-    device: str,
-) -> Iterator[None]:
-    """Grow `answers` by one token each before every yield, until all are done."""
-    ids, mask = left_padded(prompts)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    growing, cache = list(answers), None
-    for _ in range(sampling.max_tokens):
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        logits, cache = forward(**{k: v.to(device) for k, v in inputs.items()}, past_key_values=cache)
-        tokens = pick(logits.float().cpu(), growing, sampling)
-        for answer, token in zip(growing, tokens, strict=True):
-            if token in ends:
-                answer.done = True
-            else:
-                answer.add(token)
-        kept = [i for i, answer in enumerate(growing) if not answer.done]
-        yield
-        if not kept:
+@dataclass(eq=False)
+class Row:
+    """An answer with what the model reads for it and the adapter it is read with."""
+
+    prompt: Sequence[int]
+    answer: Answer
+    lora: Lora = BASE
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *self.answer.ids]
+
+    @property
+    def size(self) -> int:
+        """Tokens at most."""
+        return len(self.prompt) + self.answer.sampling.max_tokens
+
+
+class Batch:
+    """Rows that go through the model together, their caches side by side and padded on the left.
+
+    All of it follows from the rows, so a batch whose forward pass failed can be made anew.
+    """
+
+    def __init__(self, rows: Sequence[Row], device: str, past: Any = None) -> None:
+        """`past` is a cache of the first tokens of a single row."""
+        self.rows, self._device, self._cache = list(rows), device, past
+        read = past.get_seq_length() if past is not None else 0
+        ids, self._mask = left_padded([row.ids for row in rows])
+        self._ids, self._positions = ids[:, read:], (self._mask.cumsum(1) - 1).clamp(min=0)[:, read:]
+        self._deltas = blended([row.lora for row in rows])
+
+    @property
+    def padded(self) -> int:
+        """Tokens, with padding, when every answer has its full length."""
+        left = max(row.answer.sampling.max_tokens - len(row.answer.ids) for row in self.rows)
+        return len(self.rows) * (self._mask.shape[1] + left)
+
+    def step(self, forward: Forward) -> None:
+        """One more token for every answer. A row that cannot go on fails alone."""
+        inputs = {"input_ids": self._ids, "attention_mask": self._mask, "position_ids": self._positions}
+        on_device = {name: value.to(self._device) for name, value in inputs.items()}
+        logits, self._cache = forward(self._deltas, **on_device, past_key_values=self._cache)
+        tokens = [_grow(row.answer, scores) for row, scores in zip(self.rows, logits.float().cpu(), strict=True)]
+        self._ids = torch.tensor(tokens)[:, None]
+        self._mask = torch.cat([self._mask, torch.ones_like(self._ids)], 1)
+        self._positions = self._positions[:, -1:] + 1
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Only these rows go on."""
+        if len(kept) == len(self.rows) or not kept:
+            self.rows = [self.rows[i] for i in kept]
             return
-        if len(kept) < len(growing):
-            cache.batch_select_indices(torch.tensor(kept, device=device))
-            growing, mask, positions = [growing[i] for i in kept], mask[kept], positions[kept]
-        ids = torch.tensor([[tokens[i]] for i in kept])
-        mask = torch.cat([mask, torch.ones_like(ids)], 1)
-        positions = positions[:, -1:] + 1
-    for answer in growing:
-        answer.done = True
+        self.rows = [self.rows[i] for i in kept]
+        self._ids, self._mask, self._positions = (t[kept] for t in (self._ids, self._mask, self._positions))
+        self._deltas = blended([row.lora for row in self.rows])
+        if self._cache is not None:
+            self._cache.batch_select_indices(torch.tensor(kept, device=self._device))
+            if self.divisible:
+                self._trim()
+
+    def _trim(self) -> None:
+        """Without the columns that were padding for all but the rows that left."""
+        unused = int(self._mask.any(0).long().argmax())
+        self._mask = self._mask[:, unused:]
+        for layer in self._cache.layers:
+            layer.keys, layer.values = layer.keys[..., unused:, :], layer.values[..., unused:, :]
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the cache is plain keys and values by position; windows and recurrent states cannot be shifted."""
+        return _is_plain(self._cache)
+
+    def join(self, other: Batch) -> None:
+        """Take in the rows of another divisible batch; both have made a step."""
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
+            mine.keys = torch.cat([_widened(t, width - 1) for t in (mine.keys, theirs.keys)])
+            mine.values = torch.cat([_widened(t, width - 1) for t in (mine.values, theirs.values)])
+        masks = (self._mask, other._mask)
+        self._mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+        self._ids = torch.cat([self._ids, other._ids])
+        self._positions = torch.cat([self._positions, other._positions])
+        self.rows += other.rows
+        self._deltas = blended([row.lora for row in self.rows])
+
+    def read_so_far(self, row: int) -> tuple[list[int], Layers]:
+        """The ids that the model has read of a row of a divisible batch, and a copy of their keys and values."""
+        cached = self._mask[row, :-1]
+        start, count = int(len(cached) - cached.sum()), int(cached.sum())
+        layers = [(x.keys[row : row + 1, :, start:], x.values[row : row + 1, :, start:]) for x in self._cache.layers]
+        return self.rows[row].ids[:count], [(keys.clone(), values.clone()) for keys, values in layers]
 
 
-def pick(logits: Tensor, answers: Sequence[Answer], sampling: Sampling) -> list[int]:
-    """The next token of each row of (rows, vocabulary) logits: the likeliest, or drawn from the nucleus of `top_p`."""
-    if sampling.temperature <= 0:
-        return list(map(int, logits.argmax(-1)))
-    chances, order = (logits / sampling.temperature).softmax(-1).sort(-1, descending=True)
-    outside = chances.cumsum(-1) - chances >= sampling.top_p
-    outside[:, 0] = False
-    chances = chances.masked_fill(outside, 0.0)
-    drawn = [torch.multinomial(row, 1, generator=a.generator) for row, a in zip(chances, answers, strict=True)]
-    return [int(order[i, at]) for i, at in enumerate(drawn)]
+def _is_plain(cache: Any) -> bool:
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _widened(cache: Tensor, width: int) -> Tensor:
+    return pad(cache, (0, 0, width - cache.shape[-2], 0))
+
+
+def _grow(answer: Answer, scores: Tensor) -> int:
+    try:
+        token = pick(scores, answer)
+        answer.add(token)
+    except (RuntimeError, ValueError, ServingError) as error:
+        answer.fail(ServingError(f"the answer broke off after {len(answer.ids)} tokens: {error}"))
+        return 0
+    return token
+
+
+def decode(forward: Callable[..., tuple[Tensor, Any]], rows: Sequence[Row], device: str) -> Iterator[None]:
+    """Grow the answers of `rows` by one token each before every yield, until all are done."""
+
+    def bare(_: Mapping[str, Delta], **inputs: Any) -> tuple[Tensor, Any]:
+        return forward(**inputs)
+
+    batch = Batch(rows, device)
+    while batch.rows:
+        batch.step(bare)
+        for row in batch.rows:
+            if row.answer.error:
+                raise row.answer.error
+        batch.keep([i for i, row in enumerate(batch.rows) if not row.answer.done])
+        yield
+
+
+def pick(scores: Tensor, answer: Answer) -> int:
+    """The next token from (vocabulary) logits: the likeliest, or drawn from the nucleus of `top_p`."""
+    best = int(scores.argmax())
+    if not scores[best].isfinite():
+        raise ServingError("the model's figures are not finite; the adapter or the base is damaged")
+    if answer.sampling.temperature <= 0:
+        return best
+    chances, order = (scores / answer.sampling.temperature).softmax(-1).sort(descending=True)
+    outside = chances.cumsum(-1) - chances >= answer.sampling.top_p
+    outside[0] = False
+    return int(order[torch.multinomial(chances.masked_fill(outside, 0.0), 1, generator=answer.generator)])
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

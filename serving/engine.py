@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..content import Message
+from ..errors import InputError
 
 Prompt = Sequence[Message]
 LEAST_PROMPT = 16  # tokens that must be left for the prompt
@@ -15,13 +16,28 @@ LEAST_PROMPT = 16  # tokens that must be left for the prompt
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn; temperature 0 is greedy. `stop` strings end the answer and are left out of it."""
+    """How an answer is drawn; temperature 0 is greedy. `stop` strings end the answer and are left out of it.
+
+    An answer that is not whole `timeout_s` seconds after its call is a ServingError; 0 = wait as long as it takes.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    timeout_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, good, wanted in (
+            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("stop", not isinstance(self.stop, str) and all(self.stop), "a tuple of strings, none of them empty"),
+            ("timeout_s", self.timeout_s >= 0, "0 (no limit) or more"),
+        ):
+            if not good:
+                raise InputError(f"sampling: {name} is {getattr(self, name)!r}; it is {wanted}")
 
 
 @dataclass(frozen=True)

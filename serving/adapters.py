@@ -1,0 +1,166 @@
+"""LoRA adapters beside the base: read, checked, and any mixture of them applied in one batch.
+
+The invariant: the base's modules and weights are never touched. While a forward pass runs, each linear layer's output
+gains x·A·B of the row's own adapter (LoRA, arXiv 2106.09685, the arithmetic of PEFT's plain layer), so rows with
+different adapters share a batch, a row of the base gains exactly nothing, and an adapter is gone when nobody holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ServingError
+
+CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "adapter.json"
+LORA_WEIGHT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+# settings of PEFT under which an adapter is more, or other, than x·A·B at one scale
+OTHER_KINDS = (
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "alora_invocation_tokens"),
+    *("rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "trainable_token_indices"),
+    *("layer_replication", "arrow_config", "kasa_config", "monteclora_config"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """By the name of a linear layer: A (in, rank) and B (rank, out), the scale already in B. Equal only to itself."""
+
+    weights: Mapping[str, tuple[Tensor, Tensor]]
+
+
+BASE = Lora({})
+
+
+# -- reading; `ServingError` before anything serves ---
+
+
+def read(adapter_id: str, path: Path, base_id: str, modules: Mapping[str, nn.Module], device: str) -> Lora:
+    """The adapter in `path`, or the reason why it cannot serve on this base."""
+    for file in (CONFIG, WEIGHTS):
+        if not (path / file).exists():
+            raise ServingError(f"adapter {adapter_id}: {path} has no {file}; run `nightschool audit verify`")
+    made_for = _json(adapter_id, path / MANIFEST).get("base_id") if (path / MANIFEST).exists() else base_id
+    if made_for != base_id:
+        raise ServingError(
+            f"adapter {adapter_id} was trained on base {made_for}, but {base_id} is serving;"
+            " set serving.base back, or run `nightschool night` to train for this base"
+        )
+    config = _json(adapter_id, path / CONFIG)
+    tensors = _tensors(adapter_id, path)
+    rank, scale = _rank_and_scale(adapter_id, config)
+    _check_shapes(adapter_id, tensors, rank, modules)
+    tensors = {key: value.to(device, torch.float32) for key, value in tensors.items()}
+    names = sorted({key.removesuffix(f".lora_{part}.weight") for key in tensors for part in "AB"} - set(tensors))
+    return Lora({_bare(name): _pair(adapter_id, name, tensors, scale) for name in names})
+
+
+def _json(adapter_id: str, path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ServingError(f"adapter {adapter_id}: {path} is damaged: {error}") from error
+    if not isinstance(data, dict):
+        raise ServingError(f"adapter {adapter_id}: {path} is damaged: it holds no object")
+    return data
+
+
+def _tensors(adapter_id: str, path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ServingError(f"adapter {adapter_id}: its weights in {path} are damaged: {error}") from error
+    if not tensors:
+        raise ServingError(f"adapter {adapter_id}: {path} holds no weights, so it would change nothing")
+    return tensors
+
+
+def _rank_and_scale(adapter_id: str, config: Mapping[str, Any]) -> tuple[int, float]:
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise ServingError(f"adapter {adapter_id}: r is {rank!r} and lora_alpha {alpha!r} in its {CONFIG}; damaged?")
+    other = [name for name in OTHER_KINDS if config.get(name)]
+    if other or config.get("peft_type", "LORA") != "LORA":
+        kind = ", ".join(other) or config["peft_type"]
+        raise ServingError(f"adapter {adapter_id} is more than plain LoRA ({kind}); train it without")
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _check_shapes(adapter_id: str, tensors: Mapping[str, Tensor], rank: int, modules: Mapping[str, nn.Module]) -> None:
+    for key, tensor in tensors.items():
+        found = LORA_WEIGHT.fullmatch(key)
+        module: Any = modules.get(found[1]) if found else None
+        if found is None or not hasattr(module, "in_features"):
+            raise ServingError(f"adapter {adapter_id}: the base has no module for its weight {key}; wrong base?")
+        wanted = (rank, module.in_features) if found[2] == "A" else (module.out_features, rank)
+        if tuple(tensor.shape) != wanted:
+            raise ServingError(f"adapter {adapter_id}: {key} is {tuple(tensor.shape)}, the base needs {wanted}")
+
+
+def _pair(adapter_id: str, name: str, tensors: Mapping[str, Tensor], scale: float) -> tuple[Tensor, Tensor]:
+    down, up = (tensors.get(f"{name}.lora_{part}.weight") for part in "AB")
+    if down is None or up is None:
+        raise ServingError(f"adapter {adapter_id}: its weights are damaged: {name} has only one of lora_A and lora_B")
+    return down.T.contiguous(), up.T.contiguous() * scale
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("base_model.model.")
+
+
+# -- applying ---
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a linear layer's output gains: x·A·B over all adapters of a batch, A and B of each side by side."""
+
+    down: Tensor  # (in, ranks)
+    up: Tensor  # (ranks, out)
+    own: Tensor | None  # (rows, 1, ranks), 1 in the columns of the row's adapter; None: all rows have the one there is
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        inner = args[0].to(self.down.dtype) @ self.down
+        if self.own is not None:  # some layers see (rows · length, in): a row's positions are together in any case
+            inner = (inner.reshape(len(self.own), -1, inner.shape[-1]) * self.own).reshape(inner.shape)
+        return output + (inner @ self.up).to(output.dtype)
+
+
+def blended(rows: Sequence[Lora]) -> dict[str, Delta]:
+    """By layer, what a batch gains whose rows have these adapters."""
+    distinct = list(dict.fromkeys(rows))
+    names = sorted({name for lora in distinct for name in lora.weights})
+    return {name: _delta(name, rows, distinct) for name in names}
+
+
+def _delta(name: str, rows: Sequence[Lora], distinct: Sequence[Lora]) -> Delta:
+    loras = [lora for lora in distinct if name in lora.weights]
+    parts = [lora.weights[name] for lora in loras]
+    if len(distinct) == 1:
+        return Delta(*parts[0], None)
+    down, up = torch.cat([a for a, _ in parts], 1), torch.cat([b for _, b in parts])
+    sizes = torch.tensor([b.shape[0] for _, b in parts])
+    own = torch.tensor([[float(row is lora) for lora in loras] for row in rows]).repeat_interleave(sizes, 1)
+    return Delta(down, up, own[:, None].to(down.device))
+
+
+@contextmanager
+def applied(modules: Mapping[str, nn.Module], deltas: Mapping[str, Delta]) -> Iterator[None]:
+    handles = [modules[name].register_forward_hook(delta) for name, delta in deltas.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,260 @@
+"""Concurrent callers in one batch: a thread of its own steps all answers, and callers wait for theirs.
+
+The invariant: only that thread uses the model, and between two steps it takes in what has come meanwhile, so nobody
+waits for another's answer to end. A row that fails, is late or is given up leaves the others as they were. The thread
+starts with the first piece of work and ends when nothing is left.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any, TypeVar
+
+from ..errors import ServingError
+from .adapters import Lora
+from .decoding import Batch, Forward, Layers, Row
+
+T = TypeVar("T")
+BATCH_ROWS = 32
+BATCH_TOKENS = 8192  # of one forward pass, padding included
+RUNNING_TOKENS = 4 * BATCH_TOKENS  # of all answers on their way; later ones wait their turn
+PREFIX_TOKENS = 8192  # kept for prompts that go on where an earlier one ended
+LEAST_PREFIX = 32  # a shorter one is read again more quickly than it is looked up and read alone
+
+
+@dataclass(eq=False)
+class Request(Row):
+    """A row that a caller waits for."""
+
+    started: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    failed: bool = False  # with others in its batch; from then on it runs alone
+    _pieces: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
+
+    def pieces(self) -> Iterator[str]:
+        """The answer as it grows; ServingError when it broke off."""
+        yield from iter(self._pieces.get, None)
+        if self.answer.error:
+            raise self.answer.error
+
+    def deliver(self) -> None:
+        if piece := self.answer.fresh():
+            self._pieces.put(piece)
+        if self.answer.done:
+            self._pieces.put(None)
+
+    def fail(self, error: ServingError) -> None:
+        self.answer.fail(error)
+        self.deliver()
+
+    def goes_on(self) -> bool:
+        """False when it is done, given up or late."""
+        limit, tokens = self.answer.sampling.timeout_s, len(self.answer.ids)
+        if not self.answer.done and limit and time.monotonic() - self.started > limit:
+            most = self.answer.sampling.max_tokens
+            self.fail(
+                ServingError(
+                    f"no whole answer within timeout_s = {limit:g}: {tokens} of at most {most} tokens were ready;"
+                    " allow more time or fewer tokens"
+                )
+            )
+        return not (self.answer.done or self.cancelled)
+
+
+class Batcher:
+    def __init__(self, forward: Forward, device: str) -> None:
+        self._forward, self._device = forward, device
+        self._lock = Lock()  # of the two queues and `_working`
+        self._waiting: deque[Request] = deque()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._working = False
+        # from here on the thread's own
+        self._batches: list[Batch] = []
+        self._prefixes = Prefixes(PREFIX_TOKENS)
+
+    def add(self, requests: Sequence[Request]) -> None:
+        with self._lock:
+            self._waiting += requests
+            self._wake()
+
+    def call(self, job: Callable[[], T]) -> T:
+        """What `job` returns; it may use the model, and runs between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(job())
+            except BaseException as error:  # it belongs to the caller, whatever it is
+                future.set_exception(error)
+
+        with self._lock:
+            self._jobs.append(run)
+            self._wake()
+        return future.result()
+
+    def _wake(self) -> None:
+        if not self._working:
+            self._working = True
+            Thread(target=self._work, name="nightschool-engine", daemon=True).start()
+
+    # -- the thread ---
+
+    def _work(self) -> None:
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        with self._lock:
+            job = self._jobs.popleft() if self._jobs else None
+            fresh = self._admitted()
+            if not (job or fresh or self._batches):
+                self._working = False
+                return False
+        if job:
+            job()
+        try:
+            self._batches += self._grouped(fresh)
+            for batch in self._batches:
+                self._step(batch)
+            self._join()
+        except Exception as error:  # a dead thread would leave every caller waiting
+            self._give_up([*fresh, *(_request(row) for batch in self._batches for row in batch.rows)], error)
+        return True
+
+    def _give_up(self, requests: Sequence[Request], error: Exception) -> None:
+        self._batches = []
+        for request in requests:
+            if not request.answer.done:
+                request.fail(_broken(request, error))
+
+    def _admitted(self) -> list[Request]:
+        """Those of the waiting, in order, for which there is room; the first one always has it when nothing runs."""
+        self._waiting = deque(request for request in self._waiting if request.goes_on())
+        running = sum(row.size for batch in self._batches for row in batch.rows)
+        fresh: list[Request] = []
+        while self._waiting and (not running or running + self._waiting[0].size <= RUNNING_TOKENS):
+            fresh.append(self._waiting.popleft())
+            running += fresh[-1].size
+        return fresh
+
+    def _grouped(self, fresh: Sequence[Request]) -> list[Batch]:
+        """Batches of what is read from its beginning, and one each for rows of which something was read before."""
+        pasts = [None if row.failed else self._prefixes.longest(row.lora, row.ids) for row in fresh]
+        alone = [[i] for i, row in enumerate(fresh) if row.failed or pasts[i] is not None]
+        rest = [i for i in range(len(fresh)) if [i] not in alone]
+        groups = [[rest[i] for i in group] for group in batches([fresh[i].size for i in rest])]
+        return [Batch([fresh[i] for i in g], self._device, pasts[g[0]]) for g in [*alone, *groups]]
+
+    def _step(self, batch: Batch) -> None:
+        batch.keep([i for i, row in enumerate(batch.rows) if _request(row).goes_on()])
+        if not batch.rows:
+            return
+        try:
+            batch.step(self._forward)
+        except Exception as error:
+            self._retry(batch, error)
+            return
+        for i, row in enumerate(batch.rows):
+            if row.answer.done and not row.answer.error and batch.divisible:
+                self._prefixes.add(row.lora, *batch.read_so_far(i))
+            _request(row).deliver()
+        batch.keep([i for i, row in enumerate(batch.rows) if not row.answer.done])
+
+    def _retry(self, batch: Batch, error: Exception) -> None:
+        """Every row of a failed batch goes on alone; the one that fails then was the reason."""
+        rows = [_request(row) for row in batch.rows]
+        batch.keep([])
+        for row in rows:
+            if row.failed or len(rows) == 1:
+                row.fail(_broken(row, error))
+            row.failed = True
+        with self._lock:
+            self._waiting.extendleft(row for row in reversed(rows) if not row.answer.done)
+
+    def _join(self) -> None:
+        joined: list[Batch] = []
+        for batch in filter(lambda batch: batch.rows, self._batches):
+            host = next((other for other in joined if _fit(other, batch)), None)
+            if host:
+                host.join(batch)
+            else:
+                joined.append(batch)
+        self._batches = joined
+
+
+def _request(row: Row) -> Request:
+    assert isinstance(row, Request)
+    return row
+
+
+def _broken(request: Request, error: Exception) -> ServingError:
+    return ServingError(f"the answer broke off after {len(request.answer.ids)} tokens: {error}")
+
+
+def _fit(one: Batch, other: Batch) -> bool:
+    rows = len(one.rows) + len(other.rows)
+    width = max(batch.padded // len(batch.rows) for batch in (one, other))
+    alone = any(_request(row).failed for row in [*one.rows, *other.rows])
+    return rows <= BATCH_ROWS and rows * width <= BATCH_TOKENS and not alone and one.divisible and other.divisible
+
+
+def batches(sizes: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
+    """Indices in groups of like size, the longest first, each of at most 32 rows and, when padded, `tokens`."""
+    group: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        if group and (len(group) == BATCH_ROWS or (len(group) + 1) * sizes[group[0]] > tokens):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+# -- what was read before ---
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    lora: weakref.ref[Lora]  # a kept prefix does not keep its adapter
+    ids: list[int]
+    layers: Layers
+
+    def shared(self, lora: Lora, ids: Sequence[int]) -> int:
+        """How many first tokens it has in common with `ids`, the last one left out: it is read to go on."""
+        if self.lora() is not lora:
+            return 0
+        most = min(len(self.ids), len(ids) - 1)
+        return next((i for i in range(most) if self.ids[i] != ids[i]), most)
+
+
+class Prefixes:
+    """Keys and values of the last conversations, at most so many tokens of them, the longest unused leaving first."""
+
+    def __init__(self, tokens: int) -> None:
+        self._limit = tokens
+        self._kept: list[Prefix] = []
+
+    def add(self, lora: Lora, ids: list[int], layers: Layers) -> None:
+        self._kept = [p for p in self._kept if p.lora() and p.shared(lora, [*ids, -1]) < len(p.ids)]
+        self._kept.append(Prefix(weakref.ref(lora), ids, layers))
+        while sum(len(prefix.ids) for prefix in self._kept) > self._limit:
+            self._kept.pop(0)
+
+    def longest(self, lora: Lora, ids: Sequence[int]) -> Any:
+        """A cache of the first tokens of `ids`, at least half of them, or None."""
+        from transformers import DynamicCache
+
+        best = max(self._kept, key=lambda prefix: prefix.shared(lora, ids), default=None)
+        shared = best.shared(lora, ids) if best else 0
+        if best is None or shared < max(LEAST_PREFIX, len(ids) // 2):
+            return None
+        self._kept.remove(best)
+        self._kept.append(best)
+        return DynamicCache([(keys[..., :shared, :], values[..., :shared, :]) for keys, values in best.layers])
