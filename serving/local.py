@@ -21,10 +21,9 @@ from .base import base_id, choose_device, load_base, load_tokenizer
 from .batching import Batcher, Request, batches
 from .chat import Ids, answer_ids, prompt_ids
 from .decoding import Answer
-from .engine import Prompt, Sampling, Score
+from .engine import LEAST_PROMPT, Prompt, Sampling, Score
 
 SCORED_TOKENS = 2048  # of one forward pass, padding included; answers on their way wait for it
-LEAST_PROMPT = 16  # tokens that must be left for the prompt
 DEFAULT = Sampling()
 
 
