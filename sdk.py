@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from .content import Message
 from .errors import GateRefused, InputError, ServingError, SettingsError
-from .memory.types import DEFAULT_USER, Feedback, ForgetReceipt, Interaction, Memory, Recall, with_notes
+from .memory.types import DEFAULT_USER, Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, Recall, with_notes
 from .settings import ServingSettings, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -165,19 +165,25 @@ class Assistant:
         *,
         user_id: str | None = None,
         session_id: str | None = None,
+        before_utc: float | None = None,
         interaction_ids: Sequence[str] = (),
         memory_ids: Sequence[str] = (),
-        dry_run: bool = False,
-    ) -> ForgetReceipt:
-        """Erase for good, and take out of service what was trained on it. `dry_run` only counts."""
-        receipt = self.store.forget(
+        query: str | None = None,
+    ) -> ForgetPlan:
+        """What would be erased; nothing changes before `forget_apply(plan)`. What is given narrows each other."""
+        return self.store.forget(
             user_id=user_id,
             session_id=session_id,
+            before_utc=before_utc,
             interaction_ids=tuple(interaction_ids),
             memory_ids=tuple(memory_ids),
-            dry_run=dry_run,
+            query=query,
         )
-        if not dry_run and receipt.tainted_adapters:
+
+    def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
+        """Erase for good what the plan holds, and take out of service what was trained on it."""
+        receipt = self.store.forget_apply(plan)
+        if receipt.tainted_adapters:
             self.registry.withdraw_tainted()
         return receipt
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +18,8 @@ from rich.table import Table
 from ..errors import InputError, NightschoolError
 from ..settings import load_settings
 from .bases import bases, serve
-from .printing import AsJson, Home, err, out, show, when
+from .keeping import forget, memory
+from .printing import AsJson, Home, assistant, err, out, show, when
 
 if TYPE_CHECKING:
     from ..evolve.types import Excluded
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="An assistant that goes to school at night.")
 adapters = typer.Typer(no_args_is_help=True, help="What was trained, and which adapter serves.")
 audit = typer.Typer(no_args_is_help=True, help="Why an answer came out as it did, and what an adapter learnt from.")
-memory = typer.Typer(no_args_is_help=True, help="The store itself.")
 topics = typer.Typer(no_args_is_help=True, help="What people keep asking.")
 snapshots = typer.Typer(no_args_is_help=True, help="What each night learnt from, and what it left out.")
 app.add_typer(adapters, name="adapters")
@@ -38,6 +36,7 @@ app.add_typer(snapshots, name="snapshots")
 app.add_typer(audit, name="audit")
 app.add_typer(memory, name="memory")
 app.add_typer(bases, name="base")
+app.command()(forget)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 
 NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
@@ -54,14 +53,6 @@ def main() -> None:
     except NightschoolError as error:
         err.print(f"error: {error}", style="red", markup=False)
         sys.exit(1)
-
-
-@contextmanager
-def assistant(home: Path | None) -> Iterator[Assistant]:
-    from ..sdk import open as open_assistant
-
-    with open_assistant(home) as opened:
-        yield opened
 
 
 # -- the day ---
@@ -98,6 +89,7 @@ def import_(files: list[Path], home: Home = None, as_json: AsJson = False) -> No
         f"{report.conversations} conversations: {report.interactions_new} turns new,"
         f" {report.interactions_known} known, {report.feedback_new} new ratings and corrections"
     ]
+    lines += [f"forgotten before: {report.forgotten} turns left out"] if report.forgotten else []
     lines += [f"{e.file}:{e.line}: {e.reason}" for e in report.errors]
     show(asdict(report), as_json, lines)
     if report.errors:
@@ -170,30 +162,6 @@ def recall(
         found = nightschool.recall(query, user_id=user, agent_id=agent, limit=limit)
     lines = [f"{r.score:.2f}  {r.memory.text}  ({when(r.memory.created_utc)}, {r.memory.kind})" for r in found]
     show([asdict(r) for r in found], as_json, lines or ["nothing relevant"])
-
-
-@app.command()
-def forget(
-    user: Annotated[str | None, typer.Option("--user")] = None,
-    session: Annotated[str | None, typer.Option("--session")] = None,
-    interaction: Annotated[list[str] | None, typer.Option("--interaction")] = None,
-    note: Annotated[list[str] | None, typer.Option("--memory")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Erase; without it only count.")] = False,
-    home: Home = None,
-    as_json: AsJson = False,
-) -> None:
-    """Erase for good. Shows what would go unless --yes; adapters trained on it are taken out of service."""
-    with assistant(home) as nightschool:
-        receipt = nightschool.forget(
-            user_id=user, session_id=session, interaction_ids=interaction or [], memory_ids=note or [], dry_run=not yes
-        )
-    r = receipt
-    lines = [
-        f"{'erased' if yes else 'would erase'}: {r.interactions} turns, {r.memories} memories, {r.feedback} ratings"
-    ]
-    lines += [f"tainted: adapter {i}" for i in r.tainted_adapters]
-    lines += [] if yes else ["nothing was changed; add --yes to erase"]
-    show(asdict(r), as_json, lines)
 
 
 # -- the night ---
@@ -379,24 +347,6 @@ def audit_verify(home: Home = None, as_json: AsJson = False) -> None:
     show(found, as_json, found or ["sound: every id re-derives"])
     if found:
         raise typer.Exit(1)
-
-
-@memory.command("verify")
-def memory_verify(home: Home = None, as_json: AsJson = False) -> None:
-    """Compare the facts in SQL with their index. Exits 1 if anything disagrees."""
-    with assistant(home) as nightschool:
-        found = nightschool.store.verify()
-    show(found, as_json, found or ["sound"])
-    if found:
-        raise typer.Exit(1)
-
-
-@memory.command()
-def rebuild(home: Home = None) -> None:
-    """Drop the vector and full-text index and make it again from SQL."""
-    with assistant(home) as nightschool, err.status("embedding"):
-        count = nightschool.store.rebuild_index()
-    out.print(f"{count} memories indexed")
 
 
 @app.command()

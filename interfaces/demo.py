@@ -46,16 +46,16 @@ def run(home: Path | None, out: Console, err: Console) -> int:
 
 
 def _import(nightschool: Assistant, out: Console) -> None:
-    path = nightschool.settings.home / "demo.jsonl"
     now = nightschool.store.clock()
-    path.write_text("".join(json.dumps(c) + "\n" for c in conversations(SEED, now)), encoding="utf-8")
-    report = import_files(nightschool.store, [path], now=now)
+    with tempfile.TemporaryDirectory() as elsewhere:  # the home holds nothing that `forget` does not reach
+        path = Path(elsewhere) / "demo.jsonl"
+        path.write_text("".join(json.dumps(c) + "\n" for c in conversations(SEED, now)), encoding="utf-8")
+        report, again = (import_files(nightschool.store, [path], now=now) for _ in range(2))
     out.print(
         f"[bold]1  conversations go in[/]: {report.conversations} with a bicycle workshop,"
         f" {report.interactions_new} turns, {report.feedback_new} ratings and corrections",
         highlight=False,
     )
-    again = import_files(nightschool.store, [path], now=now)
     out.print(f"   once more: {again.interactions_new} new, {again.interactions_known} known", highlight=False)
     topics = sorted(nightschool.store.topics(now), key=lambda t: -t.recurrence)[:4]
     often = ", ".join(f"{t.label} ({t.recurrence:.1f})" for t in topics)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from ..sdk import Assistant
 
 out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 
@@ -16,6 +21,14 @@ Home = Annotated[
     Path | None, typer.Option(help="Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def assistant(home: Path | None) -> Iterator[Assistant]:
+    from ..sdk import open as open_assistant
+
+    with open_assistant(home) as opened:
+        yield opened
 
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:
@@ -27,4 +40,7 @@ def show(value: Any, as_json: bool, lines: list[str]) -> None:
 
 
 def when(utc: float) -> str:
-    return datetime.fromtimestamp(utc, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(utc, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return f"{utc:g} s"  # a time that no calendar has

@@ -6,7 +6,7 @@ same conversation gives the same ids, and a conversation that is held can be ext
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import NamedTuple, get_args
@@ -52,6 +52,7 @@ class Planned:
     replaced: Mapping[str, str]  # old id: new id
     known: int
     reviews: tuple[tuple[str, Review, float], ...]  # interaction id, review, time
+    forgotten: int  # rows left out, since they were forgotten before
 
 
 # -- names ---
@@ -130,16 +131,25 @@ def made_interaction(
     return Interaction(named, *owner, position, tuple(turn), text, reply, created_utc)
 
 
-def plan(conversation: Conversation, held: Mapping[int, Interaction], rated: frozenset[str]) -> Planned:
+def plan(
+    conversation: Conversation,
+    held: Mapping[int, Interaction],
+    rated: frozenset[str],
+    forgotten: Collection[str] = (),
+) -> Planned:
     """What `conversation` adds to the `held` rows of its session; InputError where it contradicts them.
 
-    A row without a reply may be answered, unless its id is in `rated`: then the empty reply is the reply.
+    A row without a reply may be answered, unless its id is in `rated`: then the empty reply is the reply. Rows whose
+    id is in `forgotten` are left out and contradict nothing.
     """
     new: list[Interaction] = []
     replaced: dict[str, str] = {}
     reviews: list[tuple[str, Review, float]] = []
-    known = 0
+    known = left_out = 0
     for made, review in interactions_of(conversation):
+        if made.id in forgotten:
+            left_out += 1
+            continue
         mine = held.get(made.position)
         if mine is None:
             new.append(made)
@@ -158,7 +168,7 @@ def plan(conversation: Conversation, held: Mapping[int, Interaction], rated: fro
             )
         if review is not None:
             reviews.append((made.id, review, made.created_utc))
-    return Planned(tuple(new), replaced, known, tuple(reviews))
+    return Planned(tuple(new), replaced, known, tuple(reviews), left_out)
 
 
 def _answers(unanswered: Interaction, later: Interaction) -> bool:

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from ..errors import SchemaOutdated, StoreError
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
-WRITING = "nightschool_writing"
+WRITING, ALONE = "nightschool_writing", "nightschool_alone"
 WRITERS_LOCK = 5_177_013  # any number, the same in every process
 PRAGMAS = ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "secure_delete=ON")
 
@@ -51,24 +51,38 @@ class Database:
         with self._translated("write"), Session(self._writer) as session, session.begin():
             yield session
 
-    def erase_log(self) -> None:
-        """Take what was deleted out of SQLite's write-ahead log; its pages are overwritten as they are freed.
+    def erase(self) -> None:
+        """Take what was deleted out of SQLite's file and its write-ahead log.
 
-        Not covered: other databases keep deleted rows until their own vacuum.
+        `secure_delete` alone is not enough: a cell that was moved to another page before it was deleted leaves a copy.
+        Not covered: other databases keep deleted rows until their own vacuum, and their logs and backups for longer.
         """
         if self.sql.dialect.name != "sqlite":
             return
-        with self._translated("checkpoint"), self.sql.connect() as connection:
-            # Checkpointing needs to be outside of a transaction, and the engine opens one for every statement.
-            raw = connection.connection.driver_connection
-            assert raw is not None
-            connection.rollback()
-            busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        with self._alone("erase from") as connection:
+            connection.exec_driver_sql("VACUUM")
+            busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
         if busy:
             raise StoreError(
                 f"{self.url}: the rows are deleted, but another connection still reads the log that holds them;"
-                " close it and forget again, or restart"
+                " close it and open the store again, which takes it up where it stopped"
             )
+
+    def compact(self) -> None:
+        """Give back the space of deleted rows, and bring the planner's statistics up."""
+        with self._alone("compact") as connection:
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("ANALYZE")
+            if self.sql.dialect.name == "sqlite":
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @contextmanager
+    def _alone(self, action: str) -> Iterator[Connection]:
+        """A connection on which no transaction is opened, for the statements that refuse to be in one."""
+        sqlite = self.sql.dialect.name == "sqlite"
+        options: dict[str, Any] = {ALONE: True} if sqlite else {"isolation_level": "AUTOCOMMIT"}
+        with self._translated(action), self.sql.connect().execution_options(**options) as connection:
+            yield connection
 
     def close(self) -> None:
         self.sql.dispose()
@@ -113,9 +127,11 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    writing = connection.get_execution_options().get(WRITING, False)
+    options = connection.get_execution_options()
+    writing = options.get(WRITING, False)
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        if not options.get(ALONE, False):
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
     elif writing and connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
 

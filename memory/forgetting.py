@@ -1,25 +1,28 @@
 """What a `forget` reaches: the rows, what was made of them, and what was trained on them.
 
-The invariant: after the transaction no row of SQL holds forgotten words, and every adapter that learnt from them is
-tainted. A note falls with any of its sources, a turn's memory with its turn, and the turn with its memory. Not covered:
-other people's replies that repeat the words, and bringing the same file in again.
+The invariant: after the transaction no row of SQL holds forgotten words, every adapter that learnt from them is
+tainted, a tombstone keeps them from being brought in again, and a receipt stands until their bytes are gone, too. A
+note falls with any of its sources, a turn's memory with its turn, and the turn with its memory. Not covered: other
+people's replies that repeat the words, and the ids of what is gone in snapshots, which are unsalted hashes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
-from sqlalchemy import String, cast, delete, func, select, update
+from sqlalchemy import String, cast, delete, select, update
 from sqlalchemy.orm import Session
 
+from ..content import content_id
 from ..errors import InputError, NotFound
-from .conversations import Owner, request_of, turn_memory_id
+from .conversations import Owner, checked_time, request_of, turn_memory_id
 from .reading import of_session, owner_of
 from .rows import chunks, to_interaction
-from .tables import AdapterRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotSourceRow
-from .types import ForgetReceipt, Interaction
+from .tables import AdapterRow, FeedbackRow, InteractionRow, MemoryRow, ReceiptRow, SnapshotSourceRow
+from .tombstones import Tombstones
+from .types import ForgetPlan, ForgetReceipt, Interaction, Selection
 
 Row = TypeVar("Row", InteractionRow, MemoryRow)
 
@@ -27,56 +30,109 @@ Row = TypeVar("Row", InteractionRow, MemoryRow)
 @dataclass(frozen=True)
 class Targets:
     interactions: tuple[Interaction, ...]
-    memory_ids: tuple[str, ...]
-    receipt: ForgetReceipt
+    note_ids: tuple[str, ...]
+    plan: ForgetPlan
+
+    @property
+    def receipt(self) -> ForgetReceipt:
+        p = self.plan
+        counts = len(p.interaction_ids), len(p.memory_ids), len(p.feedback_ids)
+        return ForgetReceipt(*counts, p.tainted_snapshots, p.tainted_adapters, p.exports)
 
 
-def targets(
-    session: Session,
-    *,
-    user_id: str | None,
-    session_id: str | None,
-    interaction_ids: Sequence[str],
-    memory_ids: Sequence[str],
-) -> Targets:
-    """All that has to go. User and session narrow each other and the ids; without ids they are all of the scope."""
-    if user_id is None and session_id is None and not interaction_ids and not memory_ids:
-        raise InputError("forget what? give user_id, session_id, interaction_ids or memory_ids")
-    scope = {name: value for name, value in (("user_id", user_id), ("session_id", session_id)) if value is not None}
-    if interaction_ids or memory_ids:
-        memories = _named(session, MemoryRow, memory_ids, scope)
+def checked_selection(selection: Selection) -> Selection:
+    """The same, if it says what to forget; InputError otherwise."""
+    if selection == Selection():
+        raise InputError("forget what? give user_id, session_id, before_utc, interaction_ids, memory_ids or query")
+    if selection.before_utc is not None:
+        checked_time("before_utc", selection.before_utc)
+    if selection.query is not None and selection.user_id is None:
+        raise InputError("query finds the memories of one user; give user_id, too")
+    return selection
+
+
+def targets(session: Session, selection: Selection, found: Collection[str], exports: tuple[str, ...]) -> Targets:
+    """All that has to go; `found` are the memories that the query of the selection finds."""
+    scope = {name: v for name in ("user_id", "session_id") if (v := getattr(selection, name)) is not None}
+    before = selection.before_utc
+    if selection.interaction_ids or selection.memory_ids or selection.query is not None:
+        memories = _named(session, MemoryRow, selection.memory_ids, scope, before)
+        memories += _within(session, MemoryRow, scope, before, found)
         sources = [i for row in memories if row.kind == "turn" for i in row.source_ids]
-        found = _named(session, InteractionRow, [*interaction_ids, *sources], scope)
+        rows = _named(session, InteractionRow, [*selection.interaction_ids, *sources], scope, before)
     else:
-        memories = list(session.scalars(select(MemoryRow).filter_by(**scope)))
-        found = list(session.scalars(select(InteractionRow).filter_by(**scope)))
-    gone = {row.id: to_interaction(row) for row in found}
-    going = {row.id for row in memories} | set(_memories_of(session, list(gone.values())))
-    snapshots = _snapshots_with(session, [*gone, *_shown(session, going)])
-    receipt = ForgetReceipt(
-        len(gone), len(going), _count_feedback(session, list(gone)), snapshots, _adapters_of(session, snapshots)
-    )
-    return Targets(tuple(gone.values()), tuple(sorted(going)), receipt)
+        memories = _within(session, MemoryRow, scope, before)
+        rows = _within(session, InteractionRow, scope, before)
+    return _reached(session, selection, list(map(to_interaction, rows)), memories, exports)
 
 
-def erase_rows(session: Session, targets: Targets) -> None:
-    """Delete the targets and taint the adapters, in the caller's transaction."""
-    gone = [interaction.id for interaction in targets.interactions]
-    for some in chunks(targets.memory_ids):
+def _reached(
+    session: Session, selection: Selection, gone: list[Interaction], memories: list[MemoryRow], exports: tuple[str, ...]
+) -> Targets:
+    ids = sorted(interaction.id for interaction in gone)
+    notes = {row.id for row in memories if row.kind == "note"} | set(_notes_of(session, gone))
+    going = sorted({row.id for row in memories} | notes | set(_turn_memories_of(session, ids)))
+    feedback = sorted(_feedback_of(session, ids))
+    snapshots = _snapshots_with(session, [*ids, *_shown(session, going)])
+    token = content_id(["forget", ids, going, feedback])
+    adapters, exports = _adapters_of(session, snapshots), exports if ids or going else ()
+    plan = ForgetPlan(token, selection, tuple(ids), tuple(going), tuple(feedback), exports, snapshots, adapters)
+    return Targets(tuple(gone), tuple(sorted(notes)), plan)
+
+
+def confirmed(targets: Targets, token: str) -> Targets:
+    """The same, if it is what the token was given for."""
+    receipt = targets.receipt
+    if targets.plan.token != token:
+        raise InputError(
+            f"the token {token} was not given for what this would erase now: {receipt.interactions} turns,"
+            f" {receipt.memories} memories, {receipt.feedback} ratings; nothing was forgotten, ask for a new plan"
+        )
+    return targets
+
+
+def erase_rows(session: Session, targets: Targets, now: float) -> int:
+    """Delete the targets and taint the adapters, in the caller's transaction. Returns the number of the receipt."""
+    plan = targets.plan
+    Tombstones(session).add(targets.interactions, targets.note_ids)
+    for some in chunks(plan.memory_ids):
         session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
-    for some in chunks(gone):
+    for some in chunks(plan.interaction_ids):
         session.execute(delete(FeedbackRow).where(FeedbackRow.interaction_id.in_(some)))
         session.execute(delete(InteractionRow).where(InteractionRow.id.in_(some)))
-    snapshots = ", ".join(targets.receipt.tainted_snapshots)
-    reason = f"snapshot {snapshots} holds interactions that were forgotten ({len(gone)} with this receipt)"
-    for adapters in chunks(targets.receipt.tainted_adapters):
+    _taint(session, plan)
+    for owner in sorted(set(map(owner_of, targets.interactions))):
+        inherit_again(session, owner)
+    row = ReceiptRow(details=_details(targets.receipt), created_utc=now, finished_utc=None)
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def unfinished(session: Session) -> list[int]:
+    """Receipts of which the bytes may still be on the disk."""
+    rows = select(ReceiptRow.id).where(ReceiptRow.finished_utc.is_(None)).order_by(ReceiptRow.id)
+    return list(session.scalars(rows))
+
+
+def finish(session: Session, receipts: Sequence[int], now: float) -> None:
+    session.execute(update(ReceiptRow).where(ReceiptRow.id.in_(receipts)).values(finished_utc=now))
+
+
+def _details(receipt: ForgetReceipt) -> dict[str, Any]:
+    """What the receipt keeps: the names of exports are the operator's words, and only their number stays."""
+    return asdict(receipt) | {"exports": len(receipt.exports)}
+
+
+def _taint(session: Session, plan: ForgetPlan) -> None:
+    snapshots, gone = ", ".join(plan.tainted_snapshots), len(plan.interaction_ids)
+    reason = f"snapshot {snapshots} holds interactions that were forgotten ({gone} with this receipt)"
+    for adapters in chunks(plan.tainted_adapters):
         untainted = AdapterRow.id.in_(adapters), AdapterRow.tainted.is_(None)
         session.execute(update(AdapterRow).where(*untainted).values(tainted=reason))
-    for owner in sorted(set(map(owner_of, targets.interactions))):
-        _inherit_again(session, owner)
 
 
-def _inherit_again(session: Session, owner: Owner) -> None:
+def inherit_again(session: Session, owner: Owner) -> None:
     """A turn without words of the user repeats the request before it; that may be what was forgotten."""
     text, topic_id = "", None
     for row in session.scalars(of_session(owner).order_by(InteractionRow.position)):
@@ -87,36 +143,53 @@ def _inherit_again(session: Session, owner: Owner) -> None:
     session.flush()
 
 
-def _named(session: Session, kind: type[Row], ids: Sequence[str], scope: dict[str, str]) -> list[Row]:
-    found: dict[str, Row] = {}
-    for some in chunks(list(ids)):
-        found |= {row.id: row for row in session.scalars(select(kind).filter_by(**scope).where(kind.id.in_(some)))}
-    if missing := sorted(set(ids) - found.keys()):
-        where = " of " + " and ".join(f"{name} {value!r}" for name, value in scope.items()) if scope else ""
+def _within(
+    session: Session, kind: type[Row], scope: dict[str, str], before: float | None, ids: Collection[str] | None = None
+) -> list[Row]:
+    rows = select(kind).filter_by(**scope)
+    if before is not None:
+        rows = rows.where(kind.created_utc < before)
+    if ids is None:
+        return list(session.scalars(rows))
+    return [row for some in chunks(sorted(ids)) for row in session.scalars(rows.where(kind.id.in_(some)))]
+
+
+def _named(
+    session: Session, kind: type[Row], ids: Sequence[str], scope: dict[str, str], before: float | None
+) -> list[Row]:
+    found = _within(session, kind, scope, before, set(ids))
+    if missing := sorted(set(ids) - {row.id for row in found}):
+        narrowed = [f"{name} {value!r}" for name, value in scope.items()]
+        narrowed += [] if before is None else [f"before {before}"]
+        where = " of " + " and ".join(narrowed) if narrowed else ""
         raise NotFound(f"nothing{where} has the id {', '.join(missing[:5])}; nothing was forgotten")
-    return list(found.values())
+    return found
 
 
-def _memories_of(session: Session, gone: Sequence[Interaction]) -> Iterable[str]:
-    ids = {interaction.id for interaction in gone}
-    for some in chunks([turn_memory_id(i) for i in ids]):
+def _turn_memories_of(session: Session, gone: Iterable[str]) -> Iterable[str]:
+    for some in chunks([turn_memory_id(i) for i in gone]):
         yield from session.scalars(select(MemoryRow.id).where(MemoryRow.id.in_(some)))
+
+
+def _notes_of(session: Session, gone: Iterable[Interaction]) -> Iterable[str]:
+    """Those made from an interaction that goes; notes are made from interactions of their own user."""
+    ids = {interaction.id for interaction in gone}
     users = sorted({interaction.user_id for interaction in gone})
     for some in chunks(users):
         notes = select(MemoryRow.id, MemoryRow.source_ids).where(MemoryRow.kind == "note", MemoryRow.user_id.in_(some))
         yield from (i for i, sources in session.execute(notes) if not ids.isdisjoint(sources))
 
 
-def _shown(session: Session, memory_ids: set[str]) -> list[str]:
+def _shown(session: Session, going: Iterable[str]) -> list[str]:
     """The interactions whose reply was given one of these memories: what is learnt from the reply comes from there."""
-    given = select(InteractionRow.id, InteractionRow.memory_ids)
+    memory_ids, given = set(going), select(InteractionRow.id, InteractionRow.memory_ids)
     some = session.execute(given.where(cast(InteractionRow.memory_ids, String) != "[]"))
     return [i for i, ids in some if not memory_ids.isdisjoint(ids)]
 
 
-def _count_feedback(session: Session, ids: Sequence[str]) -> int:
-    count = select(func.count()).select_from(FeedbackRow)
-    return sum(session.scalars(count.where(FeedbackRow.interaction_id.in_(some))).one() for some in chunks(ids))
+def _feedback_of(session: Session, ids: Sequence[str]) -> Iterable[str]:
+    for some in chunks(ids):
+        yield from session.scalars(select(FeedbackRow.id).where(FeedbackRow.interaction_id.in_(some)))
 
 
 def _snapshots_with(session: Session, ids: Sequence[str]) -> tuple[str, ...]:

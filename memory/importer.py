@@ -34,6 +34,7 @@ class ImportReport:
     interactions_known: int
     feedback_new: int
     errors: tuple[LineError, ...]
+    forgotten: int = 0  # turns left out, since they were forgotten before
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def _with_batch(report: ImportReport, store: MemoryStore, batch: Sequence[_Recor
         report.interactions_known + recorded.known,
         report.feedback_new + recorded.feedback_new,
         (*report.errors, *reported),
+        report.forgotten + recorded.forgotten,
     )
 
 

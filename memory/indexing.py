@@ -39,6 +39,8 @@ class Indexing:
     @property
     def index(self) -> VectorIndex:
         """Opened when first needed, and brought in step with SQL then."""
+        if self._index is not None:  # without the lock: whoever holds it may wait for the caller's transaction
+            return self._index
         with self._lock:
             if self._index is None:
                 index = self._unopened()
@@ -67,15 +69,14 @@ class Indexing:
         """Index all that is not indexed and say how many; add the vectors of turns to `sums` by topic."""
         done = 0
         with self._lock:
-            index = self.index
+            _ = self.index
             while waiting := self._waiting():
                 vectors = self._embedder.embed([request for _, request, _ in waiting])
                 for (_, _, topic_id), vector in zip(waiting, vectors, strict=True):
                     if sums is not None and topic_id is not None:
                         sums[topic_id] = sums.get(topic_id, np.zeros_like(vector)) + vector
                 memories = [memory for memory, _, _ in waiting]
-                index.delete([memory.id for memory in memories])  # a crash may have left some there
-                self._add(memories, list(vectors))
+                self._add(memories, list(vectors), afresh=True)
                 done += len(waiting)
         return done
 
@@ -86,10 +87,15 @@ class Indexing:
         fresh = self.embed_missing({}, [i.text for i in asked if turn_memory_id(i.id) not in held])
         return {i.id: held[m] if (m := turn_memory_id(i.id)) in held else fresh[i.text] for i in asked}
 
-    def erase(self, memory_ids: Sequence[str]) -> None:
-        self.index.delete(memory_ids)
-        self.index.erase()
-        self.reconcile()  # erasing writes the table anew, and may have missed what another process was adding
+    def erase(self) -> None:
+        """Take everything that SQL does not know out of the index, with its bytes.
+
+        Alone among writers: erasing writes the table anew, and what another process adds meanwhile would be lost.
+        """
+        index = self.index
+        with self._database.writing() as session:
+            index.delete(set(index.ids()) - set(session.scalars(select(MemoryRow.id))))
+            index.erase()
 
     def rebuild(self, sums: dict[str, Vector]) -> int:
         with self._lock:
@@ -113,9 +119,8 @@ class Indexing:
         with self._database.writing() as session:
             self._mark(session, wrong, indexed=False)
         self.pending()
-        if unknown := held.keys() - marked.keys():
-            self.index.delete(unknown)
-            self.index.erase()
+        if held.keys() - marked.keys():
+            self.erase()
 
     def _unopened(self) -> VectorIndex:
         from .vectors import VectorIndex
@@ -133,16 +138,24 @@ class Indexing:
         turns = [asked[memory.source_ids[0]] if memory.kind == "turn" else None for memory in memories]
         return [(m, t.text if t else m.text, t.topic_id if t else None) for m, t in zip(memories, turns, strict=True)]
 
-    def _add(self, memories: Sequence[Memory], vectors: Sequence[Vector]) -> None:
+    def _add(self, memories: Sequence[Memory], vectors: Sequence[Vector], *, afresh: bool = False) -> None:
         from .vectors import IndexRow
 
-        rows = [
-            IndexRow(m.id, m.user_id, m.agent_id, m.session_id, m.kind, m.shared, m.text, vector)
-            for m, vector in zip(memories, vectors, strict=True)
-        ]
-        self.index.add(rows)
-        with self._database.writing() as session:
-            self._mark(session, [m.id for m in memories], indexed=True)
+        with self._database.writing() as session:  # alone among writers, so that two do not index the same memory
+            waiting = self._unmarked(session, [m.id for m in memories])
+            rows = [
+                IndexRow(m.id, m.user_id, m.agent_id, m.session_id, m.kind, m.shared, m.text, vector)
+                for m, vector in zip(memories, vectors, strict=True)
+                if m.id in waiting
+            ]
+            if afresh:
+                self.index.delete([row.id for row in rows])  # a crash may have left some there
+            self.index.add(rows)
+            self._mark(session, [row.id for row in rows], indexed=True)
+
+    def _unmarked(self, session: Session, ids: Sequence[str]) -> set[str]:
+        rows = select(MemoryRow.id).where(PENDING)
+        return {i for some in chunks(ids) for i in session.scalars(rows.where(MemoryRow.id.in_(some)))}
 
     def _mark(self, session: Session, ids: Sequence[str], *, indexed: bool) -> None:
         for some in chunks(ids):

@@ -7,6 +7,7 @@ invariant: the index can be dropped at any time and made again from SQL.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from ..content import Message
-from ..errors import InputError, NotFound
+from ..errors import InputError, NotFound, StoreError
 from ..settings import Settings
 from . import reading
 from .conversations import (
@@ -43,13 +44,15 @@ from .conversations import (
 )
 from .database import Database
 from .embed import Embedder, MiniLM
-from .forgetting import erase_rows, targets
+from .exporting import exports_in
+from .forgetting import checked_selection, confirmed, erase_rows, finish, inherit_again, targets, unfinished
 from .indexing import Indexing
 from .ranking import Candidate, rank
 from .rows import from_memory, from_review, to_feedback, to_interaction, to_memory
 from .tables import FeedbackRow, InteractionRow, MemoryRow
+from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release
-from .types import Feedback, ForgetReceipt, Interaction, Memory, Recall, Topic
+from .types import Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, Recall, Selection, Topic
 from .verification import disagreements
 from .writing import (
     Held,
@@ -62,6 +65,7 @@ from .writing import (
 )
 
 Vector = NDArray[np.float32]
+log = logging.getLogger("nightschool")
 
 CANDIDATES = 200  # by cosine, and as many by words
 
@@ -74,6 +78,7 @@ class Recorded:
     known: int
     feedback_new: int
     errors: Mapping[int, InputError]
+    forgotten: int = 0  # turns left out, since they were forgotten before
 
 
 class MemoryStore:
@@ -88,6 +93,10 @@ class MemoryStore:
         self._lock = RLock()
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
         self._indexing = Indexing(self._database, self.embedder, settings.index_url)
+        try:
+            self._erase_bytes()
+        except StoreError as error:
+            log.warning("forgetting that was interrupted is not finished yet: %s", error)
 
     def __enter__(self) -> MemoryStore:
         return self
@@ -124,6 +133,7 @@ class MemoryStore:
             open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
             made = continued(last, open_ended, owner, made)
             replaced = {last.id: made.id} if last is not None and open_ended else {}
+            Tombstones(session).lift([made], ())
             (made,) = self._insert(session, [made], replaced, vectors)
         self._indexing.written([made], replaced, vectors)
         return made
@@ -159,15 +169,20 @@ class MemoryStore:
         vectors = self._vectors(self._new_requests(sound.values()))
         with self._writing() as session:
             held = Held(session, {c.owner for c in sound.values()})
+            held.forgotten = Tombstones(session).forgotten(
+                made for c in sound.values() for made, _ in interactions_of(c)
+            )
             for i, conversation in sound.items():
                 try:
-                    held.take(plan(conversation, held.rows(conversation.owner), held.rated))
+                    held.take(plan(conversation, held.rows(conversation.owner), held.rated, held.forgotten))
                 except InputError as error:
                     errors[i] = error
             written = self._insert(session, list(held.new.values()), held.replaced, vectors)
+            for owner in held.with_gaps:
+                inherit_again(session, owner)
             feedback_new = insert_reviews(session, held.reviews)
         self._indexing.written(written, held.replaced, vectors)
-        return Recorded(len(written), held.known, feedback_new, errors)
+        return Recorded(len(written), held.known, feedback_new, errors, held.left_out)
 
     def rate(
         self,
@@ -213,6 +228,7 @@ class MemoryStore:
             if known := session.get(MemoryRow, note.id):
                 return to_memory(known)
             check_sources(session, note)
+            Tombstones(session).lift((), [note.id])
             session.execute(insert(MemoryRow), [from_memory(note)])
         self._indexing.pending()
         return note
@@ -279,6 +295,11 @@ class MemoryStore:
         with self._database.reading() as session:
             return reading.memories(session, ids)
 
+    def sort_ids(self, ids: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Those that name memories apart from those that name interactions, or nothing: (interactions, memories)."""
+        held = self.memories(ids)
+        return tuple(i for i in ids if i not in held), tuple(i for i in ids if i in held)
+
     def request_vectors(self, interaction_ids: Iterable[str]) -> dict[str, Vector]:
         """The vector of what the user asked, by interaction; a turn of tools has that of the request it answers."""
         self._indexing.pending()
@@ -304,32 +325,53 @@ class MemoryStore:
         *,
         user_id: str | None = None,
         session_id: str | None = None,
+        before_utc: float | None = None,
         interaction_ids: Sequence[str] = (),
         memory_ids: Sequence[str] = (),
-        dry_run: bool = False,
-    ) -> ForgetReceipt:
-        """Erase rows, vectors and their bytes, and taint what was trained on them; `dry_run` only says what would go.
+        query: str | None = None,
+    ) -> ForgetPlan:
+        """What would be erased, and what was trained on it. Nothing is changed before `forget_apply(plan)`.
 
-        Without ids, all of the user and session given; with ids, those, which must belong to that user and session.
+        `query` finds memories of that user above the recall threshold; what else is given says which of whom and when.
         """
-        if not dry_run:
-            self._indexing.pending()
+        ids = tuple(interaction_ids), tuple(memory_ids)
+        selection = checked_selection(Selection(user_id, session_id, before_utc, *ids, query))
+        found = self._found(selection)
+        with self._database.reading() as session:
+            return targets(session, selection, found, exports_in(self.settings.home)).plan
+
+    def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
+        """Erase rows, vectors, exports and their bytes, if it is still exactly what the plan's token was given for."""
+        selection = checked_selection(plan.selection)
+        self._indexing.pending()
+        found = self._found(selection)
         with self._writing() as session:
-            going = targets(
-                session,
-                user_id=user_id,
-                session_id=session_id,
-                interaction_ids=tuple(interaction_ids),
-                memory_ids=tuple(memory_ids),
-            )
-            if dry_run:
-                return going.receipt
+            reached = targets(session, selection, found, exports_in(self.settings.home))
+            going = confirmed(reached, plan.token)
             vectors = self._indexing.own_vectors(going.interactions)
-            erase_rows(session, going)
+            erase_rows(session, going, self.clock())
             release(session, going.interactions, vectors)
-        self._indexing.erase(going.memory_ids)
-        self._database.erase_log()
+        self._erase_bytes()
         return going.receipt
+
+    def _found(self, selection: Selection) -> set[str]:
+        if selection.query is None or selection.user_id is None:
+            return set()
+        found = self.recall(selection.query, user_id=selection.user_id, limit=CANDIDATES)
+        return {recall.memory.id for recall in found if recall.memory.user_id == selection.user_id}
+
+    def _erase_bytes(self) -> None:
+        """After the rows: the index, our exports, and what the files still hold; taken up again after a crash."""
+        with self._database.reading() as session:
+            receipts = unfinished(session)
+        if not receipts:
+            return
+        self._indexing.erase()
+        for name in exports_in(self.settings.home):
+            (self.settings.home / name).unlink(missing_ok=True)
+        self._database.erase()
+        with self._writing() as session:
+            finish(session, receipts, self.clock())
 
     def rebuild_index(self) -> int:
         """Drop the index and make it again from SQL, also with another embedder than before."""

@@ -147,3 +147,28 @@ class CycleRow(Base):
     snapshot_id: Mapped[str | None] = mapped_column(ForeignKey("snapshots.id"))
     candidate_id: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
     error: Mapped[str | None] = mapped_column(Text)
+
+
+class ReceiptRow(Base):
+    """One `forget`: how much it erased and what it tainted, no text and no ids of what is gone."""
+
+    __tablename__ = "receipts"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_utc: Mapped[float] = mapped_column(Float)
+    finished_utc: Mapped[float | None] = mapped_column(Float)  # none until the bytes are off the disk, too
+
+
+class TombstoneRow(Base):
+    """A salted hash of something that was forgotten, see memory/tombstones.py."""
+
+    __tablename__ = "tombstones"
+    key: Mapped[str] = mapped_column(ID, primary_key=True)
+
+
+class StateRow(Base):
+    """What the store knows of itself: the `salt` of its tombstones, and a `rebuild` of the index under way."""
+
+    __tablename__ = "store_state"
+    name: Mapped[str] = mapped_column(ID, primary_key=True)
+    value: Mapped[str] = mapped_column(Text)

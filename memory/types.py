@@ -105,14 +105,42 @@ class Topic:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What to forget. Owner and time narrow; ids and what a query finds are joined; without both, all of the scope."""
+
+    user_id: str | None = None
+    session_id: str | None = None
+    before_utc: float | None = None
+    interaction_ids: tuple[str, ...] = ()
+    memory_ids: tuple[str, ...] = ()
+    query: str | None = None
+
+
+@dataclass(frozen=True)
+class ForgetPlan:
+    """What a `forget` would erase and taint. `token` is the content id of all that would go, and good for that only."""
+
+    token: str
+    selection: Selection
+    interaction_ids: tuple[str, ...]
+    memory_ids: tuple[str, ...]
+    feedback_ids: tuple[str, ...]
+    exports: tuple[str, ...]  # files of ours in the home that may hold it
+    tainted_snapshots: tuple[str, ...]
+    tainted_adapters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ForgetReceipt:
-    """What one `forget` erased, and what was trained on it and is tainted now."""
+    """What one `forget` erased, and what was made of it and stays, tainted: snapshots keep the ids, adapters what they
+    learnt, until the next night makes new ones."""
 
     interactions: int
     memories: int
     feedback: int
     tainted_snapshots: tuple[str, ...]
     tainted_adapters: tuple[str, ...]
+    exports: tuple[str, ...] = ()
 
 
 def notes_message(texts: Sequence[str]) -> Message:

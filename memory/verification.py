@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from ..errors import StoreError
 from .conversations import Review, feedback_id, interaction_id, note_id, request_of, turn_memory_id
 from .database import Database
+from .forgetting import unfinished
 from .indexing import Indexing
 from .reading import owner_of
 from .rows import ROWS_A_PAGE, turn_memory
@@ -36,6 +37,10 @@ def disagreements(database: Database, interactions: Iterable[Interaction], index
                 turns[topic_id or ""] += 1
             found += _wrong_interaction(interaction, text, topic_id)
     with database.reading() as session:
+        found += [
+            f"receipt {i}: the forgotten bytes may still be in the files; open the store again"
+            for i in unfinished(session)
+        ]
         found += _wrong_feedback(session, known)
         found += _wrong_memories(session, known, expected)
         found += miscounted(session, turns)

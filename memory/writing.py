@@ -5,7 +5,7 @@ The invariant: what replaces an unanswered turn takes over everything that refer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -36,7 +36,9 @@ class Held:
         self.new: dict[str, Interaction] = {}
         self.replaced: dict[str, str] = {}  # held id: new id
         self.reviews: list[tuple[str, Review, float]] = []
-        self.known = 0
+        self.known = self.left_out = 0
+        self.forgotten: Collection[str] = ()
+        self.with_gaps: set[Owner] = set()  # sessions of which some turns are left out
         for found in _of_sessions(session, self._sessions):
             self.rows(owner_of(found))[found.position] = found
         self.rated = rated(session, [i.id for rows in self._sessions.values() for i in rows.values() if not i.reply])
@@ -45,7 +47,9 @@ class Held:
         return self._sessions[owner]
 
     def take(self, planned: Planned) -> None:
-        self.known += planned.known
+        self.known, self.left_out = self.known + planned.known, self.left_out + planned.forgotten
+        if planned.forgotten:
+            self.with_gaps |= {owner_of(interaction) for interaction in planned.new}
         for old, new in planned.replaced.items():
             if self.new.pop(old, None) is None:
                 self.replaced[old] = new

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from nightschool.memory.embed import MiniLM
 from nightschool.memory.store import MemoryStore
+from nightschool.memory.types import Memory
 from nightschool.settings import Settings
 from numpy.typing import NDArray
 
@@ -106,6 +107,19 @@ def bytes_in_home(tmp_path: Path) -> Callable[[bytes], list[str]]:
         return [str(path.relative_to(tmp_path)) for path in files if wanted in path.read_bytes()]
 
     return search
+
+
+@pytest.fixture
+def add_to_index() -> Callable[[MemoryStore, Memory, NDArray[np.float32]], None]:
+    """A row in the index behind the back of SQL."""
+
+    from nightschool.memory.vectors import IndexRow  # late: it imports lancedb
+
+    def add(store: MemoryStore, m: Memory, vector: NDArray[np.float32]) -> None:
+        row = IndexRow(m.id, m.user_id, m.agent_id, m.session_id, m.kind, m.shared, m.text, vector)
+        store._indexing.index.add([row])
+
+    return add
 
 
 # -- a base of toy size ---

@@ -70,11 +70,38 @@ def test_note_is_remembered_found_and_forgotten(run: Run) -> None:
     note = run("remember", "My dog is called Rex.", "--user", "ada").stdout.strip()
     assert "Rex" in run("recall", "dog called", "--user", "ada").stdout
     assert "nothing relevant" in run("recall", "dog called", "--user", "bob").stdout
-    plan = run("forget", "--memory", note)
+    plan = run("forget", "--id", note)
     assert "would erase: 0 turns, 1 memories" in plan.stdout
+    assert "My dog is called Rex." in plan.stdout
     assert "Rex" in run("recall", "dog called", "--user", "ada").stdout
-    assert json.loads(run("forget", "--memory", note, "--yes", "--json").stdout)["memories"] == 1
+    assert json.loads(run("forget", "--id", note, "--yes", "--json").stdout)["memories"] == 1
     assert json.loads(run("recall", "dog called", "--user", "ada", "--json").stdout) == []
+
+
+def test_plan_is_applied_by_its_token_and_by_no_other(run: Run, tmp_path: Path) -> None:
+    file = export(tmp_path, LINE)
+    run("import", file)
+    selected = ("forget", "--user", "ada", "--older-than", "0h")
+    token = json.loads(run(*selected, "--json").stdout)["token"]
+    assert f"--apply {token}" in run(*selected).stdout
+    wrong = run(*selected, "--apply", "b2:0")
+    assert wrong.exit_code == 1
+    assert "nothing was forgotten, ask for a new plan" in str(wrong.exception)
+    assert "erased: 1 turns, 1 memories, 1 ratings, 0 exports" in run(*selected, "--apply", token).stdout
+    assert "forgotten before: 1 turns left out" in run("import", file).stdout
+    assert json.loads(run("import", file, "--json").stdout)["forgotten"] == 1
+
+
+def test_age_without_a_unit_is_refused(run: Run) -> None:
+    done = run("forget", "--older-than", "90")
+    assert "--older-than is '90', not a number with one of h, d, w, such as 90d" in str(done.exception)
+
+
+def test_long_plan_shows_its_beginning(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, *({**LINE, "session_id": f"s{n}"} for n in range(12))))
+    shown = run("forget", "--user", "ada").stdout
+    assert shown.count("Do you repair wheels?") == 10
+    assert "and 2 more" in shown
 
 
 def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> None:

@@ -672,7 +672,7 @@ def test_the_store_freezes_to_rows_that_the_registry_keeps_and_the_same_id_comes
 def test_forgetting_in_the_store_leaves_every_future_snapshot(store: MemoryStore):
     before = freeze(store, store.settings, now=NOW)
     gone = next(e for e in before.examples if len(e.interaction_ids) > 1).interaction_ids[-1]
-    store.forget(interaction_ids=[gone])
+    store.forget_apply(store.forget(interaction_ids=[gone]))
     after = freeze(store, store.settings, now=NOW)
     assert gone in before.interaction_ids()
     assert gone not in after.interaction_ids()

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import random
 import sqlite3
 
 import numpy as np
 import pytest
 from nightschool.errors import InputError, NotFound, StoreError
+from nightschool.memory.conversations import Conversation, Owner
+from nightschool.memory.database import Database
+from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
-from nightschool.memory.tables import AdapterRow, SnapshotRow, SnapshotSourceRow, TopicRow
+from nightschool.memory.tables import AdapterRow, ReceiptRow, SnapshotRow, SnapshotSourceRow, TopicRow
 from nightschool.memory.types import ForgetReceipt
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
@@ -50,7 +54,7 @@ def test_forgotten_words_and_vectors_leave_no_byte_in_the_home(store, embedder, 
     said(store, "thanks", user=EVE)
     planted = embedder.embed([SECRET])[0].astype(np.float32).tobytes()
     assert bytes_in_home(SECRET.encode()) and bytes_in_home(planted)
-    receipt = store.forget(user_id=EVE)
+    receipt = store.forget_apply(store.forget(user_id=EVE))
     assert receipt == ForgetReceipt(2, 3, 1, (), ())
     for wanted in (SECRET.encode(), b"kq7zv9x1w4", b"8842071355", planted, EVE.encode()):
         assert bytes_in_home(wanted) == []
@@ -59,11 +63,86 @@ def test_forgotten_words_and_vectors_leave_no_byte_in_the_home(store, embedder, 
     assert store.verify() == []
 
 
+def test_no_copy_stays_in_the_pages_that_rows_were_moved_between(quick_store, bytes_in_home):
+    """Many sizes of rows of many users, so that the database moves cells between pages before they are deleted."""
+    draw, words = random.Random(0), {}
+    for n in range(10):
+        conversations = []
+        for m in range(100):
+            user, messages = f"user{draw.randrange(100):03d}", []
+            for _ in range(3):
+                word = "".join(draw.choices("abcdefghijk0123456789", k=24))
+                words.setdefault(user, []).append(word)
+                messages.append({"role": "user", "content": word + " x" * draw.choice([5, 50, 500, 4500])})
+                messages.append({"role": "assistant", "content": "re " + word})
+            conversations.append(Conversation(Owner(user, "", f"s{n}-{m}"), tuple(messages), (0.0,) * 6))
+        quick_store.record_many(conversations)
+    plan = quick_store.forget(user_id="user009")
+    quick_store.forget_apply(plan)
+    kept = words.pop("user000")
+    assert all(bytes_in_home(word.encode()) for word in kept)
+    assert [word for word in words["user009"] if bytes_in_home(word.encode())] == []
+
+
+def test_exports_in_the_home_are_erased_and_the_receipt_names_them(quick_store, settings, bytes_in_home):
+    said(quick_store, SECRET)
+    kept = settings.home / "exports"
+    kept.mkdir()
+    (kept / "all.jsonl").write_text(SECRET)
+    plan = quick_store.forget(user_id="ann")
+    assert plan.exports == ("exports/all.jsonl",)
+    assert quick_store.forget_apply(plan).exports == plan.exports
+    assert bytes_in_home(SECRET.encode()) == []
+
+
+@pytest.mark.parametrize("fault", [(Indexing, "erase"), (Database, "erase")])
+def test_erasing_that_a_crash_interrupted_is_finished_at_the_next_opening(
+    settings, hash_embedder, monkeypatch, bytes_in_home, fault
+):
+    def crash(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        said(store, SECRET)
+        kept = said(store, "kept", user="bob")
+        plan = store.forget(user_id="ann")
+        with monkeypatch.context() as patch:
+            patch.setattr(*fault, crash)
+            with pytest.raises(KeyboardInterrupt):
+                store.forget_apply(plan)
+        assert "the forgotten bytes may still be in the files" in store.verify()[0]
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        assert bytes_in_home(b"8842071355") == []
+        assert store.verify() == []
+        assert texts(store) == [kept.text]
+        with Session(store.sql) as session:
+            (receipt,) = session.scalars(select(ReceiptRow))
+            assert receipt.details["interactions"] == 1
+            assert receipt.finished_utc is not None
+
+
+def test_erasing_that_cannot_be_finished_yet_leaves_the_store_usable_and_says_so(
+    settings, hash_embedder, monkeypatch, caplog
+):
+    def busy(_: object) -> None:
+        raise StoreError("busy")
+
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        said(store, SECRET)
+        monkeypatch.setattr(Database, "erase", busy)
+        with pytest.raises(StoreError, match="busy"):
+            store.forget_apply(store.forget(user_id="ann"))
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        assert "not finished yet: busy" in caplog.text
+        said(store, "more")
+        assert len(store.verify()) == 1
+
+
 def test_what_is_forgotten_is_gone_also_after_closing_and_opening(settings, hash_embedder, bytes_in_home):
     with MemoryStore(settings, embedder=hash_embedder) as store:
         said(store, SECRET, user=EVE)
     with MemoryStore(settings, embedder=hash_embedder) as store:
-        store.forget(user_id=EVE)
+        store.forget_apply(store.forget(user_id=EVE))
     with MemoryStore(settings, embedder=hash_embedder) as store:
         assert store.counts()["interactions"] == 0
     assert bytes_in_home(b"kq7zv9x1w4") == []
@@ -73,43 +152,91 @@ def test_user_session_and_ids_narrow_each_other(quick_store):
     for user in ("ann", "bob"):
         for session in ("s", "t"):
             said(quick_store, f"{user} {session}", user=user, session=session)
-    quick_store.forget(user_id="ann", session_id="s")
+    quick_store.forget_apply(quick_store.forget(user_id="ann", session_id="s"))
     assert texts(quick_store) == ["ann t", "bob s", "bob t"]
-    quick_store.forget(session_id="t")
+    quick_store.forget_apply(quick_store.forget(session_id="t"))
     assert texts(quick_store) == ["bob s"]
     (left,) = quick_store.interactions()
     with pytest.raises(NotFound, match=f"nothing of user_id 'ann' has the id {left.id}; nothing was forgotten"):
-        quick_store.forget(user_id="ann", interaction_ids=[left.id])
-    quick_store.forget(user_id="bob", interaction_ids=[left.id])
+        quick_store.forget_apply(quick_store.forget(user_id="ann", interaction_ids=[left.id]))
+    quick_store.forget_apply(quick_store.forget(user_id="bob", interaction_ids=[left.id]))
     assert texts(quick_store) == []
 
 
 def test_forgetting_needs_a_selector_and_known_ids(quick_store):
     kept = said(quick_store, "hi")
     with pytest.raises(InputError, match="forget what"):
-        quick_store.forget()
+        quick_store.forget_apply(quick_store.forget())
     with pytest.raises(NotFound, match="nothing has the id b2:gone"):
-        quick_store.forget(interaction_ids=[kept.id, "b2:gone"])
+        quick_store.forget_apply(quick_store.forget(interaction_ids=[kept.id, "b2:gone"]))
     with pytest.raises(NotFound, match="b2:gone"):
-        quick_store.forget(memory_ids=["b2:gone"])
+        quick_store.forget_apply(quick_store.forget(memory_ids=["b2:gone"]))
     assert texts(quick_store) == ["hi"]
 
 
-def test_dry_run_counts_and_changes_nothing(quick_store):
+def test_plan_counts_and_changes_nothing_and_its_token_applies_it(quick_store):
     gone = said(quick_store, "hi")
-    quick_store.rate(gone.id, rating=1)
+    rated = quick_store.rate(gone.id, rating=1)
     learnt(quick_store, "s1", [gone], ["a1"])
-    planned = quick_store.forget(user_id="ann", dry_run=True)
-    assert planned == ForgetReceipt(1, 1, 1, ("s1",), ("a1",))
+    plan = quick_store.forget(user_id="ann")
+    assert (plan.interaction_ids, plan.feedback_ids, len(plan.memory_ids)) == ((gone.id,), (rated.id,), 1)
+    assert (plan.tainted_snapshots, plan.tainted_adapters) == (("s1",), ("a1",))
     assert (texts(quick_store), tainted(quick_store)) == (["hi"], {})
-    assert quick_store.forget(user_id="ann") == planned
+    assert quick_store.forget_apply(plan) == ForgetReceipt(1, 1, 1, ("s1",), ("a1",))
+    assert texts(quick_store) == []
+
+
+def test_plan_is_refused_once_more_or_less_would_go(quick_store):
+    gone = said(quick_store, "hi")
+    plan = quick_store.forget(user_id="ann")
+    changes = (lambda: said(quick_store, "more"), lambda: quick_store.rate(gone.id, rating=1))
+    for change in changes:
+        change()
+        with pytest.raises(InputError, match="was not given for what this would erase now"):
+            quick_store.forget_apply(plan)
+        plan = quick_store.forget(user_id="ann")
+    said(quick_store, "of another", user="bob")
+    assert quick_store.forget_apply(plan).interactions == 2
+    assert texts(quick_store) == ["of another"]
+
+
+def test_everything_older_is_forgotten(quick_store, clock):
+    said(quick_store, "old")
+    quick_store.remember("old note", user_id="ann")
+    clock.now += 100
+    kept = said(quick_store, "young")
+    assert quick_store.forget(before_utc=clock.now - 100).interaction_ids == ()
+    plan = quick_store.forget(before_utc=clock.now)
+    assert quick_store.forget(user_id="ann", before_utc=clock.now - 50).token == plan.token
+    with pytest.raises(NotFound, match=f"nothing of before {clock.now} has the id {kept.id}"):
+        quick_store.forget(before_utc=clock.now, interaction_ids=[kept.id])
+    assert quick_store.forget_apply(plan).memories == 2
+    assert texts(quick_store) == ["young"]
+    with pytest.raises(InputError, match="before_utc is not a finite number"):
+        quick_store.forget(before_utc=float("nan"))
+
+
+def test_what_a_query_finds_of_that_user_is_forgotten(store):
+    said(store, "my dog Rex is ill")
+    said(store, "when do you open?")
+    said(store, "my dog Rex is ill", user="bob")
+    store.remember("my dog Rex is ill", user_id="bob", shared=True)
+    with pytest.raises(InputError, match="query finds the memories of one user; give user_id, too"):
+        store.forget(query="dog")
+    plan = store.forget(user_id="ann", query="my dog Rex is ill")
+    assert len(plan.interaction_ids) == 1
+    store.forget_apply(plan)
+    assert texts(store) == ["when do you open?", "my dog Rex is ill"]
+    nothing = store.forget(user_id="ann", session_id="another", query="when do you open?")
+    assert store.forget_apply(nothing) == ForgetReceipt(0, 0, 0, (), ())
+    assert len(texts(store)) == 2
 
 
 def test_positions_of_the_rest_stay_and_the_next_turn_goes_on(quick_store):
     said(quick_store, "one")
     gone = said(quick_store, "two")
     said(quick_store, "three")
-    quick_store.forget(interaction_ids=[gone.id])
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[gone.id]))
     assert [i.position for i in quick_store.interactions()] == [0, 2]
     assert said(quick_store, "four").position == 3
     assert quick_store.verify() == []
@@ -119,10 +246,10 @@ def test_turn_of_tools_does_not_keep_the_forgotten_request(quick_store, bytes_in
     first = said(quick_store, "the weather")
     gone = said(quick_store, SECRET)
     said(quick_store, "result", role="tool")
-    quick_store.forget(interaction_ids=[gone.id])
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[gone.id]))
     assert texts(quick_store) == ["the weather", "the weather"]
     assert [i.topic_id for i in quick_store.interactions()] == [first.topic_id] * 2
-    quick_store.forget(interaction_ids=[first.id])
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[first.id]))
     assert [(i.text, i.topic_id) for i in quick_store.interactions()] == [("", None)]
     assert bytes_in_home(b"kq7zv9x1w4") == []
     assert quick_store.verify() == []
@@ -131,14 +258,14 @@ def test_turn_of_tools_does_not_keep_the_forgotten_request(quick_store, bytes_in
 def test_turn_of_tools_keeps_the_request_that_was_not_forgotten(quick_store):
     gone, kept = said(quick_store, "one"), said(quick_store, "two")
     answer = said(quick_store, "result", role="tool")
-    quick_store.forget(interaction_ids=[gone.id])
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[gone.id]))
     assert list(quick_store.interactions()) == [kept, answer]
 
 
 def test_greeting_is_forgotten_without_a_topic(quick_store):
     greeting = quick_store.record([], "Hello!", user_id="ann", session_id="s")
     said(quick_store, "one")
-    assert quick_store.forget(interaction_ids=[greeting.id]) == ForgetReceipt(1, 0, 0, (), ())
+    assert quick_store.forget_apply(quick_store.forget(interaction_ids=[greeting.id])) == ForgetReceipt(1, 0, 0, (), ())
     assert quick_store.verify() == []
 
 
@@ -154,7 +281,7 @@ def test_topic_loses_the_forgotten_words_and_keeps_its_other_turns(settings, mak
         gone = said(store, SECRET)
         kept = said(store, "opening hours")
         assert gone.topic_id == kept.topic_id
-        store.forget(interaction_ids=[gone.id])
+        store.forget_apply(store.forget(interaction_ids=[gone.id]))
         (topic,) = store.topics(0)
         assert (topic.id, topic.label) == (kept.topic_id, "opening hours")
         with Session(store.sql) as session:
@@ -162,7 +289,7 @@ def test_topic_loses_the_forgotten_words_and_keeps_its_other_turns(settings, mak
             centroid = np.frombuffer(row.centroid, dtype=np.float32)
         np.testing.assert_allclose(centroid, store.embedder.embed(["opening hours"])[0], atol=1e-5)
         assert bytes_in_home(b"8842071355") == []
-        store.forget(interaction_ids=[kept.id])
+        store.forget_apply(store.forget(interaction_ids=[kept.id]))
         assert store.topics(0) == []
 
 
@@ -173,7 +300,7 @@ def test_note_made_from_a_forgotten_turn_goes_with_it(quick_store):
         for n, s in enumerate(([kept.id], [kept.id, gone.id]))
     ]
     free = quick_store.remember("free", user_id="ann").id
-    quick_store.forget(interaction_ids=[gone.id])
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[gone.id]))
     assert quick_store.memories([*with_sources, free]).keys() == {with_sources[0], free}
     assert quick_store.verify() == []
 
@@ -181,10 +308,10 @@ def test_note_made_from_a_forgotten_turn_goes_with_it(quick_store):
 def test_forgetting_the_memory_of_a_turn_forgets_the_turn_and_a_note_only_itself(quick_store):
     turn = said(quick_store, "the zebra")
     note = quick_store.remember("a zebra", user_id="ann", source_ids=[turn.id])
-    quick_store.forget(memory_ids=[note.id])
+    quick_store.forget_apply(quick_store.forget(memory_ids=[note.id]))
     assert texts(quick_store) == ["the zebra"]
     (found,) = quick_store.recall("zebra", user_id="ann")
-    assert quick_store.forget(memory_ids=[found.memory.id]).interactions == 1
+    assert quick_store.forget_apply(quick_store.forget(memory_ids=[found.memory.id])).interactions == 1
     assert (texts(quick_store), quick_store.recall("zebra", user_id="ann")) == ([], [])
 
 
@@ -193,7 +320,7 @@ def test_what_learnt_from_it_is_tainted_with_all_its_descendants(quick_store):
     learnt(quick_store, "s1", [gone, kept], ["sft", "dpo"], {"dpo": "sft"}.items())
     learnt(quick_store, "s2", [kept], ["clean"])
     learnt(quick_store, "s3", [kept], ["warm", "warmer"], {"warm": "dpo", "warmer": "warm"}.items())
-    receipt = quick_store.forget(interaction_ids=[gone.id])
+    receipt = quick_store.forget_apply(quick_store.forget(interaction_ids=[gone.id]))
     assert receipt.tainted_snapshots == ("s1",)
     assert receipt.tainted_adapters == ("dpo", "sft", "warm", "warmer")
     reasons = tainted(quick_store)
@@ -207,15 +334,15 @@ def test_forgetting_a_note_taints_what_was_learnt_from_replies_that_were_shown_i
     shown = quick_store.record([{"role": "user", "content": "pet?"}], "zebra", **owner, memory_ids=[note.id])
     learnt(quick_store, "s1", [shown], ["sft"])
     learnt(quick_store, "s2", [said(quick_store, "two")], ["clean"])
-    assert quick_store.forget(memory_ids=[note.id]).tainted_adapters == ("sft",)
+    assert quick_store.forget_apply(quick_store.forget(memory_ids=[note.id])).tainted_adapters == ("sft",)
 
 
 def test_first_reason_of_a_taint_stays(quick_store):
     one, two = said(quick_store, "one"), said(quick_store, "two")
     learnt(quick_store, "s1", [one, two], ["a"])
-    quick_store.forget(interaction_ids=[one.id])
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[one.id]))
     before = tainted(quick_store)
-    assert quick_store.forget(interaction_ids=[two.id]).tainted_adapters == ("a",)
+    assert quick_store.forget_apply(quick_store.forget(interaction_ids=[two.id])).tainted_adapters == ("a",)
     assert tainted(quick_store) == before
 
 
@@ -223,14 +350,14 @@ def test_many_rows_are_forgotten_in_pieces(quick_store, monkeypatch):
     monkeypatch.setattr("nightschool.memory.rows.IDS_A_QUERY", 2)
     ids = [said(quick_store, f"message {n}").id for n in range(7)]
     learnt(quick_store, "s1", [quick_store.interaction(i) for i in ids])
-    assert quick_store.forget(interaction_ids=ids[1:]).interactions == 6
+    assert quick_store.forget_apply(quick_store.forget(interaction_ids=ids[1:])).interactions == 6
     assert texts(quick_store) == ["message 0"]
     assert quick_store.verify() == []
 
 
 def test_forgotten_conversation_can_be_told_anew(quick_store):
     gone = said(quick_store, "hi")
-    quick_store.forget(user_id="ann")
+    quick_store.forget_apply(quick_store.forget(user_id="ann"))
     assert said(quick_store, "hi").id == gone.id
     assert quick_store.verify() == []
 
@@ -245,6 +372,6 @@ def test_forgetting_says_so_when_somebody_still_reads_the_log(settings, hash_emb
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM interactions").fetchall()
         with pytest.raises(StoreError, match="the rows are deleted, but another connection still reads the log"):
-            store.forget(user_id="ann")
+            store.forget_apply(store.forget(user_id="ann"))
         reader.close()
         assert store.counts()["interactions"] == 0

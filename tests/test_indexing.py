@@ -77,20 +77,22 @@ def test_deleted_index_folder_is_made_again_from_sql(settings, hash_embedder):
         assert store.verify() == []
 
 
-def test_index_that_lost_doubled_and_kept_rows_is_brought_in_step_when_opened(settings, hash_embedder, bytes_in_home):
+def test_index_that_lost_doubled_and_kept_rows_is_brought_in_step_when_opened(
+    settings, hash_embedder, bytes_in_home, add_to_index
+):
     with opened(settings, hash_embedder) as store:
         ids = [store.remember(f"zebra {n}", user_id="ann").id for n in range(3)]
         gone = store.remember("kq7zv9x1w4", user_id="ann").id
         index = store._indexing.index
         vectors = index.vectors([*ids, gone])
-        store.forget(memory_ids=[gone])
+        store.forget_apply(store.forget(memory_ids=[gone]))
         index.delete(ids[:1])
         memories = store.memories(ids)
-        store._indexing._add([memories[ids[1]]], [vectors[ids[1]]])
+        add_to_index(store, memories[ids[1]], vectors[ids[1]])
         stale = memories[ids[1]].__class__(gone, "ann", "", "", "note", "kq7zv9x1w4", 0.0)
-        store._indexing._add([stale], [vectors[gone]])
+        add_to_index(store, stale, vectors[gone])
         index.delete([])
-        store._indexing._add([stale], [vectors[gone]])
+        add_to_index(store, stale, vectors[gone])
     with opened(settings, hash_embedder) as store:
         assert {memory_id for memory_id, _ in recalled(store)} == set(ids)
         assert sorted(store._indexing.index.ids()) == sorted(ids)
@@ -123,7 +125,7 @@ def test_changed_embedder_is_refused_before_anything_is_written_and_rebuilding_h
         refused = (
             lambda: said(store, "two"),
             lambda: store.recall("zebra", user_id="ann"),
-            lambda: store.forget(user_id="ann"),
+            lambda: store.forget_apply(store.forget(user_id="ann")),
         )
         for attempt in refused:
             with pytest.raises(StoreError, match="run `nightschool memory rebuild`"):
@@ -155,11 +157,11 @@ def test_rebuilding_that_was_interrupted_goes_on_at_the_next_opening(settings, h
         monkeypatch.setattr("nightschool.memory.indexing.IDS_A_QUERY", 2)
         add, added = Indexing._add, []
 
-        def fail_the_second_time(self, memories, vectors):
+        def fail_the_second_time(self, memories, vectors, **how):
             if added:
                 raise StoreError("interrupted")
             added.append(memories)
-            add(self, memories, vectors)
+            add(self, memories, vectors, **how)
 
         monkeypatch.setattr(Indexing, "_add", fail_the_second_time)
         with pytest.raises(StoreError, match="interrupted"):

@@ -80,7 +80,7 @@ def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_with
     assert {s.user_id for s in found.lineage.sources} == {f"user{u}" for u in range(24)}
     assert lineage.verify(assistant.store, assistant.registry) == []
 
-    receipt = assistant.forget(user_id="user3")
+    receipt = assistant.forget_apply(assistant.forget(user_id="user3"))
     assert live.id in receipt.tainted_adapters
     assert assistant.reply("When do you open?", user_id="visitor").adapter_id is None
     assert lineage.lineage(assistant.store, assistant.registry, live.id).forgotten

@@ -147,10 +147,10 @@ def test_adapter_of_another_base_does_not_answer(assistant: Assistant) -> None:
 def test_forgetting_withdraws_the_adapter_that_learnt_from_it(assistant: Assistant) -> None:
     kept = assistant.record("My code is 1234.", "Noted.", user_id="ada")
     adapter = serve(assistant, kept.id)
-    plan = assistant.forget(user_id="ada", dry_run=True)
-    assert plan.interactions == 1
+    plan = assistant.forget(user_id="ada")
+    assert plan.interaction_ids == (kept.id,)
     assert assistant.registry.live() == adapter
-    receipt = assistant.forget(user_id="ada")
+    receipt = assistant.forget_apply(plan)
     assert receipt.tainted_adapters == (adapter.id,)
     assert assistant.registry.live() is None
     assert assistant.reply("Hello there").adapter_id is None

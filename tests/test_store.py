@@ -172,8 +172,8 @@ def test_kept_conversation_has_the_ids_that_live_turns_have(quick_store):
         said(quick_store, "hi", "hello", session_id="t").id,
         said(quick_store, "bye", "good bye", session_id="t").id,
     ]
-    quick_store.forget(session_id="s")
-    quick_store.forget(session_id="t")
+    quick_store.forget_apply(quick_store.forget(session_id="s"))
+    quick_store.forget_apply(quick_store.forget(session_id="t"))
     assert kept == [said(quick_store, "hi", "hello").id, said(quick_store, "bye", "good bye").id] != live
 
 
@@ -559,7 +559,7 @@ def test_everything_works_on_postgresql_by_url_alone(tmp_path, hash_embedder, cl
             assert sorted(topic.sessions for topic in store.topics(clock.now)) == [1, 1, 2]
             assert store.verify() == []
             assert store.rebuild_index() == 5
-            receipt = store.forget(user_id="ann")
+            receipt = store.forget_apply(store.forget(user_id="ann"))
             assert (receipt.interactions, receipt.memories, receipt.feedback) == (2, 3, 2)
             assert store.verify() == []
             assert not (tmp_path / "nightschool.db").exists()

@@ -1,0 +1,91 @@
+"""Verbs of the store itself, and forgetting. What a plan would erase is shown on the terminal, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InputError
+from .printing import AsJson, Home, assistant, err, out, show, when
+
+if TYPE_CHECKING:
+    from ..memory.types import ForgetPlan, ForgetReceipt
+    from ..sdk import Assistant
+
+memory = typer.Typer(no_args_is_help=True, help="The store itself.")
+
+PLAN_LINES = 10
+UNITS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+@memory.command("verify")
+def memory_verify(home: Home = None, as_json: AsJson = False) -> None:
+    """Compare the facts in SQL with their index. Exits 1 if anything disagrees."""
+    with assistant(home) as nightschool:
+        found = nightschool.store.verify()
+    show(found, as_json, found or ["sound"])
+    if found:
+        raise typer.Exit(1)
+
+
+@memory.command()
+def rebuild(home: Home = None) -> None:
+    """Drop the vector and full-text index and make it again from SQL."""
+    with assistant(home) as nightschool, err.status("embedding"):
+        count = nightschool.store.rebuild_index()
+    out.print(f"{count} memories indexed")
+
+
+def forget(
+    user: Annotated[str | None, typer.Option("--user")] = None,
+    session: Annotated[str | None, typer.Option("--session")] = None,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="A turn or a memory; may be repeated.")] = None,
+    query: Annotated[str | None, typer.Option("--query", help="What recall finds for --user.")] = None,
+    older_than: Annotated[str | None, typer.Option("--older-than", help="Such as 90d or 12h.")] = None,
+    apply: Annotated[str | None, typer.Option("--apply", metavar="TOKEN", help="Erase what the plan showed.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Erase without looking at the plan first.")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase for good: shows what would go, with a token that erases just that. What was trained on it is withdrawn."""
+    with assistant(home) as nightschool:
+        turns, memories = nightschool.store.sort_ids(ids or [])
+        before = nightschool.store.clock() - _seconds(older_than) if older_than else None
+        plan = nightschool.forget(
+            user_id=user, session_id=session, before_utc=before, interaction_ids=turns, memory_ids=memories, query=query
+        )
+        if apply or yes:
+            receipt = nightschool.forget_apply(replace(plan, token=apply or plan.token))
+            show(asdict(receipt), as_json, _receipt_lines(receipt))
+        else:
+            show(asdict(plan), as_json, _plan_lines(nightschool, plan))
+
+
+def _plan_lines(nightschool: Assistant, plan: ForgetPlan) -> list[str]:
+    lines = [
+        f"would erase: {len(plan.interaction_ids)} turns, {len(plan.memory_ids)} memories,"
+        f" {len(plan.feedback_ids)} ratings, {len(plan.exports)} exports"
+    ]
+    held = nightschool.store.memories(plan.memory_ids[:PLAN_LINES]).values()
+    lines += [f"  {m.id}  {when(m.created_utc)}  {' '.join(m.text.split())[:60]}" for m in held]
+    more = len(plan.memory_ids) - PLAN_LINES
+    lines += [f"  and {more} more"] if more > 0 else []
+    lines += [f"would taint: adapter {i}" for i in plan.tainted_adapters]
+    return [*lines, f"nothing was changed; the same command with --apply {plan.token} erases just this"]
+
+
+def _receipt_lines(receipt: ForgetReceipt) -> list[str]:
+    r = receipt
+    lines = [f"erased: {r.interactions} turns, {r.memories} memories, {r.feedback} ratings, {len(r.exports)} exports"]
+    lines += [f"erased: {name}; `nightschool memory export` makes a new one" for name in r.exports]
+    lines += [f"tainted: snapshot {i}, which keeps its ids" for i in r.tainted_snapshots]
+    return lines + [f"tainted: adapter {i}, which may still know it and serves no more" for i in r.tainted_adapters]
+
+
+def _seconds(age: str) -> float:
+    unit = UNITS.get(age[-1:])
+    if unit is None or not age[:-1].isdecimal():
+        raise InputError(f"--older-than is {age!r}, not a number with one of {', '.join(UNITS)}, such as 90d")
+    return int(age[:-1]) * unit
