@@ -311,12 +311,19 @@ class Registry:
         with Session(self.sql) as session:
             row = session.get(CycleRow, cycle_id)
             if row is None:
-                raise NotFound(f"no cycle {cycle_id}")
+                raise NotFound(f"no cycle {cycle_id}; `nightschool report` lists the nights")
             verdict = self.verdict(row.candidate_id) if row.candidate_id else None
             accepted = verdict.accepted if verdict else None
             return Cycle(
                 row.id, row.started_utc, row.finished_utc, row.snapshot_id, row.candidate_id, accepted, row.error
             )
+
+    def latest_cycle(self) -> Cycle:
+        with Session(self.sql) as session:
+            found = session.scalars(select(CycleRow.id).order_by(CycleRow.started_utc.desc()).limit(1)).first()
+        if found is None:
+            raise NotFound("no night has been run; run `nightschool night`")
+        return self.cycle(found)
 
     def cycles(self) -> list[Cycle]:
         """Every night, oldest first."""

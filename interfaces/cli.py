@@ -350,6 +350,32 @@ def audit_verify(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def report(
+    cycle: Annotated[str | None, typer.Argument(help="The night; the latest by default.")] = None,
+    home: Home = None,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page there.")] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Held-out prompts to answer before and after.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """What a night was: what it was taught, what the gate measured, answers before and after, what it cost."""
+    from ..evolve.report import report as gather
+    from ..evolve.report import side_by_side
+    from . import reporting
+
+    with assistant(home) as n:
+        found = gather(n.store, n.registry, cycle)
+        tolerance = n.settings.serving.parity_tolerance
+        compared = side_by_side(n.store, n.registry, n.engine, found.cycle, examples, tolerance) if examples else []
+    if html:
+        reporting.write_html(found, compared, html)
+        err.print(f"written: {html}", markup=False, highlight=False)
+    elif as_json:
+        show(reporting.to_json(found, compared), True, [])
+    else:
+        reporting.printed(found, compared, out)
+
+
+@app.command()
 def doctor(home: Home = None, as_json: AsJson = False) -> None:
     """Versions, settings, counts, and whether the base can be loaded."""
     from .doctor import examine

@@ -41,7 +41,10 @@ def run(home: Path | None, out: Console, err: Console) -> int:
         out.print(f"\n[bold]4  after the night[/]: {cycle.outcome}")
         _show_answers(out, before, _answers(nightschool))
         _audit(nightschool, out)
-    out.print(f"\nhome: {folder}\ngo on: nightschool chat --home {folder}", highlight=False)
+    out.print(
+        f"\nhome: {folder}\ngo on: nightschool chat --home {folder}, nightschool report --home {folder}",
+        highlight=False,
+    )
     return NIGHT_EXIT[cycle.outcome]
 
 

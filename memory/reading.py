@@ -90,6 +90,15 @@ def topics(session: Session, now: float, half_life_days: float) -> list[Topic]:
     return sorted(made, key=lambda topic: (-topic.recurrence, topic.id))
 
 
+def topic_labels(session: Session, interaction_ids: Iterable[str]) -> dict[str, str]:
+    """The label of the topic of each of these that is there and has one."""
+    labelled = select(InteractionRow.id, TopicRow.label).join(TopicRow, InteractionRow.topic_id == TopicRow.id)
+    found: dict[str, str] = {}
+    for some in chunks(list(interaction_ids)):
+        found |= {i: label for i, label in session.execute(labelled.where(InteractionRow.id.in_(some)))}
+    return found
+
+
 def counts(session: Session) -> dict[str, int]:
     sources: dict[str, type[Base] | Subquery] = {
         "users": select(InteractionRow.user_id).distinct().subquery(),

@@ -314,6 +314,11 @@ class MemoryStore:
         with self._database.reading() as session:
             return reading.topics(session, now, self.settings.dataset.half_life_days)
 
+    def topic_labels(self, interaction_ids: Iterable[str]) -> dict[str, str]:
+        """What each of these interactions was about; those without a topic or forgotten are missing."""
+        with self._database.reading() as session:
+            return reading.topic_labels(session, interaction_ids)
+
     def counts(self) -> dict[str, int]:
         with self._database.reading() as session:
             return reading.counts(session)

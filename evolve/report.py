@@ -1,0 +1,145 @@
+"""What one night was: what came in, what it taught, what the gate measured, what was left out, what it cost.
+
+Everything is read from what the night left behind, so a report can be made at any later time; what was forgotten since
+is missing from it. It holds no text of anybody: examples are answered anew when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..content import Message
+from ..memory.store import MemoryStore
+from ..serving.engine import Engine, Sampling
+from . import dataset
+from .registry import Registry, ensure_loaded
+from .types import Adapter, Cycle, Judged, Measure
+
+TAUGHT = ("examples", "pairs", "thumbs")
+
+
+@dataclass(frozen=True)
+class TaughtTopic:
+    label: str
+    share: float  # of the weight of all rows
+    rows: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    adapter_id: str
+    phase: str
+    rows: int
+    steps: int
+    seconds: float
+    peak_mb: int
+
+
+@dataclass(frozen=True)
+class Night:
+    """One point of the curve over nights: what the candidate reached, by measure."""
+
+    cycle_id: str
+    started_utc: float
+    outcome: str
+    measures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    cycle: Cycle
+    outcome: str
+    minutes: float | None
+    parts: Mapping[str, int]  # rows by part of the snapshot
+    topics: tuple[TaughtTopic, ...]
+    measures: tuple[Measure, ...]
+    reasons: tuple[str, ...]
+    excluded: tuple[tuple[str, int], ...]  # reason, interactions
+    phases: tuple[Phase, ...]
+    nights: tuple[Night, ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A held-out prompt, as the incumbent and the candidate answer it."""
+
+    prompt: tuple[Message, ...]
+    before: str
+    after: str
+
+
+def report(store: MemoryStore, registry: Registry, cycle_id: str | None = None) -> Report:
+    """Of the night `cycle_id`, or of the latest. NotFound if there is none."""
+    cycle = registry.cycle(cycle_id) if cycle_id else registry.latest_cycle()
+    rows = registry.snapshot_rows(cycle.snapshot_id) if cycle.snapshot_id else []
+    verdict = registry.verdict(cycle.candidate_id) if cycle.candidate_id else None
+    excluded = registry.excluded(cycle.snapshot_id) if cycle.snapshot_id else ()
+    return Report(
+        cycle=cycle,
+        outcome=cycle.outcome,
+        minutes=(cycle.finished_utc - cycle.started_utc) / 60 if cycle.finished_utc else None,
+        parts=dict(Counter(row["part"] for row in rows)),
+        topics=_topics(store, rows),
+        measures=verdict.measures if verdict else (),
+        reasons=verdict.reasons if verdict else (),
+        excluded=tuple((e.reason, len(e.interaction_ids)) for e in excluded),
+        phases=tuple(map(_phase, _trained(registry, cycle))),
+        nights=tuple(_night(registry, night) for night in registry.cycles() if night.started_utc <= cycle.started_utc),
+    )
+
+
+def _topics(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> tuple[TaughtTopic, ...]:
+    """What was taught about what, the weightiest first; a row belongs to the topic of its first turn."""
+    taught = [(row["interaction_ids"][0], float(row["weight"])) for row in rows if row["part"] in TAUGHT]
+    topic_of = store.topic_labels({interaction_id for interaction_id, _ in taught})
+    weights: dict[str, list[float]] = defaultdict(list)
+    for interaction_id, weight in taught:
+        weights[topic_of.get(interaction_id, "forgotten since")].append(weight)
+    total = sum(weight for _, weight in taught) or 1.0
+    made = (TaughtTopic(label, sum(found) / total, len(found)) for label, found in weights.items())
+    return tuple(sorted(made, key=lambda topic: (-topic.share, topic.label)))
+
+
+def _trained(registry: Registry, cycle: Cycle) -> list[Adapter]:
+    """Phase 1 and, where there was one, phase 2."""
+    if cycle.candidate_id is None:
+        return []
+    candidate = registry.adapter(cycle.candidate_id)
+    return [*([registry.adapter(candidate.parent_id)] if candidate.parent_id else []), candidate]
+
+
+def _phase(adapter: Adapter) -> Phase:
+    d = adapter.details
+    return Phase(adapter.id, adapter.phase, d["rows"], d["steps"], d["seconds"], d["peak_mb"])
+
+
+def _night(registry: Registry, cycle: Cycle) -> Night:
+    verdict = registry.verdict(cycle.candidate_id) if cycle.candidate_id else None
+    measures = {m.name: m.candidate for m in verdict.measures} if verdict else {}
+    return Night(cycle.id, cycle.started_utc, cycle.outcome, measures)
+
+
+def side_by_side(
+    store: MemoryStore, registry: Registry, engine: Engine, cycle: Cycle, count: int, tolerance: float
+) -> list[Compared]:
+    """`count` held-out prompts of that night, one a user or session, answered by the incumbent and by the candidate."""
+    if cycle.candidate_id is None or cycle.snapshot_id is None or not count:
+        return []
+    verdict = registry.verdict(cycle.candidate_id)
+    incumbent = verdict.incumbent_id if verdict else None
+    for adapter_id in filter(None, (incumbent, cycle.candidate_id)):
+        ensure_loaded(engine, registry.adapter(adapter_id), tolerance)
+    held_out = dataset.from_rows(store, registry.snapshot_rows(cycle.snapshot_id)).held_out
+    prompts = [row.prompt for row in _one_a_cluster(held_out)[:count]]
+    sampling = Sampling(max_tokens=48)
+    before, after = (
+        engine.generate(prompts, adapter=adapter, sampling=sampling) for adapter in (incumbent, cycle.candidate_id)
+    )
+    return [Compared(p, b, a) for p, b, a in zip(prompts, before, after, strict=True)]
+
+
+def _one_a_cluster(held_out: Sequence[Judged]) -> list[Judged]:
+    return list({row.cluster: row for row in held_out}.values())

@@ -1,0 +1,170 @@
+"""A night's report on the terminal, and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.resources import files
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import InputError
+from ..evolve.report import Compared, Report
+from ..evolve.types import Measure
+from .printing import when
+
+TOPICS = 12  # the rest are one line
+
+
+def to_json(report: Report, compared: Sequence[Compared]) -> dict[str, Any]:
+    return {**asdict(report), "examples": [asdict(c) for c in compared]}
+
+
+def printed(report: Report, compared: Sequence[Compared], out: Console) -> None:
+    for line in summary(report):
+        out.print(line, markup=False, highlight=False)
+    _table(
+        out,
+        "taught",
+        ("topic", "share of the weight", "rows"),
+        [(t.label, f"{t.share:.1%}", t.rows) for t in topics(report)],
+    )
+    _table(out, "measured on people it never saw", MEASURE_HEAD, [measure_row(m) for m in report.measures])
+    _table(out, "left out", ("why", "turns"), report.excluded)
+    _table(out, "cost", ("phase", "rows", "steps", "seconds", "peak MB"), phase_rows(report))
+    _table(out, "over the nights", night_head(report), night_rows(report))
+    _table(out, "held-out prompts", ("prompt", "before", "after"), [(last(c), c.before, c.after) for c in compared])
+
+
+def _table(out: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    if rows:
+        table = Table(*head, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*map(str, row))
+        out.print(table)
+
+
+# -- the same for both ---
+
+MEASURE_HEAD = ("measure", "before", "after", "change", "95 % interval", "rule", "")
+
+
+def summary(report: Report) -> list[str]:
+    cycle = report.cycle
+    parts = ", ".join(f"{n} {part.replace('_', ' ')}" for part, n in report.parts.items()) or "nothing"
+    lines = [f"night {cycle.id} of {when(cycle.started_utc)}: {report.outcome}", f"came in: {parts}"]
+    if report.minutes is not None:
+        lines.append(f"took {report.minutes:.1f} minutes")
+    if cycle.error:
+        lines.append(f"failed: {cycle.error}")
+    return lines
+
+
+def topics(report: Report) -> Sequence[Any]:
+    from ..evolve.report import TaughtTopic
+
+    head, rest = report.topics[:TOPICS], report.topics[TOPICS:]
+    if not rest:
+        return head
+    return [*head, TaughtTopic(f"{len(rest)} more", sum(t.share for t in rest), sum(t.rows for t in rest))]
+
+
+def measure_row(m: Measure) -> tuple[str, ...]:
+    numbers = (f"{m.incumbent:.3f}", f"{m.candidate:.3f}", f"{m.change:+.3f}", f"[{m.low:+.3f}, {m.high:+.3f}]")
+    return (m.name, *numbers, m.rule, "passed" if m.passed else "FAILED")
+
+
+def phase_rows(report: Report) -> list[tuple[Any, ...]]:
+    return [(p.phase, p.rows, p.steps, round(p.seconds), p.peak_mb) for p in report.phases]
+
+
+def night_head(report: Report) -> tuple[str, ...]:
+    return ("night", "outcome", *(m.name for m in report.measures))
+
+
+def night_rows(report: Report) -> list[tuple[str, ...]]:
+    names = [m.name for m in report.measures]
+    return [
+        (when(n.started_utc), n.outcome, *(f"{n.measures[k]:.3f}" if k in n.measures else "" for k in names))
+        for n in report.nights
+    ]
+
+
+def last(compared: Compared) -> str:
+    return compared.prompt[-1]["content"]
+
+
+# -- HTML ---
+
+
+def write_html(report: Report, compared: Sequence[Compared], path: Path) -> None:
+    """One file without a script or a link; every text in it is escaped."""
+    from jinja2 import Environment
+
+    template = files("nightschool.interfaces").joinpath("report.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True).from_string(template)
+    values = {
+        "report": report,
+        "summary": summary(report),
+        "topics": topics(report),
+        "measure_head": MEASURE_HEAD,
+        "measures": [measure_row(m) for m in report.measures],
+        "phases": phase_rows(report),
+        "night_head": night_head(report),
+        "nights": night_rows(report),
+        "compared": [(last(c), c.before, c.after) for c in compared],
+        "pictures": pictures(report),
+    }
+    path.write_text(page.render(**values), encoding="utf-8")
+
+
+def pictures(report: Report) -> list[str]:
+    """SVG: each measure's change with its interval, and each measure over the nights."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise InputError(f"pictures need {error.name}; run `pip install 'nightschool[report]'`") from error
+    matplotlib.use("svg")
+    drawn = [_intervals(report.measures)] if report.measures else []
+    if sum(bool(night.measures) for night in report.nights) > 1:
+        drawn.append(_curve(report))
+    return drawn
+
+
+def _intervals(measures: Sequence[Measure]) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.6 + 0.45 * len(measures)), layout="constrained")
+    axes = figure.subplots()
+    for at, m in enumerate(reversed(measures)):
+        colour = "tab:green" if m.passed else "tab:red"
+        axes.plot([m.low, m.high], [at, at], color=colour, linewidth=3, alpha=0.5)
+        axes.plot([m.change], [at], marker="o", color=colour)
+    axes.axvline(0, color="grey", linewidth=1)
+    axes.set_yticks(range(len(measures)), [m.name for m in reversed(measures)])
+    axes.set_xlabel("change against the incumbent, with its interval")
+    return _svg(figure)
+
+
+def _curve(report: Report) -> str:
+    from matplotlib.figure import Figure
+
+    names = [m.name for m in report.measures if m.name != "gain"]
+    figure = Figure(figsize=(7, 1.6 * len(names)), layout="constrained")
+    for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+        nights = [n for n in report.nights if name in n.measures]
+        days = [datetime.fromtimestamp(n.started_utc, UTC) for n in nights]
+        axes.plot(days, [n.measures[name] for n in nights], marker="o")
+        axes.set_ylabel(name)
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
+    written = StringIO()
+    figure.savefig(written, format="svg", metadata={"Date": None})
+    return written.getvalue().split("?>", 1)[-1].split('.dtd">', 1)[-1]

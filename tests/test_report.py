@@ -1,0 +1,141 @@
+"""What a night was: read back from what it left, printed, and written as one page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from nightschool.content import Message
+from nightschool.errors import NotFound
+from nightschool.evolve import dataset
+from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.report import Report, report, side_by_side
+from nightschool.evolve.types import Cycle, Measure, Verdict
+from nightschool.interfaces.reporting import printed as print_report
+from nightschool.interfaces.reporting import to_json, write_html
+from nightschool.memory.store import MemoryStore
+from rich.console import Console
+
+MEASURES = (
+    Measure("learnt_preference", 0.5, 0.7, 0.2, 0.1, 0.3, True, "interval above .5"),
+    Measure("probe_nll", 4.0, 4.4, 0.1, 0.05, 0.15, False, "at most 5% above the base"),
+)
+
+
+class NamingEngine:
+    """Says which adapter it answers with."""
+
+    base_id = "base"
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+
+    def adapters(self) -> list[str]:
+        return self.loaded
+
+    def load(self, adapter_id: str, path: Path) -> None:
+        self.loaded.append(adapter_id)
+
+    def generate(
+        self, prompts: Sequence[Sequence[Message]], *, adapter: str | None = None, sampling: object = None
+    ) -> list[str]:
+        return [f"<b>{adapter or 'base'}</b>" for _ in prompts]
+
+
+@pytest.fixture
+def registry(quick_store: MemoryStore) -> Iterator[Registry]:
+    return Registry(quick_store.sql, quick_store.settings.home / "adapters", quick_store.clock)
+
+
+@pytest.fixture
+def night(quick_store: MemoryStore, registry: Registry) -> Cycle:
+    """A night that was rejected, on ten rated turns of ten users."""
+    for i in range(10):
+        turn: list[Message] = [{"role": "user", "content": f"<i>wheel</i> number {i}"}]
+        made = quick_store.record(turn, f"answer {i}", user_id=f"user {i}", session_id="s")
+        quick_store.rate(made.id, rating=1 if i % 2 else -1)
+    return rejected(quick_store, registry)
+
+
+def rejected(store: MemoryStore, registry: Registry) -> Cycle:
+    cycle_id = registry.open_cycle()
+    snapshot = dataset.freeze(store, store.settings, now=store.clock())
+    registry.add_snapshot(snapshot, dataset.to_rows(snapshot))
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(b"weights")
+    cost = {"rows": 5, "steps": 3, "seconds": 1.5, "peak_mb": 700}
+    facts = {"base_id": "base", "snapshot_id": snapshot.id, "parent_id": None, "details": cost}
+    adapter = seal(folder, phase="sft", created_utc=1.0, **facts)
+    registry.add(adapter)
+    registry.add_verdict(Verdict(adapter.id, None, snapshot.id, False, MEASURES, ("drifted",)))
+    ids = {"snapshot_id": snapshot.id, "candidate_id": adapter.id}
+    registry.update_cycle(cycle_id, finished_utc=store.clock() + 120, **ids)
+    return registry.cycle(cycle_id)
+
+
+def test_report_says_what_came_in_what_was_taught_and_what_it_cost(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    found = report(quick_store, registry)
+    assert (found.cycle, found.outcome, found.minutes) == (night, "rejected", 2.0)
+    assert found.parts["held_out"] > 0 and found.parts["examples"] > 0
+    assert sum(topic.share for topic in found.topics) == pytest.approx(1.0)
+    assert sum(topic.rows for topic in found.topics) == sum(n for part, n in found.parts.items() if part != "held_out")
+    assert found.measures == MEASURES
+    assert [(p.phase, p.rows, p.steps, p.peak_mb) for p in found.phases] == [("sft", 5, 3, 700)]
+
+
+def test_curve_has_every_night_up_to_this_one(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
+    quick_store.clock.now += 86_400
+    later = rejected(quick_store, registry)
+    assert [n.cycle_id for n in report(quick_store, registry, later.id).nights] == [night.id, later.id]
+    assert [n.cycle_id for n in report(quick_store, registry, night.id).nights] == [night.id]
+
+
+def test_what_was_forgotten_since_is_named_so(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
+    assert "forgotten since" not in {topic.label for topic in report(quick_store, registry).topics}
+    with quick_store.sql.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM feedback")
+        connection.exec_driver_sql("DELETE FROM interactions")
+    assert [topic.label for topic in report(quick_store, registry).topics] == ["forgotten since"]
+
+
+def test_examples_are_answered_by_both(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
+    found = side_by_side(quick_store, registry, NamingEngine(), night, 2, 0.1)
+    assert [(c.before, c.after) for c in found] == [("<b>base</b>", f"<b>{night.candidate_id}</b>")] * len(found)
+    assert 1 <= len(found) <= 2
+    assert side_by_side(quick_store, registry, NamingEngine(), night, 0, 0.1) == []
+
+
+def test_terminal_shows_failures_and_costs(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
+    written = StringIO()
+    print_report(report(quick_store, registry), [], Console(file=written, width=200))
+    text = written.getvalue()
+    assert "rejected" in text and "FAILED" in text and "[+0.100, +0.300]" in text and "700" in text
+
+
+def test_page_stands_alone_and_escapes_what_people_wrote(
+    quick_store: MemoryStore, registry: Registry, night: Cycle, tmp_path: Path
+) -> None:
+    quick_store.clock.now += 86_400
+    found = report(quick_store, registry, rejected(quick_store, registry).id)
+    compared = side_by_side(quick_store, registry, NamingEngine(), found.cycle, 3, 0.1)
+    write_html(found, compared, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2 and "&lt;i&gt;wheel" in page and "<i>wheel" not in page and "<b>base" not in page
+    assert not re.search(r"<script|<link|src=|href=\"http", page)
+
+
+def test_json_holds_all_of_it(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
+    found: Report = report(quick_store, registry)
+    assert set(to_json(found, [])) == {*vars(found), "examples"}
+
+
+def test_no_night_and_an_unknown_night_are_clear_errors(quick_store: MemoryStore, registry: Registry) -> None:
+    with pytest.raises(NotFound, match="run `nightschool night`"):
+        report(quick_store, registry)
+    with pytest.raises(NotFound, match="no cycle abc"):
+        report(quick_store, registry, "abc")
