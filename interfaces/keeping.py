@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,10 +34,46 @@ def memory_verify(home: Home = None, as_json: AsJson = False) -> None:
 
 @memory.command()
 def rebuild(home: Home = None) -> None:
-    """Drop the vector and full-text index and make it again from SQL."""
-    with assistant(home) as nightschool, err.status("embedding"):
-        count = nightschool.store.rebuild_index()
+    """Make the vector and full-text index again from SQL, also with another embedder. Goes on where it stopped."""
+    with assistant(home) as nightschool, err.status("embedding") as status:
+        count = nightschool.store.rebuild_index(lambda n: status.update(f"{n} memories embedded"))
     out.print(f"{count} memories indexed")
+
+
+@memory.command()
+def compact(home: Home = None, as_json: AsJson = False) -> None:
+    """Give back the space of what is gone, and make recall quick again."""
+    with assistant(home) as nightschool:
+        before, after = nightschool.store.compact()
+    show({"before": before, "after": after}, as_json, [f"{before / 1e6:.1f} MB before, {after / 1e6:.1f} MB now"])
+
+
+@memory.command()
+def export(file: Annotated[Path | None, typer.Argument()] = None, home: Home = None, as_json: AsJson = False) -> None:
+    """Every fact as lines of JSON (docs/export.md), by default into the home, where forgetting reaches it."""
+    with assistant(home) as nightschool:
+        path, lines = nightschool.store.export(file)
+    show({"file": str(path), "lines": lines}, as_json, [f"{path}: {_counted(lines)}"])
+
+
+@memory.command("import")
+def import_(file: Path, home: Home = None, as_json: AsJson = False) -> None:
+    """Bring an export in. Twice changes nothing; what was forgotten here stays out. Exits 1 if a line was refused."""
+    if not file.is_file():
+        raise InputError(f"no such file: {file}")
+    with assistant(home) as nightschool:
+        report = nightschool.store.restore(file)
+    lines = [f"new: {_counted(report.new)}", f"known: {_counted(report.known)}"]
+    lines += [f"forgotten before: {report.forgotten} lines left out"] if report.forgotten else []
+    lines += [f"{file}:{number}: {reason}" for number, reason in report.errors.items()]
+    value = {"new": report.new, "known": report.known, "forgotten": report.forgotten, "errors": report.errors}
+    show(value, as_json, lines)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def _counted(lines: Counter[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in lines.items()) or "nothing"
 
 
 def forget(

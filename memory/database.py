@@ -46,6 +46,14 @@ class Database:
             yield session
 
     @contextmanager
+    def moment(self) -> Iterator[Session]:
+        """Reading in which everything is as it was at the first statement, whoever writes meanwhile."""
+        postgres = self.sql.dialect.name == "postgresql"  # SQLite reads a moment anyway
+        engine = self.sql.execution_options(isolation_level="REPEATABLE READ") if postgres else self.sql
+        with self._translated("read"), Session(engine) as session:
+            yield session
+
+    @contextmanager
     def writing(self) -> Iterator[Session]:
         """One transaction, alone among writers; rolled back whole if anything in it fails."""
         with self._translated("write"), Session(self._writer) as session, session.begin():

@@ -1,15 +1,69 @@
 """The store as lines of JSON that any tool can read, see docs/export.md.
 
-The invariant: an export is one moment of the store, and appears under its name only when it is whole.
+The invariant: an export is one moment of the store, and appears under its name only when it is whole. What is derived
+(the index, the memories of turns, centroids of topics) is left out, and so is what was learnt: snapshots and adapters.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from .reading import PLACE
+from .rows import ROWS_A_PAGE
+from .tables import FeedbackRow, InteractionRow, MemoryRow, TombstoneRow, TopicRow
+from .tombstones import salt_of
 
 EXPORTS = "exports"  # the folder in the home whose files are ours to erase
+VERSION = 1
+INTERACTION = ("id", "user_id", "agent_id", "session_id", "position", "turn", "reply")
+ANSWERED = ("adapter_id", "memory_ids", "topic_id", "created_utc")
+FEEDBACK = ("id", "interaction_id", "rating", "correction", "comment", "created_utc")
+NOTE = ("id", "user_id", "agent_id", "session_id", "text", "source_ids", "shared", "created_utc")
 
 
 def exports_in(home: Path) -> tuple[str, ...]:
     """The exports that we wrote into the home, and what a crash left of one, by path from the home."""
     return tuple(sorted(str(p.relative_to(home)) for p in (home / EXPORTS).glob("*") if p.is_file()))
+
+
+def write_export(session: Session, path: Path, now: float) -> Counter[str]:
+    """Write the whole store to `path`, readable by its owner only, and say how many lines of each type it has."""
+    written: Counter[str] = Counter()
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        for kind, values in _records(session, now):
+            file.write(json.dumps({"type": kind, **values}, allow_nan=False) + "\n")
+            written[kind] += 1
+        file.write(json.dumps({"type": "end", "lines": written.total() + 1}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return written
+
+
+def _records(session: Session, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every fact, in an order in which nothing refers to what comes later."""
+    yield "nightschool", {"version": VERSION, "created_utc": now, "salt": salt_of(session)}
+    by_id = TopicRow.created_utc, TopicRow.id
+    for topic in session.scalars(select(TopicRow).order_by(*by_id).execution_options(yield_per=ROWS_A_PAGE)):
+        yield "topic", {"id": topic.id, "label": topic.label, "created_utc": topic.created_utc}
+    for kind, row, names, order in (
+        ("interaction", InteractionRow, (*INTERACTION, *ANSWERED), PLACE),
+        ("feedback", FeedbackRow, FEEDBACK, (FeedbackRow.created_utc, FeedbackRow.id)),
+    ):
+        for found in session.scalars(select(row).order_by(*order).execution_options(yield_per=ROWS_A_PAGE)):
+            yield kind, {name: getattr(found, name) for name in names}
+    notes = select(MemoryRow).where(MemoryRow.kind == "note").order_by(MemoryRow.created_utc, MemoryRow.id)
+    for note in session.scalars(notes.execution_options(yield_per=ROWS_A_PAGE)):
+        yield "note", {name: getattr(note, name) for name in NOTE}
+    for key in session.scalars(select(TombstoneRow.key).order_by(TombstoneRow.key)):
+        yield "tombstone", {"key": key}

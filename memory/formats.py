@@ -36,6 +36,8 @@ def conversation_of(record: object, now: float) -> Conversation | None:
     for key in ("messages", "conversations"):
         if key in record:
             return _from_chat(record, key, now)
+    if record.get("type") == "nightschool":
+        raise InputError("this is an export of nightschool; run `nightschool memory import` on the file")
     raise InputError("the record has none of messages (OpenAI), conversations (ShareGPT), mapping (ChatGPT export)")
 
 

@@ -6,20 +6,23 @@ The invariant: a memory is marked as indexed only after the index holds it, so a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, select, text, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 
+from ..errors import StoreError
 from .conversations import request_of, turn_memory_id
 from .database import Database
 from .embed import Embedder
+from .reading import in_pages
 from .rows import IDS_A_QUERY, chunks, to_interaction, to_memory, turn_memory
-from .tables import InteractionRow, MemoryRow
+from .tables import InteractionRow, MemoryRow, StateRow
 from .types import Interaction, Memory
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float32]
 
+REBUILD = "rebuild"  # the name of the state that a rebuild under way leaves: with which embedder
 PENDING = text("NOT memories.indexed")  # in these words, so that SQLite uses its partial index
 
 
@@ -43,6 +47,12 @@ class Indexing:
             return self._index
         with self._lock:
             if self._index is None:
+                with self._database.reading() as session:
+                    if _rebuilding(session) is not None:
+                        raise StoreError(
+                            f"{self._url}: the index is being made anew, or that was interrupted; run"
+                            " `nightschool memory rebuild`, which goes on where it stopped"
+                        )
                 index = self._unopened()
                 index.count()  # a StoreError here if it was made by another embedder
                 self._index = index
@@ -65,19 +75,17 @@ class Indexing:
         self.index.delete([turn_memory_id(i) for i in replaced])
         self._add([turn_memory(i) for i in asked], [vectors[i.text] for i in asked])
 
-    def pending(self, sums: dict[str, Vector] | None = None) -> int:
-        """Index all that is not indexed and say how many; add the vectors of turns to `sums` by topic."""
+    def pending(self, progress: Callable[[int], None] | None = None) -> int:
+        """Index all that is not indexed and say how many; `progress` is told so on the way."""
         done = 0
         with self._lock:
             _ = self.index
             while waiting := self._waiting():
-                vectors = self._embedder.embed([request for _, request, _ in waiting])
-                for (_, _, topic_id), vector in zip(waiting, vectors, strict=True):
-                    if sums is not None and topic_id is not None:
-                        sums[topic_id] = sums.get(topic_id, np.zeros_like(vector)) + vector
-                memories = [memory for memory, _, _ in waiting]
-                self._add(memories, list(vectors), afresh=True)
+                vectors = self._embedder.embed([request for _, request in waiting])
+                self._add([memory for memory, _ in waiting], list(vectors), afresh=True)
                 done += len(waiting)
+                if progress is not None:
+                    progress(done)
         return done
 
     def own_vectors(self, interactions: Iterable[Interaction]) -> dict[str, Vector]:
@@ -97,15 +105,42 @@ class Indexing:
             index.delete(set(index.ids()) - set(session.scalars(select(MemoryRow.id))))
             index.erase()
 
-    def rebuild(self, sums: dict[str, Vector]) -> int:
+    def rebuild(self, progress: Callable[[int], None]) -> int:
+        """Make the index anew, or go on with that where it was interrupted; `progress` is told how many are done."""
         with self._lock:
-            with self._database.writing() as session:
-                session.execute(update(MemoryRow).values(indexed=False))
+            resumed = self._begin_rebuild()
             self._index = self._unopened()
-            self._index.drop()
-            done = self.pending(sums)
+            if not (resumed and self._index.is_ours()):
+                self._index.drop()
+            done = self.pending(progress)
+            self.reconcile()
             self._index.optimize()
             return done
+
+    def end_rebuild(self, session: Session) -> None:
+        session.execute(delete(StateRow).where(StateRow.name == REBUILD))
+
+    def _begin_rebuild(self) -> bool:
+        """Whether one with this embedder is under way; if not, nothing is indexed any more."""
+        wanted = f"{self._embedder.name} ({self._embedder.dimension})"
+        with self._database.writing() as session:
+            if _rebuilding(session) == wanted:
+                return True
+            session.merge(StateRow(name=REBUILD, value=wanted))
+            session.execute(update(MemoryRow).values(indexed=False))
+            return False
+
+    def topic_sums(self, topics: Collection[str] | None = None) -> dict[str, Vector]:
+        """The sum of the vectors of the turns of each topic, or of each of `topics`."""
+        sums: dict[str, Vector] = {}
+        turns = (i for i in in_pages(self._database) if i.topic_id and request_of(i.turn))
+        wanted = (i for i in turns if topics is None or i.topic_id in topics)
+        while some := list(islice(wanted, IDS_A_QUERY)):
+            vectors = self.own_vectors(some)
+            for interaction in some:
+                topic_id, vector = str(interaction.topic_id), vectors[interaction.id]
+                sums[topic_id] = sums[topic_id] + vector if topic_id in sums else vector
+        return sums
 
     def reconcile(self) -> None:
         """Where the counts differ: index again what is lost or doubled, erase what SQL does not know."""
@@ -127,16 +162,15 @@ class Indexing:
 
         return VectorIndex(self._url, self._embedder.dimension, self._embedder.name)
 
-    def _waiting(self) -> list[tuple[Memory, str, str | None]]:
-        """Some memories that are not indexed, each with the text that is its vector and the topic of its turn."""
+    def _waiting(self) -> list[tuple[Memory, str]]:
+        """Some memories that are not indexed, each with the text that is its vector."""
         with self._database.reading() as session:
             rows = session.scalars(select(MemoryRow).where(PENDING).order_by(MemoryRow.id).limit(IDS_A_QUERY))
             memories = [to_memory(row) for row in rows]
             sources = [memory.source_ids[0] for memory in memories if memory.kind == "turn"]
             found = session.scalars(select(InteractionRow).where(InteractionRow.id.in_(sources)))
             asked = {row.id: to_interaction(row) for row in found}
-        turns = [asked[memory.source_ids[0]] if memory.kind == "turn" else None for memory in memories]
-        return [(m, t.text if t else m.text, t.topic_id if t else None) for m, t in zip(memories, turns, strict=True)]
+        return [(m, asked[m.source_ids[0]].text if m.kind == "turn" else m.text) for m in memories]
 
     def _add(self, memories: Sequence[Memory], vectors: Sequence[Vector], *, afresh: bool = False) -> None:
         from .vectors import IndexRow
@@ -160,3 +194,7 @@ class Indexing:
     def _mark(self, session: Session, ids: Sequence[str], *, indexed: bool) -> None:
         for some in chunks(ids):
             session.execute(update(MemoryRow).where(MemoryRow.id.in_(some)).values(indexed=indexed))
+
+
+def _rebuilding(session: Session) -> str | None:
+    return session.scalars(select(StateRow.value).where(StateRow.name == REBUILD)).first()

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from threading import RLock
 
 import numpy as np
@@ -44,10 +47,11 @@ from .conversations import (
 )
 from .database import Database
 from .embed import Embedder, MiniLM
-from .exporting import exports_in
+from .exporting import EXPORTS, exports_in, write_export
 from .forgetting import checked_selection, confirmed, erase_rows, finish, inherit_again, targets, unfinished
 from .indexing import Indexing
 from .ranking import Candidate, rank
+from .restoring import Restored, Restoring, batches
 from .rows import from_memory, from_review, to_feedback, to_interaction, to_memory
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
@@ -378,15 +382,47 @@ class MemoryStore:
         with self._writing() as session:
             finish(session, receipts, self.clock())
 
-    def rebuild_index(self) -> int:
-        """Drop the index and make it again from SQL, also with another embedder than before."""
-        sums: dict[str, Vector] = {}
+    def rebuild_index(self, progress: Callable[[int], None] | None = None) -> int:
+        """Drop the index and make it again from SQL, also with another embedder; goes on where it was interrupted.
+
+        Returns how many memories this call indexed; `progress` is told so on the way.
+        """
         with self._lock:
-            count = self._indexing.rebuild(sums)
+            count = self._indexing.rebuild(progress or (lambda _: None))
             with self._writing() as session:
-                recentre(session, sums)
+                recentre(session, self._indexing.topic_sums())
+                self._indexing.end_rebuild(session)
             self._topics.reload()
+            self._erase_bytes()
         return count
+
+    def compact(self) -> tuple[int, int]:
+        """Give back the space of what is gone, and make recall quick again: bytes of the home before and after."""
+        before = _size(self.settings.home)
+        self._indexing.erase()
+        self._database.compact()
+        return before, _size(self.settings.home)
+
+    def export(self, path: Path | None = None) -> tuple[Path, Counter[str]]:
+        """Write every fact as lines of JSON, into the home by default: the file, and how many lines of each type."""
+        now = self.clock()
+        to = path or self.settings.home / EXPORTS / f"memory-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}.jsonl"
+        with self._database.moment() as session:
+            return to, write_export(session, to, now)
+
+    def restore(self, path: Path) -> Restored:
+        """Bring an export in. What is held already is known again, and what was forgotten here stays out."""
+        restoring = Restoring(self.embedder.dimension)
+        _ = self._indexing.index  # a StoreError here comes before anything is written
+        for lines in batches(path):
+            with self._writing() as session:
+                restoring.batch(session, lines)
+        self._indexing.pending()
+        with self._writing() as session:
+            recentre(session, self._indexing.topic_sums(restoring.report.topics))
+            restoring.finish(session)
+        self._topics.reload()
+        return restoring.report
 
     def verify(self) -> list[str]:
         """What disagrees: ids that do not re-derive, references to nothing, SQL and index apart. Empty is sound."""
@@ -434,3 +470,7 @@ class MemoryStore:
             rows = rows.where(InteractionRow.position < before)
         with self._database.reading() as session:
             return [to_interaction(row) for row in session.scalars(rows)]
+
+
+def _size(home: Path) -> int:
+    return sum(path.stat().st_size for path in home.rglob("*") if path.is_file())

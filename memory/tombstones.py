@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from ..content import canonical_json
@@ -27,17 +27,30 @@ from .types import Interaction
 SALT = "salt"
 
 
+def salt_of(session: Session) -> str:
+    return session.scalars(select(StateRow.value).where(StateRow.name == SALT)).one()
+
+
 class Tombstones:
     """The tombstones of one store, in the caller's transaction."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._salt = bytes.fromhex(session.scalars(select(StateRow.value).where(StateRow.name == SALT)).one())
+        self._salt = bytes.fromhex(salt_of(session))
 
     def add(self, interactions: Iterable[Interaction], note_ids: Iterable[str]) -> None:
-        keys = {key for i in interactions for key in self._keys(i)} | set(map(self._key, note_ids))
+        self.add_keys({key for i in interactions for key in self._keys(i)} | set(map(self._key, note_ids)))
+
+    def add_keys(self, keys: set[str]) -> None:
         if new := sorted(keys - self._held(keys)):
             self._session.execute(insert(TombstoneRow), [{"key": key} for key in new])
+
+    def adopt(self, salt: str) -> bool:
+        """Take over another store's salt, so that its tombstones mean something here; not if there are some already."""
+        if salt != self._salt.hex() and self._none():
+            self._session.execute(update(StateRow).where(StateRow.name == SALT).values(value=salt))
+            self._salt = bytes.fromhex(salt)
+        return salt == self._salt.hex()
 
     def lift(self, interactions: Iterable[Interaction], note_ids: Iterable[str]) -> None:
         if self._none():

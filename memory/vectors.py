@@ -156,6 +156,14 @@ class VectorIndex:
             self._make_indexes()
         return self._table
 
+    def is_ours(self) -> bool:
+        """Whether the table is of this embedder, or not made yet."""
+        try:
+            self.count()
+        except StoreError:
+            return False
+        return True
+
     def _check_embedder(self, metadata: dict[bytes, bytes]) -> None:
         held = (metadata.get(b"embedder", b"?").decode(), metadata.get(b"dimension", b"?").decode())
         if held != (self.embedder_name, str(self.dimension)):

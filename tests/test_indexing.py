@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from nightschool.errors import StoreError
-from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.vectors import VectorIndex
 
@@ -150,26 +149,61 @@ def test_topics_of_another_embedder_are_refused_too(settings, hash_embedder, mak
         assert store.verify() == []
 
 
-def test_rebuilding_that_was_interrupted_goes_on_at_the_next_opening(settings, hash_embedder, monkeypatch):
+def test_rebuilding_that_was_interrupted_says_so_and_goes_on_where_it_stopped(
+    settings, hash_embedder, make_embedder, monkeypatch
+):
+    monkeypatch.setattr("nightschool.memory.indexing.IDS_A_QUERY", 2)
     with opened(settings, hash_embedder) as store:
         for n in range(5):
             said(store, f"zebra {n}")
-        monkeypatch.setattr("nightschool.memory.indexing.IDS_A_QUERY", 2)
-        add, added = Indexing._add, []
+        owner = next(store.interactions())
+    other, told = make_embedder(32, "other"), []
 
-        def fail_the_second_time(self, memories, vectors, **how):
-            if added:
-                raise StoreError("interrupted")
-            added.append(memories)
-            add(self, memories, vectors, **how)
+    def interrupted(done: int) -> None:
+        told.append(done)
+        if done >= 4:
+            raise KeyboardInterrupt
 
-        monkeypatch.setattr(Indexing, "_add", fail_the_second_time)
-        with pytest.raises(StoreError, match="interrupted"):
-            store.rebuild_index()
-        monkeypatch.undo()
-    with opened(settings, hash_embedder) as store:
-        assert len(recalled(store)) == 5
+    with opened(settings, other) as store, pytest.raises(KeyboardInterrupt):
+        store.rebuild_index(interrupted)
+    with opened(settings, make_embedder(32, "other")) as store:
+        for attempt in (lambda: store.recall("zebra", user_id="ann"), lambda: said(store, "lost?")):
+            with pytest.raises(StoreError, match="or that was interrupted; run `nightschool memory rebuild`"):
+                attempt()
+        assert any("interrupted" in line for line in store.verify())
+        assert store.rebuild_index() == 1
+        assert len(store.embedder.embedded) == 1
         assert store.verify() == []
+        assert len(recalled(store)) == 5
+        assert said(store, "zebra 0", session="t").topic_id == owner.topic_id
+    assert told == [2, 4]
+
+
+def test_rebuilding_that_another_embedder_interrupted_begins_anew(settings, hash_embedder, make_embedder, monkeypatch):
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with opened(settings, hash_embedder) as store:
+        said(store, "zebra")
+    with opened(settings, make_embedder(32, "other")) as store:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("nightschool.memory.vectors.VectorIndex.drop", interrupted)
+            store.rebuild_index()
+        assert store.rebuild_index() == 1  # the table of the embedder before is still there
+    with opened(settings, hash_embedder) as store:
+        assert store.rebuild_index() == 1
+        assert store.verify() == []
+
+
+def test_two_processes_that_index_the_same_memory_index_it_once(settings, hash_embedder):
+    with opened(settings, hash_embedder) as one, opened(settings, hash_embedder) as two:
+        said(one, "warm up")
+        said(two, "warm up", session="t")
+        written = one._indexing.written
+        one._indexing.written = lambda *given: (two._indexing.pending(), written(*given))
+        said(one, "zebra")
+        assert sorted(set(one._indexing.index.ids())) == sorted(one._indexing.index.ids())
+        assert one.verify() == []
 
 
 def test_opening_a_store_loads_neither_torch_nor_lancedb(tmp_path):

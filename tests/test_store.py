@@ -559,8 +559,14 @@ def test_everything_works_on_postgresql_by_url_alone(tmp_path, hash_embedder, cl
             assert sorted(topic.sessions for topic in store.topics(clock.now)) == [1, 1, 2]
             assert store.verify() == []
             assert store.rebuild_index() == 5
+            path, _ = store.export()
+            carried = path.rename(tmp_path / "mine.jsonl")
+            assert store.restore(carried).known["interaction"] == 4
+            store.compact()
             receipt = store.forget_apply(store.forget(user_id="ann"))
             assert (receipt.interactions, receipt.memories, receipt.feedback) == (2, 3, 2)
+            assert store.restore(carried).forgotten == 5
+            assert store.counts()["interactions"] == 2
             assert store.verify() == []
             assert not (tmp_path / "nightschool.db").exists()
 

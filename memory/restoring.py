@@ -1,0 +1,252 @@
+"""An export back into a store, in batches, each one transaction.
+
+The invariant: a line goes in as it was written or is reported with its number. What is held is known again, what was
+forgotten here stays out, and what contradicts its own id or the rows that are held is refused; so bringing the same
+export in twice, or again after a crash, gives what bringing it in once gives.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import delete, insert, update
+from sqlalchemy.orm import Session
+
+from ..errors import InputError
+from .conversations import (
+    Owner,
+    Review,
+    checked_messages,
+    checked_owner,
+    checked_review,
+    checked_text,
+    checked_time,
+    feedback_id,
+    interaction_id,
+    note_id,
+    request_of,
+)
+from .exporting import FEEDBACK, VERSION
+from .forgetting import inherit_again
+from .reading import of_session, owner_of
+from .rows import ROWS_A_PAGE, from_interaction, from_memory, turn_memory
+from .tables import FeedbackRow, InteractionRow, MemoryRow, TopicRow
+from .tombstones import Tombstones
+from .types import Interaction, Memory
+
+FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "nightschool": {"version": int, "salt": str},
+    "topic": {"id": str, "label": str, "created_utc": (int, float)},
+    "interaction": {
+        **dict.fromkeys(("id", "user_id", "agent_id", "session_id", "reply"), str),
+        **{"position": int, "turn": list, "adapter_id": (str, type(None)), "topic_id": (str, type(None))},
+        **{"memory_ids": list, "created_utc": (int, float)},
+    },
+    "feedback": {"id": str, "interaction_id": str, "created_utc": (int, float)},
+    "note": {
+        **dict.fromkeys(("id", "user_id", "agent_id", "session_id", "text"), str),
+        **{"source_ids": list, "shared": bool, "created_utc": (int, float)},
+    },
+    "tombstone": {"key": str},
+    "end": {"lines": int},
+}
+
+
+@dataclass
+class Restored:
+    """What bringing an export in did, by type of line; `errors` by number of line."""
+
+    new: Counter[str] = field(default_factory=Counter)
+    known: Counter[str] = field(default_factory=Counter)
+    forgotten: int = 0  # lines left out, since they were forgotten here
+    errors: dict[int, str] = field(default_factory=dict)
+    topics: set[str] = field(default_factory=set)  # whose centroids have to be made again
+
+
+class Restoring:
+    """One run over one file; `batch` takes some lines in the caller's transaction."""
+
+    def __init__(self, dimension: int) -> None:
+        self.report = Restored()
+        self._centroid = np.zeros(dimension, dtype=np.float32).tobytes()
+        self._left_out: set[str] = set()  # interactions that were forgotten here
+        self._foreign = False  # the tombstones of the file have another salt
+        self._ended = False
+        self._lines = 0
+
+    def batch(self, session: Session, lines: Sequence[bytes]) -> None:
+        tombstones = Tombstones(session)
+        grown: Counter[str] = Counter()
+        wordless: set[Owner] = set()
+        for line in lines:
+            self._lines += 1
+            try:
+                kind, values = _parsed(line)
+                self._take(session, tombstones, kind, values, grown, wordless)
+            except InputError as error:
+                self.report.errors[self._lines] = str(error)
+        for topic_id, more in grown.items():
+            session.execute(update(TopicRow).where(TopicRow.id == topic_id).values(size=TopicRow.size + more))
+        for owner in sorted(wordless):
+            inherit_again(session, owner)
+
+    def finish(self, session: Session) -> None:
+        """Drop topics that stayed empty, and say so if the file was cut off."""
+        session.execute(delete(TopicRow).where(TopicRow.size == 0))
+        if not self._ended:
+            self.report.errors[self._lines + 1] = "the last line is missing, so the export is not whole"
+
+    def _take(
+        self, session: Session, tombstones: Tombstones, kind: str, values: dict[str, Any], grown: Counter[str],
+        wordless: set[Owner],
+    ) -> None:  # fmt: skip
+        if self._lines == 1 and kind != "nightschool":
+            raise InputError('the first line is not the head of an export ("type": "nightschool")')
+        if kind == "nightschool":
+            self._head(tombstones, values)
+        elif kind == "topic":
+            self._topic(session, values)
+        elif kind == "interaction":
+            self._interaction(session, tombstones, values, grown, wordless)
+        elif kind == "feedback":
+            self._feedback(session, values)
+        elif kind == "note":
+            self._note(session, tombstones, values)
+        elif kind == "tombstone":
+            self._tombstone(tombstones, values)
+        else:
+            self._ended = values["lines"] == self._lines
+
+    def _head(self, tombstones: Tombstones, values: dict[str, Any]) -> None:
+        if values["version"] != VERSION:
+            raise InputError(f"version is {values['version']}; this nightschool reads exports of version {VERSION}")
+        try:
+            self._foreign = not tombstones.adopt(values["salt"])
+        except ValueError:
+            raise InputError("salt is not hexadecimal") from None
+
+    def _topic(self, session: Session, values: dict[str, Any]) -> None:
+        self.report.topics.add(values["id"])
+        if self._is_new(session, TopicRow, "topic", values["id"]):
+            label, created = (
+                checked_text("label", values["label"])[:80],
+                checked_time("created_utc", values["created_utc"]),
+            )
+            row = {"id": values["id"], "label": label, "centroid": self._centroid, "size": 0, "created_utc": created}
+            session.execute(insert(TopicRow), [row])
+
+    def _interaction(
+        self, session: Session, tombstones: Tombstones, values: dict[str, Any], grown: Counter[str],
+        wordless: set[Owner],
+    ) -> None:  # fmt: skip
+        made = _interaction(values)
+        if session.get(InteractionRow, made.id) is None and tombstones.forgotten([made]):
+            self._left_out.add(made.id)
+            self.report.forgotten += 1
+            return
+        place = of_session(owner_of(made)).where(InteractionRow.position == made.position)
+        held = session.scalars(place).first()
+        if held is not None and held.id != made.id:
+            raise InputError(f"interaction {made.id}: its session has something else at position {made.position}")
+        request = request_of(made.turn)
+        if request and session.get(TopicRow, made.topic_id or "") is None:
+            raise InputError(f"interaction {made.id}: its topic {made.topic_id} is not in the store")
+        if not self._is_new(session, InteractionRow, "interaction", made.id):
+            return
+        session.execute(insert(InteractionRow), [from_interaction(made)])
+        if request:
+            grown[str(made.topic_id)] += 1
+            session.execute(insert(MemoryRow), [from_memory(turn_memory(made))])
+        else:
+            wordless.add(owner_of(made))
+
+    def _feedback(self, session: Session, values: dict[str, Any]) -> None:
+        review = checked_review(Review(values.get("rating"), values.get("correction"), values.get("comment")))
+        derived = feedback_id(values["interaction_id"], review)
+        _same_id("feedback", values["id"], derived)
+        checked_time("created_utc", values["created_utc"])
+        if values["interaction_id"] in self._left_out:
+            self.report.forgotten += 1
+        elif session.get(InteractionRow, values["interaction_id"]) is None:
+            raise InputError(f"feedback {values['id']}: its interaction {values['interaction_id']} is not in the store")
+        elif self._is_new(session, FeedbackRow, "feedback", values["id"]):
+            session.execute(insert(FeedbackRow), [{name: values.get(name) for name in FEEDBACK}])
+
+    def _note(self, session: Session, tombstones: Tombstones, values: dict[str, Any]) -> None:
+        note = _note(values)
+        known = session.get(MemoryRow, note.id) is not None
+        if not known and (tombstones.forgotten_notes([note.id]) or not self._left_out.isdisjoint(note.source_ids)):
+            self.report.forgotten += 1
+            return
+        if missing := [i for i in note.source_ids if session.get(InteractionRow, i) is None]:
+            raise InputError(f"note {note.id}: its source {missing[0]} is not in the store")
+        if self._is_new(session, MemoryRow, "note", note.id):
+            session.execute(insert(MemoryRow), [from_memory(note)])
+
+    def _tombstone(self, tombstones: Tombstones, values: dict[str, Any]) -> None:
+        if self._foreign:
+            raise InputError("this store has tombstones of its own, and those of another store mean nothing to it")
+        tombstones.add_keys({checked_text("key", values["key"])})
+        self.report.new["tombstone"] += 1
+
+    def _is_new(self, session: Session, kind: type[Any], name: str, row_id: str) -> bool:
+        is_new = session.get(kind, row_id) is None
+        (self.report.new if is_new else self.report.known)[name] += 1
+        return is_new
+
+
+def batches(path: Path) -> Iterator[list[bytes]]:
+    with path.open("rb") as file:
+        while lines := list(islice(file, ROWS_A_PAGE)):
+            yield lines
+
+
+def _parsed(line: bytes) -> tuple[str, dict[str, Any]]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError("not JSON") from None
+    kind = values.get("type") if isinstance(values, dict) else None
+    if kind not in FIELDS:
+        raise InputError(f"type is not one of {', '.join(FIELDS)}")
+    for name, wanted in FIELDS[kind].items():
+        given = values.get(name)
+        if not isinstance(given, wanted) or (isinstance(given, bool) and wanted is not bool):
+            raise InputError(f"{kind}: {name} is missing or of another type than an export has")
+    return str(kind), values
+
+
+def _interaction(values: dict[str, Any]) -> Interaction:
+    owner = checked_owner(values["user_id"], values["agent_id"], values["session_id"])
+    if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in values["turn"]):
+        raise InputError("turn: a message is not an object with role and content")
+    turn, reply = checked_messages(values["turn"]), checked_text("reply", values["reply"])
+    _same_id("interaction", values["id"], interaction_id(owner, values["position"], turn, reply))
+    if not 0 <= values["position"] < 1 << 31:
+        raise InputError(f"position is {values['position']}, not a number that a session can have")
+    ids = tuple(checked_text("memory_ids", i) for i in values["memory_ids"])
+    time, topic_id = checked_time("created_utc", values["created_utc"]), values["topic_id"]
+    given = values["adapter_id"], ids, topic_id if request_of(turn) else None
+    return Interaction(values["id"], *owner, values["position"], turn, request_of(turn), reply, time, *given)
+
+
+def _note(values: dict[str, Any]) -> Memory:
+    owner = checked_owner(values["user_id"], values["agent_id"], values["session_id"])
+    text, shared = checked_text("text", values["text"]), values["shared"]
+    _same_id("note", values["id"], note_id(owner.user_id, owner.agent_id, shared, text))
+    sources = tuple(checked_text("source_ids", i) for i in values["source_ids"])
+    return Memory(
+        values["id"], *owner, "note", text, checked_time("created_utc", values["created_utc"]), sources, shared
+    )
+
+
+def _same_id(kind: str, given: str, derived: str) -> None:
+    if given != derived:
+        raise InputError(f"{kind} {given}: its content has the id {derived}")

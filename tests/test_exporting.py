@@ -1,0 +1,213 @@
+"""An export holds every fact, any tool reads it, and an empty home that takes it in gives the same answers."""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import replace
+
+import pytest
+from nightschool.errors import InputError
+from nightschool.memory.formats import conversation_of
+from nightschool.memory.store import MemoryStore
+
+
+def said(store, words, reply="ok", user="ann", session="s", role="user", **more):
+    return store.record([{"role": role, "content": words}], reply, user_id=user, session_id=session, **more)
+
+
+def erase(store, **selection):
+    return store.forget_apply(store.forget(**selection))
+
+
+@pytest.fixture
+def told(quick_store):
+    """A store with something of everything, and a hole where something was forgotten."""
+    first = said(quick_store, "the zebra runs")
+    quick_store.rate(first.id, rating=1, comment="“good” \u202eright to left\u202c")
+    quick_store.rate(first.id, correction="a horse\u200b")
+    said(quick_store, "result", "done", role="tool", adapter_id="b2:gone", memory_ids=["b2:x"])
+    gone = said(quick_store, "forget me 8842")
+    said(quick_store, "the lion sleeps", user="bob", session="t", created_utc=-1e18)
+    quick_store.remember("a zebra is striped", user_id="ann", source_ids=[first.id])
+    quick_store.remember("a lion is not", user_id="bob", shared=True)
+    erase(quick_store, interaction_ids=[gone.id])
+    return quick_store
+
+
+@pytest.fixture
+def other(settings, tmp_path, hash_embedder):
+    with MemoryStore(replace(settings, home=tmp_path / "other"), embedder=hash_embedder) as opened:
+        yield opened
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+
+
+def rewritten(path, change):
+    """The export with `change` applied to each of its records; None leaves one out, text stands as it is."""
+    changed = [change(record) for record in lines_of(path)]
+    kept = (record if isinstance(record, str) else json.dumps(record) for record in changed if record is not None)
+    path.write_text("".join(record + "\n" for record in kept))
+    return path
+
+
+def recalled(store, *users):
+    return [store.recall(query, user_id=u, threshold=0) for u in users for query in ("zebra", "lion sleeps")]
+
+
+def facts(store):
+    return store.counts(), list(store.interactions()), store.feedback(), recalled(store, "ann", "bob"), store.topics(0)
+
+
+def test_empty_home_that_takes_an_export_in_gives_the_same_facts_and_answers(told, other):
+    path, lines = told.export()
+    report = other.restore(path)
+    assert (report.errors, report.forgotten) == ({}, 0)
+    assert report.new["interaction"] == lines["interaction"] == 3
+    assert facts(other) == facts(told)
+    assert other.verify() == []
+    again, _ = other.export()
+    assert lines_of(again)[1:] == lines_of(path)[1:]
+    assert said(other, "the zebra runs", session="u").topic_id == next(told.interactions()).topic_id
+
+
+def test_taking_it_in_twice_changes_nothing(told, other):
+    path, _ = told.export()
+    other.restore(path)
+    before = facts(other)
+    report = other.restore(path)
+    assert (report.errors, report.new["interaction"], report.known["interaction"]) == ({}, 0, 3)
+    assert facts(other) == before
+
+
+def test_what_is_forgotten_does_not_come_back_with_an_export(told, other, tmp_path):
+    path, _ = told.export(tmp_path / "mine.jsonl")
+    other.restore(path)
+    for store in (told, other):
+        erase(store, user_id="ann")
+        report = store.restore(path)
+        assert report.errors == {}
+        assert report.forgotten == 5  # two turns, two judgements, one note
+        assert {i.user_id for i in store.interactions()} == {"bob"}
+        assert store.verify() == []
+    carried, _ = other.export(tmp_path / "theirs.jsonl")
+    assert len([r for r in lines_of(carried) if r["type"] == "tombstone"]) == 4
+
+
+def test_tombstones_go_with_the_export(told, other, tmp_path):
+    before = tmp_path / "before.jsonl"
+    told.export(before)
+    erase(told, user_id="bob")
+    other.restore(told.export(tmp_path / "after.jsonl")[0])
+    assert other.restore(before).forgotten == 2
+    assert {i.user_id for i in other.interactions()} == {"ann"}
+
+
+def test_tombstones_of_another_store_are_refused_where_there_are_some_already(told, other):
+    erase(other, interaction_ids=[said(other, "mine", user="carl").id])
+    report = other.restore(told.export()[0])
+    (reason,) = report.errors.values()
+    assert "this store has tombstones of its own" in reason
+    assert report.new["interaction"] == 3
+
+
+def test_export_is_for_its_owner_only_and_a_failing_one_leaves_the_last(told, monkeypatch):
+    path, _ = told.export()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("nightschool.memory.exporting.os.fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        told.export()
+    assert path.read_bytes() == before
+
+
+def test_export_that_was_cut_off_is_noticed(told, other):
+    path, _ = told.export()
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    (reason,) = other.restore(path).errors.values()
+    assert reason == "the last line is missing, so the export is not whole"
+
+
+def test_interrupted_import_is_taken_up_by_the_next(told, other, monkeypatch):
+    monkeypatch.setattr("nightschool.memory.restoring.ROWS_A_PAGE", 3)
+    path, _ = told.export()
+    with monkeypatch.context() as patch:
+        patch.setattr(other._indexing, "pending", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            other.restore(path)
+    assert other.restore(path).errors == {}
+    assert facts(other) == facts(told)
+    assert other.verify() == []
+
+
+BROKEN = {
+    "not JSON": lambda r: "x" if r["type"] == "note" else r,
+    "not one of nightschool, topic": lambda r: "[1]" if r["type"] == "note" else r,
+    "type is not one of": lambda r: r | {"type": "poem"} if r["type"] == "note" else r,
+    "interaction: reply is missing or of another type": lambda r: r | {"reply": 7} if r["type"] == "interaction" else r,
+    "interaction: position is missing or of another": lambda r: (
+        r | {"position": True} if r["type"] == "interaction" else r
+    ),
+    "its content has the id": lambda r: r | {"reply": "else"} if r["type"] == "interaction" else r,
+    "turn: a message is not an object with role and content": lambda r: (
+        r | {"turn": ["hi"]} if r["type"] == "interaction" else r
+    ),
+    "its topic t:.* is not in the store": lambda r: None if r["type"] == "topic" else r,
+    "created_utc is not a finite number": lambda r: (
+        r | {"created_utc": float("nan")} if r["type"] == "interaction" else r
+    ),
+    "user_id is empty": lambda r: r | {"user_id": ""} if r["type"] == "note" else r,
+    "rating is .*, not a number": lambda r: r | {"rating": float("nan")} if r["type"] == "feedback" else r,
+    "feedback .*: its interaction .* is not in the store": lambda r: None if r["type"] == "interaction" else r,
+    "note .*: its source .* is not in the store": lambda r: None if r["type"] == "interaction" else r,
+    "version is 2; this nightschool reads": lambda r: r | {"version": 2} if r["type"] == "nightschool" else r,
+    "salt is not hexadecimal": lambda r: r | {"salt": "zz"} if r["type"] == "nightschool" else r,
+    "the first line is not the head of an export": lambda r: None if r["type"] == "nightschool" else r,
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_broken_line_is_named_and_the_others_go_in(told, other, reason):
+    import re
+
+    path, _ = told.export()
+    total = len(lines_of(path))
+    report = other.restore(rewritten(path, BROKEN[reason]))
+    assert any(re.search(reason, found) for found in report.errors.values()), report.errors
+    assert all(1 <= number <= total for number in report.errors)
+    assert report.new.total() > 0
+    assert other.verify() == []
+
+
+def test_line_that_contradicts_what_is_held_is_refused(told, other):
+    said(other, "something else")
+    report = other.restore(told.export()[0])
+    assert "its session has something else at position 0" in "".join(report.errors.values())
+    assert other.verify() == []
+
+
+def test_importer_of_conversations_names_the_command_for_an_export():
+    with pytest.raises(InputError, match="run `nightschool memory import`"):
+        conversation_of({"type": "nightschool", "version": 1}, 0.0)
+
+
+def test_compacting_gives_space_back_and_changes_no_answer(told):
+    before = facts(told)
+    for n in range(30):
+        told.remember(f"note {n} " + "x" * 20_000, user_id="carl")
+    told._indexing.pending()
+    told.forget(user_id="carl")
+    with told._database.writing() as session:
+        from nightschool.memory.tables import MemoryRow
+        from sqlalchemy import delete
+
+        session.execute(delete(MemoryRow).where(MemoryRow.user_id == "carl"))
+    large, small = told.compact()
+    assert small < large / 2
+    assert facts(told) == before
