@@ -218,3 +218,23 @@ def test_snapshots_show_what_they_hold_and_what_was_left_out(run: Run, tmp_path:
     assert "left out: 1, quarantined" in counted
     assert quarantined not in counted
     assert quarantined in run("snapshots", "show", snapshot.id, "--excluded").stdout
+
+
+def test_store_is_exported_imported_elsewhere_and_compacted(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, LINE))
+    made = run("memory", "export")
+    assert "1 interaction, 1 feedback" in made.stdout
+    file = json.loads(run("memory", "export", str(tmp_path / "mine.jsonl"), "--json").stdout)["file"]
+    plan = run("forget", "--user", "ada")
+    assert "1 ratings, 1 exports" in plan.stdout
+    receipt = run("forget", "--user", "ada", "--yes")
+    assert "`nightschool memory export` makes a new one" in receipt.stdout
+    again = run("memory", "import", file)
+    assert again.exit_code == 0
+    assert "forgotten before: 2 lines left out" in again.stdout
+    assert "MB before" in run("memory", "compact").stdout
+    assert "no such file" in str(run("memory", "import", str(tmp_path / "nowhere")).exception)
+    Path(file).write_text("{}\n")
+    broken = run("memory", "import", file)
+    assert broken.exit_code == 1
+    assert "mine.jsonl:1: type is not one of" in broken.stdout
