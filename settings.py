@@ -36,6 +36,9 @@ class CensorSettings:
     min_confidence: float = 0.5  # below it a turn stays unlabelled
     liked_above: float = 0.2  # scores in between teach nothing
     disliked_below: float = -0.2
+    # the learned part
+    read_turns: int = 5000  # unrated turns that it reads a night, the latest; 0 = off
+    refit_from: int = 200  # ratings given here from which it is fitted on them, and not the one that ships
 
 
 @dataclass(frozen=True)

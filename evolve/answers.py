@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..content import canonical_json, content_id
 from ..memory.signals import assess, correction_of, label
 from ..memory.topics import Recurrence, recurrence
-from ..memory.types import Feedback, Interaction, Satisfaction
+from ..memory.types import Feedback, Interaction, Satisfaction, Signal
 from ..settings import CensorSettings, DatasetSettings, Settings
 from .prompts import Prompts, plain, session_key
 from .types import Excluded
@@ -78,13 +78,17 @@ def gather(
     vectors: Vectors,
     settings: Settings,
     excluded: Exclusions,
+    learned: Mapping[str, Signal],
 ) -> Gathered:
-    """Every reply that the Censor labels and every correction. Recurrence is as of the latest interaction."""
+    """Every reply that the Censor labels and every correction. Recurrence is as of the latest interaction.
+
+    `learned` is what a reader made of unrated turns, by interaction.
+    """
     gathered = Gathered([], [])
     recurs = _recurrence(prompts, settings.dataset)
     for interaction in prompts.interactions.values():
         given = feedback.get(interaction.id, ())
-        satisfaction = _assess(interaction, given, prompts, vectors)
+        satisfaction = _assess(interaction, given, prompts, vectors, learned.get(interaction.id))
         labelled = label(satisfaction, settings.censor) is not None
         if not (labelled or given):
             continue
@@ -108,12 +112,14 @@ def gather(
     return gathered
 
 
-def _assess(interaction: Interaction, given: Sequence[Feedback], prompts: Prompts, vectors: Vectors) -> Satisfaction:
+def _assess(
+    interaction: Interaction, given: Sequence[Feedback], prompts: Prompts, vectors: Vectors, learned: Signal | None
+) -> Satisfaction:
     reaction = prompts.reaction(interaction)
     cosine = None
     if reaction and interaction.id in vectors and reaction.id in vectors:
         cosine = float(vectors[interaction.id] @ vectors[reaction.id])
-    return assess(interaction, given, reaction, cosine, prompts.earlier_replies(interaction))
+    return assess(interaction, given, reaction, cosine, prompts.earlier_replies(interaction), learned)
 
 
 def _answer(interaction: Interaction, satisfaction: Satisfaction, prompts: Prompts, recurs: float) -> Answer:

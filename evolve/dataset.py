@@ -23,6 +23,7 @@ from .answers import Answer, ClusterOf, Exclusions, Vectors, fold, gather, hold_
 from .contrasts import Contrast, Order, find_contrasts, find_rephrased, fold_contrasts
 from .curation import CURATION, as_taught, curate
 from .prompts import Prompts
+from .reception import NOTHING, Reading, read
 from .types import Example, Judged, Pair, Snapshot, Thumb
 from .weights import example_weight, limit_share, normalise, thumb_weight
 
@@ -40,7 +41,10 @@ def freeze(store: MemoryStore, settings: Settings, *, now: float) -> Snapshot:
     interactions = list(store.interactions())
     memories = store.memories({m for i in interactions for m in i.memory_ids})
     vectors = store.request_vectors([i.id for i in interactions])
-    return build(interactions, store.feedback(), memories, vectors, settings, now=now)
+    feedback = store.feedback()
+    known = Prompts((i for i in interactions if i.created_utc <= now), memories)
+    reading = read(store, known, feedback, vectors, settings.censor)
+    return build(interactions, feedback, memories, vectors, settings, now=now, reading=reading)
 
 
 def build(
@@ -51,13 +55,14 @@ def build(
     settings: Settings,
     *,
     now: float,
+    reading: Reading = NOTHING,
 ) -> Snapshot:
     """`freeze` on values."""
     excluded = Exclusions()
     excluded.add("dated later than now", (i.id for i in interactions if i.created_utc > now and i.id in feedback))
     prompts = Prompts((i for i in interactions if i.created_utc <= now), memories)
     order = _recent_first(prompts, settings.dataset)
-    gathered = gather(prompts, feedback, vectors, settings, excluded)
+    gathered = gather(prompts, feedback, vectors, settings, excluded, reading.signals)
     gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded)
     cluster_of, held = hold_out(gathered.answers, settings)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from ..content import content_id
 from ..memory.conversations import messages_of, request_of
+from ..memory.cues import Exchange
 from ..memory.types import Interaction, Memory, with_notes
 from .types import Prompt
 
@@ -77,6 +78,22 @@ class Prompts:
     def earlier_replies(self, interaction: Interaction) -> list[str]:
         index = self._index[interaction.id]
         return [i.reply for i in self._sessions[session_key(interaction)][max(0, index - LOOK_BACK) : index]]
+
+    def exchange(self, interaction: Interaction) -> Exchange:
+        """The answer in its place, with no more of the session than it is compared with."""
+        session, index = self._sessions[session_key(interaction)], self._index[interaction.id]
+        earlier = [i for i in session[max(0, index - LOOK_BACK) : index]]
+        reaction = self.reaction(interaction)
+        # a turn of tools has the text of the request before it, which is not asked again
+        requests = tuple(i.text for i in earlier if request_of(i.turn))
+        own = bool(request_of(interaction.turn))
+        return Exchange(
+            interaction.text,
+            interaction.reply,
+            reaction.text if reaction else None,
+            requests if own else requests[:-1],
+            tuple(i.reply for i in earlier),
+        )
 
     def missing_memories(self, interaction: Interaction) -> list[str]:
         return [m for m in interaction.memory_ids if m not in self.memories]

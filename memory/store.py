@@ -51,6 +51,7 @@ from .exporting import EXPORTS, exports_in, write_export
 from .forgetting import checked_selection, confirmed, erase_rows, finish, inherit_again, targets, unfinished
 from .indexing import Indexing
 from .ranking import Candidate, rank
+from .reader import readers_in
 from .restoring import Restored, Restoring, batches
 from .rows import from_memory, from_review, to_feedback, to_interaction, to_memory
 from .tables import FeedbackRow, InteractionRow, MemoryRow
@@ -378,6 +379,8 @@ class MemoryStore:
         self._indexing.erase()
         for name in exports_in(self.settings.home):
             (self.settings.home / name).unlink(missing_ok=True)
+        for path in readers_in(self.settings.home):
+            path.unlink(missing_ok=True)
         self._database.erase()
         with self._writing() as session:
             finish(session, receipts, self.clock())

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nightschool.memory.cues import sentiment
 from nightschool.memory.signals import (
     COEFFICIENTS,
     assess,
@@ -9,7 +10,6 @@ from nightschool.memory.signals import (
     label,
     label_of,
     rephrasing,
-    sentiment,
 )
 from nightschool.memory.types import Feedback, Interaction, Satisfaction, Signal
 from nightschool.settings import CensorSettings

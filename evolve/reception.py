@@ -1,0 +1,98 @@
+"""Reading unrated turns with the learned part of the Censor, and fitting it anew on the ratings given here.
+
+The reader that ships knows other people and other bots. With `censor.refit_from` ratings from enough people (or
+sessions) a reader is fitted on those, from nothing, every night: so it has never seen what was forgotten. Its
+coefficients lie in the home as `censor-<id>.safetensors`, of the last night only, and are erased whenever anything is
+forgotten. The invariant: the same memory is read with the same numbers, whenever it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..memory.cues import Exchange
+from ..memory.reader import FOLDS, Reader, features, fit_reader, keep_reader, shipped_reader
+from ..memory.signals import explicit_signals, learned_signal
+from ..memory.types import Feedback, Interaction, Signal
+from ..settings import CensorSettings
+from .answers import Vectors, session_cluster
+from .prompts import Prompts
+
+if TYPE_CHECKING:
+    from ..memory.store import MemoryStore
+
+Given = Mapping[str, Sequence[Feedback]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader made of turns, by interaction; `reader_id` is empty where nothing was read."""
+
+    reader_id: str = ""
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+
+
+NOTHING = Reading()
+
+
+def read(store: MemoryStore, prompts: Prompts, feedback: Given, vectors: Vectors, settings: CensorSettings) -> Reading:
+    """The latest `read_turns` unrated replies, read. Nothing if the store's vectors are of another embedder."""
+    shipped = shipped_reader()
+    if not settings.read_turns or store.embedder.name != shipped.embedder:
+        return NOTHING
+    recent = sorted(prompts.interactions.values(), key=lambda i: (i.created_utc, i.id), reverse=True)
+    rated = {i.id: score for i in recent if (score := rating_of(i, feedback.get(i.id, ()))) is not None}
+    unread = [i for i in recent if i.id not in rated and i.reply.strip()][: settings.read_turns]
+    if not unread:
+        return NOTHING
+    taught = [i for i in recent if i.id in rated and i.reply.strip()][: settings.read_turns]
+    taught = taught if len(taught) >= settings.refit_from else []
+    exchanges = {i.id: prompts.exchange(i) for i in (*unread, *taught)}
+    vector_of = _vectors_of(store, prompts, exchanges, vectors)
+    reader = refitted(taught, rated, exchanges, vector_of, shipped) or shipped
+    if reader.at_home:
+        keep_reader(reader, store.settings.home)
+    odds = reader.log_odds([exchanges[i.id] for i in unread], vector_of)
+    found = {i.id: learned_signal(float(o), reader.at_home) for i, o in zip(unread, odds, strict=True)}
+    return Reading(reader.id, {name: signal for name, signal in found.items() if signal})
+
+
+def rating_of(interaction: Interaction, given: Sequence[Feedback]) -> float | None:
+    explicit = explicit_signals(interaction, given)
+    return sum(s.value for s in explicit) / len(explicit) if explicit else None
+
+
+def refitted(
+    taught: Sequence[Interaction],
+    rated: Mapping[str, float],
+    exchanges: Mapping[str, Exchange],
+    vector_of: Vectors,
+    shipped: Reader,
+) -> Reader | None:
+    """A reader fitted on `taught`; None if they are too few, of one opinion, or of too few people and sessions."""
+    satisfied = np.array([(rated[i.id] + 1) / 2 for i in taught])
+    groups = next((g for g in _groupings(taught) if len(set(g)) >= FOLDS), None)
+    if groups is None or satisfied.std() < 1e-6:
+        return None
+    found = features([exchanges[i.id] for i in taught], vector_of, shipped.coherence)
+    target = (satisfied - satisfied.mean()) / satisfied.std()
+    return fit_reader(found, target, satisfied, groups, shipped.coherence, shipped.embedder)
+
+
+def _groupings(interactions: Sequence[Interaction]) -> tuple[list[str], list[str]]:
+    return [i.user_id for i in interactions], [session_cluster(i) for i in interactions]
+
+
+def _vectors_of(
+    store: MemoryStore, prompts: Prompts, exchanges: Mapping[str, Exchange], vectors: Vectors
+) -> dict[str, NDArray[np.float32]]:
+    """By text: those of requests are at hand, those of replies are made."""
+    held = {i.text: vectors[i.id] for i in prompts.interactions.values() if i.id in vectors}
+    texts = {text for exchange in exchanges.values() for text in exchange.texts if text.strip()}
+    missing = sorted(texts - held.keys())
+    return held | dict(zip(missing, store.embedder.embed(missing), strict=True))

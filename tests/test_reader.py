@@ -1,0 +1,156 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nightschool.errors import StoreError
+from nightschool.memory.cues import Exchange, scalars
+from nightschool.memory.embed import MiniLM
+from nightschool.memory.reader import (
+    SCALARS,
+    SHIPPED,
+    Reader,
+    features,
+    fit_reader,
+    load_reader,
+    platt,
+    save_reader,
+    shipped_reader,
+    split,
+    unheard,
+)
+
+GOOD = Exchange("What do you like to read?", "I love novels, Dickens most of all. Do you?", "Me too, he is great!")
+BAD = Exchange("What do you like to read?", "tacos are a taco", "What? That makes no sense")
+SESSION = Exchange("And on Sunday?", "We open at nine.", "Thanks", ("When do you open?", "hi"), ("At eight.", "Hello!"))
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return shipped_reader()
+
+
+def vectors(embedder: MiniLM, *exchanges: Exchange) -> dict[str, np.ndarray]:
+    texts = sorted({text for e in exchanges for text in e.texts if text})
+    return dict(zip(texts, embedder.embed(texts), strict=True))
+
+
+def test_a_coherent_welcome_answer_is_read_as_better_than_nonsense(reader: Reader, embedder: MiniLM):
+    good, bad = reader.log_odds([GOOD, BAD], vectors(embedder, GOOD, BAD))
+    assert good > bad
+
+
+def test_an_answer_off_the_question_is_read_as_worse_without_any_reaction(reader: Reader, embedder: MiniLM):
+    good, bad = (replace(e, reaction=None) for e in (GOOD, BAD))
+    read = reader.log_odds([good, bad], vectors(embedder, good, bad))
+    assert read[0] > read[1]
+
+
+def test_the_same_exchange_is_read_alike_alone_and_among_others(reader: Reader, embedder: MiniLM):
+    vector_of = vectors(embedder, GOOD, BAD, SESSION)
+    together = reader.log_odds([GOOD, BAD, SESSION] * 7, vector_of)
+    alone = [reader.log_odds([e], vector_of)[0] for e in (GOOD, BAD, SESSION)]
+    assert together.tolist() == alone * 7
+
+
+def test_any_text_and_missing_vectors_are_read(reader: Reader):
+    odds = reader.log_odds([Exchange("", "", None), Exchange("\x00", "🙂" * 400, "?!")], {})
+    assert np.isfinite(odds).all()
+    assert reader.log_odds([], {}).shape == (0,)
+
+
+def test_numbers_that_do_not_name_the_reaction_do_not_look_at_it(embedder: MiniLM, reader: Reader):
+    silent = replace(SESSION, reaction=None)
+    found = features([SESSION, silent], vectors(embedder, SESSION), reader.coherence)
+    keep = unheard(found)
+    assert np.array_equal(found[0, keep], found[1, keep])
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_only_the_latest_turns_of_a_long_session_are_compared(embedder: MiniLM, reader: Reader):
+    vector_of = vectors(embedder, SESSION)
+    long = replace(SESSION, earlier_replies=(SESSION.reply, *["At eight."] * 20))
+    short = replace(SESSION, earlier_replies=("At eight.",) * 20)
+    assert np.array_equal(*(features([e], vector_of, reader.coherence) for e in (long, short)))
+
+
+def test_scalars_have_the_same_names_for_every_exchange():
+    for exchange in (GOOD, BAD, SESSION, Exchange("", "", None)):
+        assert tuple(scalars(exchange)) == SCALARS
+
+
+# -- fitting ---
+
+
+def made(reader: Reader, embedder: MiniLM, count: int = 60) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Rows in which the shorter reply is the better one."""
+    replies = ["yes " * (1 + n % 12) for n in range(count)]
+    exchanges = [Exchange(f"question {n}", reply.strip(), None) for n, reply in enumerate(replies)]
+    satisfied = np.array([float(n % 12 < 6) for n in range(count)])
+    return (
+        features(exchanges, vectors(embedder, *exchanges), reader.coherence),
+        satisfied,
+        [f"u{n % 10}" for n in range(count)],
+    )
+
+
+def test_a_refit_learns_what_people_here_like(reader: Reader, embedder: MiniLM):
+    found, satisfied, groups = made(reader, embedder)
+    own = fit_reader(found, satisfied, satisfied, groups, reader.coherence, reader.embedder)
+    odds = own.without.log_odds(found)
+    assert own.at_home and not reader.at_home
+    assert odds[satisfied == 1].mean() > 0.3 > -0.3 > odds[satisfied == 0].mean()
+
+
+def test_ratings_dealt_out_at_random_leave_the_refit_without_an_opinion(reader: Reader, embedder: MiniLM):
+    found, satisfied, groups = made(reader, embedder, 240)
+    shuffled = np.random.default_rng(0).permutation(satisfied)
+    own = fit_reader(found, shuffled, shuffled, groups, reader.coherence, reader.embedder)
+    assert np.abs(own.without.log_odds(found)).max() < 1.5
+
+
+def test_the_same_ratings_in_the_same_order_give_the_same_reader(reader: Reader, embedder: MiniLM):
+    found, satisfied, groups = made(reader, embedder)
+    first, again = (fit_reader(found, satisfied, satisfied, groups, reader.coherence, "m") for _ in range(2))
+    assert first.id == again.id != reader.id
+
+
+def test_a_group_is_in_one_fold_only_and_fewer_groups_than_folds_are_refused():
+    groups = [f"g{n % 7}" for n in range(50)]
+    folds = split(groups)
+    assert np.sum(folds, axis=0).tolist() == [1] * 50
+    assert all(len({bool(fold[i]) for i in range(50) if groups[i] == name}) == 1 for fold in folds for name in groups)
+    with pytest.raises(ValueError, match="4 groups"):
+        split(["a", "b", "c", "d"])
+
+
+def test_calibration_finds_the_odds_that_made_the_labels():
+    random = np.random.default_rng(0)
+    score = random.normal(size=20_000)
+    labels = (random.random(20_000) < 1 / (1 + np.exp(-(0.7 * score - 0.4)))).astype(float)
+    slope, offset = platt(score, labels)
+    assert (round(slope, 1), round(offset, 1)) == (0.7, -0.4)
+
+
+# -- files ---
+
+
+def test_a_saved_reader_reads_the_same(reader: Reader, tmp_path: Path):
+    save_reader(reader, tmp_path / "r.safetensors")
+    again = load_reader(tmp_path / "r.safetensors")
+    assert again.id == reader.id
+    assert again.log_odds([GOOD], {}).tolist() == reader.log_odds([GOOD], {}).tolist()
+
+
+def test_a_file_that_is_damaged_or_of_other_features_is_refused_by_name(reader: Reader, tmp_path: Path):
+    from safetensors.numpy import save_file
+
+    (tmp_path / "broken.safetensors").write_bytes(SHIPPED.read_bytes()[:500])
+    save_file({"a": np.zeros(1)}, tmp_path / "other.safetensors", metadata={"scalars": "words"})
+    for name in ("broken", "other", "missing"):
+        with pytest.raises(StoreError, match=f"{name}.safetensors"):
+            load_reader(tmp_path / f"{name}.safetensors")
+
+
+def test_the_coefficients_come_with_a_card_that_names_them(reader: Reader):
+    assert reader.id in SHIPPED.with_suffix(".md").read_text(encoding="utf-8")

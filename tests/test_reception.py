@@ -1,0 +1,91 @@
+from dataclasses import replace
+
+import pytest
+from nightschool.evolve.dataset import freeze
+from nightschool.evolve.prompts import Prompts
+from nightschool.evolve.reception import Reading, read
+from nightschool.memory.conversations import Review
+from nightschool.memory.reader import load_reader, shipped_reader
+from nightschool.memory.store import MemoryStore
+from nightschool.settings import CensorSettings
+
+LOW = CensorSettings(refit_from=20)
+
+
+def talk(store: MemoryStore, user: str, *said: str, thumbs: dict[int, float] | None = None) -> None:
+    messages = [{"role": "user" if n % 2 == 0 else "assistant", "content": text} for n, text in enumerate(said)]
+    reviews = {n: Review(rating=value) for n, value in (thumbs or {}).items()}
+    store.record_conversation(messages, user_id=user, session_id=user, created_utc=1.0, reviews=reviews)
+
+
+def reading(store: MemoryStore, settings: CensorSettings = LOW) -> Reading:
+    interactions = list(store.interactions())
+    vectors = store.request_vectors([i.id for i in interactions])
+    return read(store, Prompts(interactions, {}), store.feedback(), vectors, settings)
+
+
+@pytest.fixture
+def rated(store: MemoryStore) -> MemoryStore:
+    """Thirty people who like short answers, and one who says nothing of a short and a long one."""
+    for n in range(30):
+        short = n % 2 == 0
+        reply = (
+            f"yes {n}" if short else f"well {n} it depends on many things and so I would rather not say a word about it"
+        )
+        talk(store, f"u{n}", f"question {n}", reply, thumbs={1: 1.0 if short else -1.0})
+    talk(store, "silent", "question a", "yes 77")
+    talk(
+        store, "quiet", "question b", "well 88 it depends on many things and so I would rather not say a word about it"
+    )
+    return store
+
+
+def test_unrated_turns_are_read_and_rated_ones_are_not(store: MemoryStore):
+    talk(store, "a", "Do you like films?", "tacos are tacos", "What? That makes no sense", "bye", thumbs={3: 1.0})
+    found = reading(store)
+    first, second = store.interactions()
+    assert found.reader_id == shipped_reader().id
+    assert found.signals[first.id].name == "learned"
+    assert second.id not in found.signals
+
+
+def test_reading_can_be_switched_off_and_stops_at_its_budget(store: MemoryStore):
+    talk(store, "a", "Do you like films?", "tacos are tacos", "What do you mean?", "I love novels.")
+    assert reading(store, replace(LOW, read_turns=0)) == Reading()
+    assert len(reading(store, replace(LOW, read_turns=1)).signals) == 1
+
+
+def test_vectors_of_another_embedder_are_not_read(quick_store: MemoryStore):
+    talk(quick_store, "a", "Do you like films?", "tacos are tacos")
+    assert reading(quick_store) == Reading()
+
+
+def test_enough_ratings_of_ones_own_make_a_reader_of_ones_own(rated: MemoryStore):
+    found = reading(rated)
+    short, long = (next(i for i in rated.interactions() if i.user_id == user) for user in ("silent", "quiet"))
+    assert found.signals[short.id].name == "learned_at_home"
+    assert found.signals[short.id].value > found.signals[long.id].value
+    (kept,) = rated.settings.home.glob("censor-*.safetensors")
+    assert load_reader(kept).id == found.reader_id != shipped_reader().id
+
+
+def test_too_few_or_one_sided_ratings_leave_the_shipped_reader(rated: MemoryStore):
+    assert reading(rated, replace(LOW, refit_from=31)).reader_id == shipped_reader().id
+    for n in range(1, 30, 2):
+        rated.rate(next(i.id for i in rated.interactions() if i.user_id == f"u{n}"), rating=1.0)
+    assert reading(rated).reader_id == shipped_reader().id
+
+
+def test_what_was_forgotten_is_in_no_reader_of_the_next_night(rated: MemoryStore):
+    before = reading(rated).reader_id
+    rated.forget_apply(rated.forget(user_id="u0"))
+    assert not list(rated.settings.home.glob("censor-*"))
+    after = reading(rated).reader_id
+    assert after != before
+    assert [path.name for path in rated.settings.home.glob("censor-*")] == [f"censor-{after[3:]}.safetensors"]
+
+
+def test_the_same_memory_gives_the_same_snapshot_with_what_was_read(rated: MemoryStore):
+    settings = replace(rated.settings, censor=LOW)
+    first, again = (freeze(rated, settings, now=2.0) for _ in range(2))
+    assert first.id == again.id
