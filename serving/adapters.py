@@ -39,6 +39,7 @@ class Lora:
 
 
 BASE = Lora({})
+SHORT = 4  # positions a row
 
 
 # -- reading; `ServingError` before anything serves ---
@@ -125,39 +126,63 @@ def _bare(name: str) -> str:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a linear layer's output gains: x·A·B over all adapters of a batch, A and B of each side by side."""
+    """What a linear layer's output gains in a batch of mixed adapters.
+
+    For a position or two a row, one product with all adapters' A and B side by side costs least; for more, each
+    adapter's own rows alone.
+    """
 
     down: Tensor  # (in, ranks)
     up: Tensor  # (ranks, out)
-    own: Tensor | None  # (rows, 1, ranks), 1 in the columns of the row's adapter; None: all rows have the one there is
+    own: Tensor  # (rows, 1, ranks), 1 in the columns of the row's adapter
+    parts: Sequence[tuple[Tensor, Tensor, Tensor]]  # A, B and the rows of each adapter
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        inner = args[0].to(self.down.dtype) @ self.down
-        if self.own is not None:  # some layers see (rows · length, in): a row's positions are together in any case
-            inner = (inner.reshape(len(self.own), -1, inner.shape[-1]) * self.own).reshape(inner.shape)
-        return output + (inner @ self.up).to(output.dtype)
+        # some layers see (rows · length, in) or more dimensions; a row's positions are together in any case
+        inputs = args[0].reshape(len(self.own), -1, args[0].shape[-1]).to(self.down.dtype)
+        if inputs.shape[1] <= SHORT:
+            gain = ((inputs @ self.down) * self.own) @ self.up
+            return output + gain.reshape(output.shape).to(output.dtype)
+        result = output.reshape(len(self.own), inputs.shape[1], -1).clone()
+        for down, up, rows in self.parts:
+            result.index_add_(0, rows, ((inputs[rows] @ down) @ up).to(output.dtype))
+        return result.reshape(output.shape)
 
 
-def blended(rows: Sequence[Lora]) -> dict[str, Delta]:
+@dataclass(frozen=True)
+class Same:
+    """What a linear layer's output gains where all rows have one adapter."""
+
+    down: Tensor
+    up: Tensor
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + ((args[0].to(self.down.dtype) @ self.down) @ self.up).to(output.dtype)
+
+
+Deltas = Mapping[str, Delta | Same]
+
+
+def blended(rows: Sequence[Lora]) -> Deltas:
     """By layer, what a batch gains whose rows have these adapters."""
     distinct = list(dict.fromkeys(rows))
-    names = sorted({name for lora in distinct for name in lora.weights})
-    return {name: _delta(name, rows, distinct) for name in names}
-
-
-def _delta(name: str, rows: Sequence[Lora], distinct: Sequence[Lora]) -> Delta:
-    loras = [lora for lora in distinct if name in lora.weights]
-    parts = [lora.weights[name] for lora in loras]
     if len(distinct) == 1:
-        return Delta(*parts[0], None)
-    down, up = torch.cat([a for a, _ in parts], 1), torch.cat([b for _, b in parts])
-    sizes = torch.tensor([b.shape[0] for _, b in parts])
-    own = torch.tensor([[float(row is lora) for lora in loras] for row in rows]).repeat_interleave(sizes, 1)
-    return Delta(down, up, own[:, None].to(down.device))
+        return {name: Same(*parts) for name, parts in distinct[0].weights.items()}
+    names = sorted({name for lora in distinct for name in lora.weights})
+    return {name: _delta(name, rows, [lora for lora in distinct if name in lora.weights]) for name in names}
+
+
+def _delta(name: str, rows: Sequence[Lora], loras: Sequence[Lora]) -> Delta:
+    pairs = [lora.weights[name] for lora in loras]
+    down, up = torch.cat([a for a, _ in pairs], 1), torch.cat([b for _, b in pairs])
+    has = torch.tensor([[row is lora for lora in loras] for row in rows])
+    own = has.float().repeat_interleave(torch.tensor([len(b) for _, b in pairs]), 1)[:, None].to(down.device)
+    where = [column.nonzero()[:, 0].to(down.device) for column in has.T]
+    return Delta(down, up, own, [(a, b, at) for (a, b), at in zip(pairs, where, strict=True)])
 
 
 @contextmanager
-def applied(modules: Mapping[str, nn.Module], deltas: Mapping[str, Delta]) -> Iterator[None]:
+def applied(modules: Mapping[str, nn.Module], deltas: Deltas) -> Iterator[None]:
     handles = [modules[name].register_forward_hook(delta) for name, delta in deltas.items()]
     try:
         yield

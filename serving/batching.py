@@ -31,8 +31,9 @@ LEAST_PREFIX = 32  # a shorter one is read again more quickly than it is looked 
 
 @dataclass(eq=False)
 class Request(Row):
-    """A row that a caller waits for."""
+    """A row that a caller waits for, for its pieces or only for its end."""
 
+    streamed: bool = False
     started: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     failed: bool = False  # with others in its batch; from then on it runs alone
@@ -45,7 +46,7 @@ class Request(Row):
             raise self.answer.error
 
     def deliver(self) -> None:
-        if piece := self.answer.fresh():
+        if self.streamed and (piece := self.answer.fresh()):  # every piece wakes a thread, and the model waits for it
             self._pieces.put(piece)
         if self.answer.done:
             self._pieces.put(None)

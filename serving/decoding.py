@@ -6,7 +6,7 @@ generator and has its own adapter and sampling, and rows join and leave between 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..errors import ServingError
-from .adapters import BASE, Delta, Lora, blended
+from .adapters import BASE, Deltas, Lora, blended
 from .engine import Sampling
 
 Layers = list[tuple[Tensor, Tensor]]  # keys and values a layer: (rows, heads, width, size)
@@ -183,7 +183,7 @@ def _grow(answer: Answer, scores: Tensor) -> int:
 def decode(forward: Callable[..., tuple[Tensor, Any]], rows: Sequence[Row], device: str) -> Iterator[None]:
     """Grow the answers of `rows` by one token each before every yield, until all are done."""
 
-    def bare(_: Mapping[str, Delta], **inputs: Any) -> tuple[Tensor, Any]:
+    def bare(_: Deltas, **inputs: Any) -> tuple[Tensor, Any]:
         return forward(**inputs)
 
     batch = Batch(rows, device)

@@ -6,7 +6,7 @@ that is unloaded while it answers is freed after its last call. Threads may shar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ServingError
 from ..settings import ServingSettings
-from .adapters import BASE, Delta, Lora, applied, blended, read
+from .adapters import BASE, Deltas, Lora, applied, blended, read
 from .base import base_id, choose_device, load_base, load_tokenizer
 from .batching import Batcher, Request, batches
 from .chat import Ids, answer_ids, prompt_ids
@@ -72,6 +72,7 @@ class LocalEngine:
     def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = DEFAULT) -> Iterator[str]:
         """The pieces of what `generate` would return. Closing the iterator ends the answer."""
         (request,) = self._requests([prompt], adapter, sampling)
+        request.streamed = True
         return self._streamed(request)
 
     def _streamed(self, request: Request) -> Iterator[str]:
@@ -109,7 +110,7 @@ class LocalEngine:
 
     # -- the model; only the batcher's thread comes here ---
 
-    def _next(self, deltas: Mapping[str, Delta], **inputs: Any) -> tuple[Tensor, Any]:
+    def _next(self, deltas: Deltas, **inputs: Any) -> tuple[Tensor, Any]:
         with applied(self._modules, deltas), torch.inference_mode():
             out = self._model(**inputs, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1], out.past_key_values
