@@ -34,6 +34,10 @@ class Targets:
     plan: ForgetPlan
 
     @property
+    def empty(self) -> bool:
+        return not (self.plan.interaction_ids or self.plan.memory_ids)
+
+    @property
     def receipt(self) -> ForgetReceipt:
         p = self.plan
         counts = len(p.interaction_ids), len(p.memory_ids), len(p.feedback_ids)

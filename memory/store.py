@@ -358,6 +358,8 @@ class MemoryStore:
         with self._writing() as session:
             reached = targets(session, selection, found, exports_in(self.settings.home))
             going = confirmed(reached, plan.token)
+            if going.empty:
+                return going.receipt
             vectors = self._indexing.own_vectors(going.interactions)
             erase_rows(session, going, self.clock())
             release(session, going.interactions, vectors)

@@ -227,8 +227,10 @@ def test_what_a_query_finds_of_that_user_is_forgotten(store):
     assert len(plan.interaction_ids) == 1
     store.forget_apply(plan)
     assert texts(store) == ["when do you open?", "my dog Rex is ill"]
+    export, _ = store.export()
     nothing = store.forget(user_id="ann", session_id="another", query="when do you open?")
     assert store.forget_apply(nothing) == ForgetReceipt(0, 0, 0, (), ())
+    assert export.exists()
     assert len(texts(store)) == 2
 
 
