@@ -28,7 +28,7 @@ class MemorySettings:
     recall_limit: int = 5  # memories given to a reply
     recall_threshold: float = 0.35  # a memory scoring less is not given to a reply
     # topics
-    topic_cosine: float = 0.6  # a turn joins the nearest topic at or above this cosine
+    topic_cosine: float = 0.65  # a turn joins the nearest narrow topic at or above it; groups adapt to the data
 
 
 @dataclass(frozen=True)

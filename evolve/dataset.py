@@ -10,7 +10,7 @@ Not covered: expansion by synthetic answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import log
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,7 +38,8 @@ WEIGHT_DIGITS = 6  # the last bits of a logarithm shall change no id
 
 def freeze(store: MemoryStore, settings: Settings, *, now: float) -> Snapshot:
     """The snapshot of all that is remembered up to `now`."""
-    interactions = list(store.interactions())
+    groups = store.topic_groups()
+    interactions = [replace(i, topic_id=groups[i.topic_id]) if i.topic_id else i for i in store.interactions()]
     memories = store.memories({m for i in interactions for m in i.memory_ids})
     vectors = store.request_vectors([i.id for i in interactions])
     feedback = store.feedback()

@@ -242,7 +242,9 @@ def topics_show(topic: str, home: Home = None, limit: int = 20, as_json: AsJson 
         known = next((t for t in store.topics(store.clock()) if t.id == topic), None)
         if known is None:
             raise InputError(f"no topic {topic}; see `nightschool topics list`")
-        asked = sorted((i for i in store.interactions() if i.topic_id == topic), key=lambda i: -i.created_utc)
+        groups = store.topic_groups()
+        members = (i for i in store.interactions() if i.topic_id and groups[i.topic_id] == topic)
+        asked = sorted(members, key=lambda i: -i.created_utc)
     users = len({i.user_id for i in asked})
     requests = [{"id": i.id, "user_id": i.user_id, "text": i.text, "created_utc": i.created_utc} for i in asked]
     lines = [f"{known.label}: asked in {known.sessions} sessions by {users} users, recurrence {known.recurrence:.1f}"]

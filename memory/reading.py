@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from sqlalchemy import Select, Subquery, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from .conversations import Owner, request_of
 from .database import Database
+from .grouping import groups, labels
 from .rows import ROWS_A_PAGE, chunks, to_feedback, to_interaction, to_memory
 from .tables import AdapterRow, Base, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
-from .topics import recurrence
+from .topics import TopicState, recurrence
 from .types import Feedback, Interaction, Memory, Topic
 
 PLACE = (InteractionRow.user_id, InteractionRow.agent_id, InteractionRow.session_id, InteractionRow.position)
@@ -80,13 +81,13 @@ def memories(session: Session, ids: Iterable[str]) -> dict[str, Memory]:
     return found
 
 
-def topics(session: Session, now: float, half_life_days: float) -> list[Topic]:
-    row = InteractionRow
+def topics(session: Session, known: Sequence[TopicState], now: float, half_life_days: float) -> list[Topic]:
+    """The groups of the `known` topics, most recurrent first."""
+    row, group_of = InteractionRow, groups(known)
     found = session.execute(select(row.topic_id, *PLACE[:3], row.created_utc).where(row.topic_id.is_not(None)))
-    visits = [(str(topic_id), tuple(owner), time) for topic_id, *owner, time in found]
-    labels = {i: label for i, label in session.execute(select(TopicRow.id, TopicRow.label))}
-    counted = recurrence(visits, now, half_life_days)
-    made = [Topic(i, labels[i], r.value, r.sessions, r.last_seen_utc) for i, r in counted.items()]
+    visits = [(group_of[str(topic_id)], tuple(owner), time) for topic_id, *owner, time in found]
+    words, counted = labels(known, group_of), recurrence(visits, now, half_life_days)
+    made = [Topic(i, words[i], r.value, r.sessions, r.last_seen_utc) for i, r in counted.items()]
     return sorted(made, key=lambda topic: (-topic.recurrence, topic.id))
 
 

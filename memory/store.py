@@ -49,6 +49,7 @@ from .database import Database
 from .embed import Embedder, MiniLM
 from .exporting import EXPORTS, exports_in, write_export
 from .forgetting import checked_selection, confirmed, erase_rows, finish, inherit_again, targets, unfinished
+from .grouping import groups
 from .indexing import Indexing
 from .ranking import Candidate, rank
 from .reader import readers_in
@@ -56,7 +57,7 @@ from .restoring import Restored, Restoring, batches
 from .rows import from_memory, from_review, to_feedback, to_interaction, to_memory
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
-from .topic_rows import TopicRows, recentre, release
+from .topic_rows import TopicRows, recentre, release, states
 from .types import Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, Recall, Selection, Topic
 from .verification import disagreements
 from .writing import (
@@ -317,7 +318,13 @@ class MemoryStore:
     def topics(self, now: float) -> list[Topic]:
         """What people keep asking, most recurrent first."""
         with self._database.reading() as session:
-            return reading.topics(session, now, self.settings.dataset.half_life_days)
+            known = states(session, self.embedder.dimension)
+            return reading.topics(session, known, now, self.settings.dataset.half_life_days)
+
+    def topic_groups(self) -> dict[str, str]:
+        """Which of `topics` each interaction's own, narrow topic belongs to, by id."""
+        with self._database.reading() as session:
+            return groups(states(session, self.embedder.dimension))
 
     def topic_labels(self, interaction_ids: Iterable[str]) -> dict[str, str]:
         """What each of these interactions was about; those without a topic or forgotten are missing."""

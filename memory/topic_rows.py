@@ -53,20 +53,27 @@ class TopicRows:
 
     def _loaded(self, session: Session) -> TopicIndex:
         if self._index is None or _signature(session) != self._seen:
-            rows = session.scalars(select(TopicRow).order_by(TopicRow.created_utc, TopicRow.id)).all()
-            states = [self._to_state(row) for row in rows]
-            self._index, self._ids = TopicIndex(states, self._threshold), {row.id for row in rows}
-            session.expunge_all()
+            found = states(session, self._dimension)
+            self._index, self._ids = TopicIndex(found, self._threshold), {topic.id for topic in found}
         return self._index
 
-    def _to_state(self, row: TopicRow) -> TopicState:
-        centroid = np.frombuffer(row.centroid, dtype=np.float32)
-        if len(centroid) != self._dimension:
-            raise StoreError(
-                f"topic {row.id} was made of vectors of {len(centroid)} numbers, the embedder makes {self._dimension};"
-                " run `nightschool memory rebuild`"
-            )
-        return TopicState(row.id, row.label, centroid, row.size, row.created_utc)
+
+def states(session: Session, dimension: int) -> list[TopicState]:
+    """Every topic, oldest first."""
+    row = TopicRow
+    columns = select(row.id, row.label, row.centroid, row.size, row.created_utc).order_by(row.created_utc, row.id)
+    found = session.execute(columns)
+    return [TopicState(i, label, _vector(i, centroid, dimension), n, t) for i, label, centroid, n, t in found]
+
+
+def _vector(topic_id: str, centroid: bytes, dimension: int) -> Vector:
+    vector: Vector = np.frombuffer(centroid, dtype=np.float32)
+    if len(vector) != dimension:
+        raise StoreError(
+            f"topic {topic_id} was made of vectors of {len(vector)} numbers, the embedder makes {dimension};"
+            " run `nightschool memory rebuild`"
+        )
+    return vector
 
 
 def release(session: Session, gone: Iterable[Interaction], vectors: Mapping[str, Vector]) -> None:

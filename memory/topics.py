@@ -2,7 +2,7 @@
 
 Topics are found as turns arrive: a turn joins the topic whose mean vector is nearest, if that is near enough, and
 founds a new one otherwise. The invariant: the same turns in the same order give the same topics with the same ids,
-however they were cut into batches and whenever it happened. Not covered: merging, splitting, a threshold that adapts.
+however they were cut into batches and whenever it happened. They are narrow; `grouping` puts them together.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Vector = NDArray[np.float32]
 
 DAY = 86400.0
 LABEL_WORDS = 5
+MOST_TOPICS = 20_000  # then a turn joins the nearest, however far: memory stays bounded, about 60 MB
 
 _SAY_NOTHING = """
 a about afternoon all also am an and any are as at be been but by can cannot could did do does doing evening for from
@@ -54,8 +55,8 @@ class Recurrence:
 class TopicIndex:
     """The topics of one store in memory: one row of `_sums` and of `_units` (their directions) a topic."""
 
-    def __init__(self, rows: Iterable[TopicState], cosine_threshold: float) -> None:
-        self._threshold = cosine_threshold
+    def __init__(self, rows: Iterable[TopicState], cosine_threshold: float, most: int = MOST_TOPICS) -> None:
+        self._threshold, self._most = cosine_threshold, most
         self._topics: list[TopicState] = []  # `centroid_sum` and `size` here are as loaded; the arrays are current
         self._sizes: list[int] = []
         self._ids: set[str] = set()
@@ -94,7 +95,8 @@ class TopicIndex:
             return None
         cosines = self._units[: len(self._topics)] @ vector
         best = int(cosines.argmax())
-        return best if cosines[best] >= self._threshold else None
+        near = cosines[best] >= self._threshold or len(self._topics) >= self._most
+        return best if near else None
 
     def _append(self, topic: TopicState) -> int:
         n, width = len(self._topics), len(topic.centroid_sum)

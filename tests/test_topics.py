@@ -71,6 +71,15 @@ def test_more_topics_than_the_first_allocation_are_kept():
     assert index.assign(["x", "y"], vectors[[3, 199]], now=0.0) == [ids[3], ids[199]]
 
 
+def test_a_full_index_founds_no_more_topics():
+    vectors = np.eye(4, dtype=np.float32)
+    index = TopicIndex([], 0.6, most=2)
+    a, b, c, _ = index.assign(["a", "b", "c", "d"], vectors, now=0.0)
+    assert a != b
+    assert c in (a, b)
+    assert sum(state.size for state in index.changed()) == 4
+
+
 def test_a_zero_vector_and_no_turns_at_all_are_harmless():
     index = TopicIndex([TopicState("t:x", "x", np.zeros(2, np.float32), 1, 0.0)], 0.6)
     assert index.assign([], np.zeros((0, 2), np.float32), now=0.0) == []
