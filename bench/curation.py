@@ -261,7 +261,8 @@ def _filled(home: Path, turns: int) -> MemoryStore:
 
 
 def _session(n: int, words: Any, random: np.random.Generator) -> Conversation:
-    messages, reviews, about = [], {}, random.choice(words[:150], 4)
+    first = int(random.integers(len(words) - 4))  # what the session is about: as many subjects as words
+    messages, reviews, about = [], {}, words[first : first + 4]
     for turn in range(4):
         messages.append({"role": "user", "content": " ".join([*about, *random.choice(words, 3)])})
         messages.append({"role": "assistant", "content": " ".join(random.choice(words, 15))})
