@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError, NightschoolError
@@ -224,14 +223,8 @@ def topics_list(home: Home = None, limit: int = 30, as_json: AsJson = False) -> 
     """What people keep asking, most recurrent first: the decayed count of sessions, and its words."""
     with assistant(home) as nightschool:
         found = nightschool.store.topics(nightschool.store.clock())[:limit]
-    if as_json:
-        show([asdict(topic) for topic in found], True, [])
-        return
-    table = Table("topic", "words", "recurrence", "sessions", "last asked")
-    for topic in found:
-        last = when(topic.last_seen_utc)
-        table.add_row(topic.id, escape(topic.label), f"{topic.recurrence:.1f}", str(topic.sessions), last)
-    out.print(table)
+    lines = [f"{t.id}  {t.recurrence:6.1f}  {t.sessions:5} sessions  {when(t.last_seen_utc)}  {t.label}" for t in found]
+    show([asdict(topic) for topic in found], as_json, lines or ["no topics yet"])
 
 
 @topics.command("show")
