@@ -16,7 +16,17 @@ from uuid import uuid4
 
 from .content import Message
 from .errors import GateRefused, InputError, ServingError, SettingsError
-from .memory.types import DEFAULT_USER, Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, Recall, with_notes
+from .memory.types import (
+    DEFAULT_USER,
+    Feedback,
+    ForgetPlan,
+    ForgetReceipt,
+    Interaction,
+    Memory,
+    MemoryKind,
+    Recall,
+    with_notes,
+)
 from .settings import ServingSettings, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -155,10 +165,36 @@ class Assistant:
         return self.store.remember(text, user_id=user_id, agent_id=agent_id, session_id=session_id, shared=shared)
 
     def recall(
-        self, query: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", limit: int | None = None
+        self,
+        query: str,
+        *,
+        user_id: str = DEFAULT_USER,
+        agent_id: str = "",
+        session_id: str | None = None,
+        kind: MemoryKind | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        as_of: float | None = None,
+        limit: int | None = None,
+        threshold: float | None = None,
     ) -> list[Recall]:
-        """What memory holds on `query`, best first; nothing below the threshold of the settings."""
-        return self.store.recall(query, user_id=user_id, agent_id=agent_id, limit=limit)
+        """What memory holds on `query`, best first; nothing below the threshold, by default that of the settings.
+
+        Of all sessions unless one is given; from `since` to before `until`, or as if it were the time `as_of` (seconds
+        since 1970).
+        """
+        return self.store.recall(
+            query,
+            user_id=user_id,
+            agent_id=agent_id,
+            session_id=session_id,
+            kind=kind,
+            since=since,
+            until=until,
+            as_of=as_of,
+            limit=limit,
+            threshold=threshold,
+        )
 
     def forget(
         self,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -22,6 +23,7 @@ from .printing import AsJson, Home, assistant, err, out, show, when
 
 if TYPE_CHECKING:
     from ..evolve.types import Excluded
+    from ..memory.types import Recall
     from ..sdk import Assistant
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="An assistant that goes to school at night.")
@@ -42,6 +44,7 @@ NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 
 User = Annotated[str, typer.Option("--user", help="Whose memory.")]
 Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
+TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
 
 
@@ -52,6 +55,11 @@ def main() -> None:
     except NightschoolError as error:
         err.print(f"error: {error}", style="red", markup=False)
         sys.exit(1)
+
+
+def seconds(time: datetime | None) -> float | None:
+    """Since 1970, of a time in UTC."""
+    return None if time is None else time.replace(tzinfo=UTC).timestamp()
 
 
 # -- the day ---
@@ -154,13 +162,41 @@ def remember(text: str, home: Home = None, user: User = "default", agent: Agent 
 
 @app.command()
 def recall(
-    query: str, home: Home = None, user: User = "default", agent: Agent = "", limit: int = 5, as_json: AsJson = False
+    query: str,
+    home: Home = None,
+    user: User = "default",
+    agent: Agent = "",
+    session: Annotated[str | None, typer.Option("--session", help="Only of this session.")] = None,
+    kind: Annotated[Literal["turn", "note"] | None, typer.Option(help="Only turns, or only notes.")] = None,
+    since: Annotated[datetime | None, typer.Option(formats=TIMES, help="Only from this time on (UTC).")] = None,
+    until: Annotated[datetime | None, typer.Option(formats=TIMES, help="Only from before this time (UTC).")] = None,
+    as_of: Annotated[datetime | None, typer.Option(formats=TIMES, help="As if it were this time (UTC).")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many (default: recall_limit of the settings).")] = None,
+    threshold: Annotated[float | None, typer.Option(help="None that scores less (default: recall_threshold).")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """What memory holds on something, and why it was found."""
+    since_utc, until_utc, as_of_utc = map(seconds, (since, until, as_of))
     with assistant(home) as nightschool:
-        found = nightschool.recall(query, user_id=user, agent_id=agent, limit=limit)
-    lines = [f"{r.score:.2f}  {r.memory.text}  ({when(r.memory.created_utc)}, {r.memory.kind})" for r in found]
-    show([asdict(r) for r in found], as_json, lines or ["nothing relevant"])
+        found = nightschool.store.recall(
+            query,
+            user_id=user,
+            agent_id=agent,
+            session_id=session,
+            kind=kind,
+            since=since_utc,
+            until=until_utc,
+            as_of=as_of_utc,
+            limit=limit,
+            threshold=threshold,
+        )
+    show([asdict(r) for r in found], as_json, list(map(_recall_line, found)) or ["nothing relevant"])
+
+
+def _recall_line(found: Recall) -> str:
+    why = ", ".join(f"{name} {value:.2f}" for name, value in found.parts.items())
+    memory = found.memory
+    return f"{found.score:.2f}  {memory.text}  ({when(memory.created_utc)}, {memory.kind}; {why})"
 
 
 # -- the night ---

@@ -6,7 +6,8 @@ The invariant: a memory is marked as indexed only after the index holds it, so a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from ..errors import StoreError
 from .conversations import request_of, turn_memory_id
 from .database import Database
 from .embed import Embedder
+from .passages import Passages, index_row, of_note, of_turn
 from .reading import in_pages
 from .rows import IDS_A_QUERY, chunks, to_interaction, to_memory, turn_memory
 from .tables import InteractionRow, MemoryRow, StateRow
@@ -32,6 +34,15 @@ Vector = NDArray[np.float32]
 
 REBUILD = "rebuild"  # the name of the state that a rebuild under way leaves: with which embedder
 PENDING = text("NOT memories.indexed")  # in these words, so that SQLite uses its partial index
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A memory that is to be indexed, with what is looked at in it."""
+
+    memory: Memory
+    passages: Passages
+    position: int = 0
 
 
 class Indexing:
@@ -68,12 +79,12 @@ class Indexing:
         return vectors
 
     def written(
-        self, interactions: Sequence[Interaction], replaced: Collection[str], vectors: Mapping[str, Vector]
+        self, interactions: Sequence[Interaction], replaced: Collection[str], vectors: dict[str, Vector]
     ) -> None:
-        """Index what a committed transaction wrote; `vectors` by request."""
+        """Index what a committed transaction wrote; `vectors` by text."""
         asked = [i for i in interactions if request_of(i.turn)]
         self.index.delete([turn_memory_id(i) for i in replaced])
-        self._add([turn_memory(i) for i in asked], [vectors[i.text] for i in asked])
+        self._add([_of_turn(turn_memory(i), i) for i in asked], vectors)
 
     def pending(self, progress: Callable[[int], None] | None = None) -> int:
         """Index all that is not indexed and say how many; `progress` is told so on the way."""
@@ -81,8 +92,7 @@ class Indexing:
         with self._lock:
             _ = self.index
             while waiting := self._waiting():
-                vectors = self._embedder.embed([request for _, request in waiting])
-                self._add([memory for memory, _ in waiting], list(vectors), afresh=True)
+                self._add(waiting, {}, afresh=True)
                 done += len(waiting)
                 if progress is not None:
                     progress(done)
@@ -162,26 +172,22 @@ class Indexing:
 
         return VectorIndex(self._url, self._embedder.dimension, self._embedder.name)
 
-    def _waiting(self) -> list[tuple[Memory, str]]:
-        """Some memories that are not indexed, each with the text that is its vector."""
+    def _waiting(self) -> list[Waiting]:
+        """Some memories that are not indexed."""
         with self._database.reading() as session:
             rows = session.scalars(select(MemoryRow).where(PENDING).order_by(MemoryRow.id).limit(IDS_A_QUERY))
             memories = [to_memory(row) for row in rows]
             sources = [memory.source_ids[0] for memory in memories if memory.kind == "turn"]
             found = session.scalars(select(InteractionRow).where(InteractionRow.id.in_(sources)))
             asked = {row.id: to_interaction(row) for row in found}
-        return [(m, asked[m.source_ids[0]].text if m.kind == "turn" else m.text) for m in memories]
+        return [_of_turn(m, asked[m.source_ids[0]]) if m.kind == "turn" else Waiting(m, of_note(m)) for m in memories]
 
-    def _add(self, memories: Sequence[Memory], vectors: Sequence[Vector], *, afresh: bool = False) -> None:
-        from .vectors import IndexRow
-
+    def _add(self, waiting: Sequence[Waiting], vectors: dict[str, Vector], *, afresh: bool = False) -> None:
+        """Index those that still wait; `vectors` by text, and what is missing there is embedded."""
+        vectors = self.embed_missing(vectors, (text for w in waiting for text in w.passages.texts))
         with self._database.writing() as session:  # alone among writers, so that two do not index the same memory
-            waiting = self._unmarked(session, [m.id for m in memories])
-            rows = [
-                IndexRow(m.id, m.user_id, m.agent_id, m.session_id, m.kind, m.shared, m.text, vector)
-                for m, vector in zip(memories, vectors, strict=True)
-                if m.id in waiting
-            ]
+            unmarked = self._unmarked(session, [w.memory.id for w in waiting])
+            rows = [index_row(w.memory, w.position, w.passages, vectors) for w in waiting if w.memory.id in unmarked]
             if afresh:
                 self.index.delete([row.id for row in rows])  # a crash may have left some there
             self.index.add(rows)
@@ -198,3 +204,7 @@ class Indexing:
 
 def _rebuilding(session: Session) -> str | None:
     return session.scalars(select(StateRow.value).where(StateRow.name == REBUILD)).first()
+
+
+def _of_turn(memory: Memory, interaction: Interaction) -> Waiting:
+    return Waiting(memory, of_turn(interaction), interaction.position)

@@ -1,79 +1,145 @@
 """How well a memory fits a query, in [0, 1]. Pure.
 
-`score = ½ max(0, cos) + ½ Σ idf(query terms in the text) / Σ idf(query terms)`. Coverage is absolute: a text with one
-of four words gets about a quarter, however poor the others are, so that a threshold means the same for every query. A
-query of stop words alone has only its cosine. Not covered: time, neighbours, kinds, supersession.
+    S      = ½ max_v cos(v, memory) + ½ max_w cos(query, w) + ½ max_w cover(w)
+    S'     = S + .3 max(0, best S at ±1 − S) + ¼ max(0, best S at ±2 − S)          (turns of the same session)
+    score  = S' / 1.5
+
+over the windows v of the query and w of the memory. `cover` is the idf mass of the query's terms in the window over
+that of the query, with idf over what the asker can see. It is absolute: a text with one of four words gets about a
+quarter, however poor the others are, so that a threshold means the same for every query, and where the query's words
+do not tell memories apart the cosine decides. A turn carries only its neighbours' excess, so that a short answer is
+found by its question and a memory without neighbours loses nothing. What the assistant said counts a little less,
+unless the query is about that. Not covered: supersession, recency beyond equal scores.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
 
-from .topics import STOP_WORDS
-from .types import Memory, Recall
+import numpy as np
+from numpy.typing import NDArray
+
+from .passages import IndexRow
+from .types import Recall
+from .words import stem, terms, words
+
+Array = NDArray[np.float32]
+
+POLITE = frozenset("hello hey hi ok please quick thank thanks".split())
+_ON_THE_REPLY = re.compile(r"\b(?:you|your|assistant|bot)(?:'ve|’ve)?\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    memory: Memory
-    cosine: float
+class Weights:
+    """The numbers of the formula; `bench/recall.py` leaves each out."""
+
+    windows: float = 0.5  # of the cosine, the best window's share
+    words: float = 0.5
+    next: float = 0.3  # of the excess at ±1
+    after_next: float = 0.25  # of the excess at ±2
+    reply: float = 0.1  # taken from a window of the reply
 
 
-def rank(query: str, candidates: Sequence[Candidate], visible: int) -> list[Recall]:
-    """Best first, of near-identical texts only the best; `visible` is how many memories the asker can see.
+WEIGHTS = Weights()
 
-    The document frequency of a term is counted among the candidates. That is exact for rare terms, whose texts are
-    all among the best by words, and too low for common terms, which still weigh less than the rare ones.
+
+@dataclass(frozen=True)
+class Query:
+    text: str
+    vectors: Array  # (1 + windows, dimension): the whole first, one row if there is one window
+
+
+@dataclass(frozen=True)
+class Fit:
+    row: IndexRow
+    score: float
+    parts: dict[str, float]  # they add up to the score
+
+
+def rank(query: Query, rows: Sequence[IndexRow], visible: int, weights: Weights = WEIGHTS) -> list[Fit]:
+    """Best first. `visible` is how many memories the asker can see: `rows` are all of them, or the best by either way.
+
+    Of the best alone, the document frequency of a rare term is still exact, and that of a common one too low.
     """
-    wanted = frozenset(terms(query))
-    held = [frozenset(terms(c.memory.text)) for c in candidates]
-    weights = {t: _idf(sum(t in words for words in held), max(visible, len(held))) for t in wanted}
-    found = [_scored(c, words, weights) for c, words in zip(candidates, held, strict=True)]
-    return folded(sorted(found, key=lambda r: (-r.score, -r.memory.created_utc, r.memory.id)))
-
-
-def _scored(candidate: Candidate, words: Collection[str], weights: dict[str, float]) -> Recall:
-    dense = min(1.0, max(0.0, candidate.cosine))
-    if not weights:
-        return Recall(candidate.memory, dense, {"dense": dense})
-    coverage = sum(w for term, w in weights.items() if term in words) / sum(weights.values())
-    return Recall(candidate.memory, (dense + coverage) / 2, {"dense": dense, "words": coverage})
+    if not rows:
+        return []
+    wanted = _idf(query.text, rows, visible)
+    scale = 1.0 + (weights.words if wanted else 0.0)
+    dense = _dense(query, rows, weights) / scale
+    covered = _coverage(wanted, rows) * weights.words / scale
+    lifted = _excess(dense + covered, rows, weights)
+    made = [
+        Fit(row, min(1.0, float(d + c + e)), {"dense": float(d), "words": float(c), "neighbours": float(e)})
+        for row, d, c, e in zip(rows, dense, covered, lifted, strict=True)
+    ]
+    return sorted(made, key=lambda fit: (-fit.score, -fit.row.created_utc, fit.row.id))
 
 
 def folded(recalls: Iterable[Recall]) -> list[Recall]:
-    """The first of those whose texts are the same words in the same order, whatever their case and punctuation."""
-    first: dict[str, Recall] = {}
+    """The first of those whose texts are the same stems in the same order, but for polite words."""
+    first: dict[object, Recall] = {}
     for recall in recalls:
-        first.setdefault(" ".join(_words(recall.memory.text)) or recall.memory.text, recall)
+        said = tuple(stem(word) for word in words(recall.memory.text) if word not in POLITE)
+        first.setdefault(said or recall.memory.text, recall)
     return list(first.values())
 
 
-def terms(text: str) -> list[str]:
-    """The stems of the words that say something."""
-    return [stem(word) for word in _words(text) if word not in STOP_WORDS]
+def _dense(query: Query, rows: Sequence[IndexRow], weights: Weights) -> Array:
+    counts = np.array([len(row.vectors) for row in rows])
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    cosines = np.concatenate([row.vectors for row in rows]).astype(np.float32) @ query.vectors.T
+    whole = cosines[starts].max(axis=1)
+    best = cosines[:, 0]
+    if not _ON_THE_REPLY.search(query.text):
+        best = best - weights.reply * _of_reply(rows)
+    best[starts[counts > 1]] = -1.0  # the whole is no window where there are windows
+    best = np.maximum.reduceat(best, starts)
+    mixed: Array = (1 - weights.windows) * whole + weights.windows * best
+    return np.clip(mixed, 0.0, 1.0)
 
 
-def stem(word: str) -> str:
-    """A light English stem: `likes`, `liked`, `liking` and `like` are one; so are `city` and `cities`."""
-    word = word.removesuffix("'s").removesuffix("’s")
-    if len(word) <= 3 or not word.isalpha():
-        return word
-    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        word = word[:-3] + "y" if word.endswith("ies") and len(word) > 4 else word[:-1]
-    for ending in ("ing", "ed"):
-        root = word.removesuffix(ending)
-        if root != word and len(root) >= 3:
-            word = root[:-1] if root[-1] == root[-2] and root[-1] not in "lsz" else root
-            break
-    return word[:-1] if word.endswith("e") and len(word) > 3 else word
+def _of_reply(rows: Sequence[IndexRow]) -> Array:
+    """1 for each vector of a window of the reply."""
+    marks = [[0.0] * (len(r.vectors) > 1) + [0.0] * r.own + [1.0] * (len(r.lines) - r.own) for r in rows]
+    return np.array([mark for row in marks for mark in row], dtype=np.float32)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.casefold())
+def _idf(text: str, rows: Sequence[IndexRow], visible: int) -> dict[str, float]:
+    """The weight of each term of the query."""
+    held = [" ".join(("", *row.lines, "")) for row in rows]
+    total = max(visible, len(rows))
+    counts = {term: sum(f" {term} " in line for line in held) for term in dict.fromkeys(terms(text))}
+    return {term: log(1 + (total - n + 0.5) / (n + 0.5)) for term, n in counts.items()}
 
 
-def _idf(holding: int, total: int) -> float:
-    return log(1 + (total - holding + 0.5) / (holding + 0.5))
+def _coverage(wanted: dict[str, float], rows: Sequence[IndexRow]) -> Array:
+    mass = sum(wanted.values())
+    if not mass:
+        return np.zeros(len(rows), dtype=np.float32)
+    return np.array([max((_mass(wanted, line) for line in row.lines), default=0.0) / mass for row in rows], np.float32)
+
+
+def _mass(wanted: dict[str, float], line: str) -> float:
+    padded = f" {line} "
+    return sum(weight for term, weight in wanted.items() if f" {term} " in padded)
+
+
+def _excess(scores: Array, rows: Sequence[IndexRow], weights: Weights) -> Array:
+    """What each gains from the better of its neighbours in the same session."""
+    order = sorted(range(len(rows)), key=lambda n: (rows[n].session, rows[n].created_utc, rows[n].position))
+    sessions = [rows[n].session if rows[n].session_id else n for n in order]
+    ordered = scores[order]
+    gained = np.zeros_like(ordered)
+    for distance, weight in ((1, weights.next), (2, weights.after_next)):
+        together = np.array([a == b for a, b in zip(sessions, sessions[distance:], strict=False)], dtype=bool)
+        rise = np.where(together, ordered[distance:] - ordered[:-distance], 0.0)
+        best = np.zeros_like(ordered)
+        best[:-distance] = np.maximum(rise, 0.0)
+        best[distance:] = np.maximum(best[distance:], np.maximum(-rise, 0.0))
+        gained += weight * best
+    result = np.empty_like(gained)
+    result[order] = gained
+    return result

@@ -51,14 +51,16 @@ from .exporting import EXPORTS, exports_in, write_export
 from .forgetting import checked_selection, confirmed, erase_rows, finish, inherit_again, targets, unfinished
 from .grouping import groups
 from .indexing import Indexing
-from .ranking import Candidate, rank
+from .passages import of_turn
+from .ranking import WEIGHTS, Weights
 from .reader import readers_in
+from .recalling import CANDIDATES, Filters, asking, best_of, candidates, checked_filters, checked_limit
 from .restoring import Restored, Restoring, batches
 from .rows import from_memory, from_review, to_feedback, to_interaction, to_memory
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release, states
-from .types import Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, Recall, Selection, Topic
+from .types import Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, MemoryKind, Recall, Selection, Topic
 from .verification import disagreements
 from .writing import (
     Held,
@@ -72,8 +74,6 @@ from .writing import (
 
 Vector = NDArray[np.float32]
 log = logging.getLogger("nightschool")
-
-CANDIDATES = 200  # by cosine, and as many by words
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,14 @@ class Recorded:
 
 class MemoryStore:
     def __init__(
-        self, settings: Settings, *, embedder: Embedder | None = None, clock: Callable[[], float] = time.time
+        self,
+        settings: Settings,
+        *,
+        embedder: Embedder | None = None,
+        clock: Callable[[], float] = time.time,
+        weights: Weights = WEIGHTS,
     ) -> None:
-        self.settings, self.clock = settings, clock
+        self.settings, self.clock, self.weights = settings, clock, weights
         self.embedder: Embedder = MiniLM() if embedder is None else embedder
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._database = Database(settings.database_url)
@@ -133,7 +138,7 @@ class MemoryStore:
         now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
         made = made_interaction(owner, 0, said, request_of(said), reply, now)
         made = replace(made, adapter_id=adapter_id, memory_ids=tuple(memory_ids))
-        vectors = self._vectors([made.text])
+        vectors = self._vectors(of_turn(made).texts if request_of(said) else ())
         with self._writing() as session:
             last = reading.latest(session, owner)
             open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
@@ -172,7 +177,7 @@ class MemoryStore:
                 sound[i] = checked_conversation(conversation)
             except InputError as error:
                 errors[i] = error
-        vectors = self._vectors(self._new_requests(sound.values()))
+        vectors = self._vectors(self._new_texts(sound.values()))
         with self._writing() as session:
             held = Held(session, {c.owner for c in sound.values()})
             held.forgotten = Tombstones(session).forgotten(
@@ -223,13 +228,15 @@ class MemoryStore:
         session_id: str = "",
         shared: bool = False,
         source_ids: Sequence[str] = (),
+        created_utc: float | None = None,
     ) -> Memory:
-        """Keep a note; the same note again is the one that is known."""
+        """Keep a note; the same note again is the one that is known. `created_utc`: default now."""
         owner = checked_owner(user_id, agent_id, session_id)
         if not checked_text("text", text).strip():
             raise InputError("text is blank; give what is to be remembered")
         named = note_id(user_id, agent_id, shared, text)
-        note = Memory(named, *owner, "note", text, self.clock(), tuple(source_ids), shared)
+        now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
+        note = Memory(named, *owner, "note", text, now, tuple(source_ids), shared)
         with self._writing() as session:
             if known := session.get(MemoryRow, note.id):
                 return to_memory(known)
@@ -247,22 +254,31 @@ class MemoryStore:
         *,
         user_id: str,
         agent_id: str = "",
+        session_id: str | None = None,
+        kind: MemoryKind | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        as_of: float | None = None,
         limit: int | None = None,
         threshold: float | None = None,
     ) -> list[Recall]:
-        """The memories of this user, and the shared ones, that fit `query`: best first, none below the threshold."""
-        checked_owner(user_id, agent_id, "")
+        """The memories of this user, and the shared ones, that fit `query`: best first, none below the threshold.
+
+        Only those of `session_id` and `kind`, made from `since` to before `until` (seconds since 1970); `as_of` asks
+        as if it were that time, and nothing later existed.
+        """
+        checked_owner(user_id, agent_id, "" if session_id is None else session_id)
+        filters = checked_filters(Filters(session_id, kind, since, until, as_of))
+        memory = self.settings.memory
+        least = memory.recall_threshold if threshold is None else threshold
+        most = checked_limit(memory.recall_limit if limit is None else limit)
         if not checked_text("query", query).strip():
             return []
         self._indexing.pending()
-        index, vector = self._indexing.index, self.embedder.embed([query])[0]
-        hits = index.search(vector, query, user_id=user_id, agent_id=agent_id, limit=CANDIDATES)
-        held = self.memories([hit.id for hit in hits])
-        candidates = [Candidate(held[hit.id], hit.dense) for hit in hits if hit.id in held]
-        found = rank(query, candidates, index.count_visible(user_id, agent_id))
-        least = self.settings.memory.recall_threshold if threshold is None else threshold
-        most = self.settings.memory.recall_limit if limit is None else limit
-        return [recall for recall in found if recall.score >= least][:most]
+        asked = asking(query, self.embedder)
+        found = candidates(self._indexing.index, asked, user_id, agent_id, filters)
+        fits = [fit for fit in found.ranked(self.weights) if fit.score >= least and filters.admit(fit.row)]
+        return best_of(fits, most, self.memories)
 
     # -- reading ---
 
@@ -377,7 +393,9 @@ class MemoryStore:
         if selection.query is None or selection.user_id is None:
             return set()
         found = self.recall(selection.query, user_id=selection.user_id, limit=CANDIDATES)
-        return {recall.memory.id for recall in found if recall.memory.user_id == selection.user_id}
+        # A turn that was found by the turns around it is not what was asked to be forgotten.
+        fits = (r for r in found if r.score - r.parts["neighbours"] >= self.settings.memory.recall_threshold)
+        return {recall.memory.id for recall in fits if recall.memory.user_id == selection.user_id}
 
     def _erase_bytes(self) -> None:
         """After the rows: the index, our exports, and what the files still hold; taken up again after a crash."""
@@ -457,11 +475,12 @@ class MemoryStore:
         _ = self._indexing.index  # a StoreError here comes before anything is written
         return self._indexing.embed_missing({}, texts)
 
-    def _new_requests(self, conversations: Iterable[Conversation]) -> list[str]:
+    def _new_texts(self, conversations: Iterable[Conversation]) -> list[str]:
         cut = [made for conversation in conversations for made, _ in interactions_of(conversation)]
         with self._database.reading() as session:
             held = known(session, [made.id for made in cut])
-        return [request_of(made.turn) for made in cut if made.id not in held]
+        new = (made for made in cut if made.id not in held and request_of(made.turn))
+        return [text for made in new for text in of_turn(made).texts]
 
     def _insert(
         self,

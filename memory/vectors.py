@@ -1,16 +1,17 @@
 """The vector and full-text index over memories: the only file that imports lancedb.
 
-The invariant: a row here is a row of SQL's `memories` with its vector, and a search sees nothing outside the asked
+The invariant: a row here is a row of SQL's `memories` with its vectors, and a search sees nothing outside the asked
 scope. It holds no fact of its own, so it can be dropped and rebuilt; deleting a row and erasing its bytes are two
-steps, because LanceDB keeps old versions on disk.
+steps, because LanceDB keeps old versions on disk. Who may see a row is one indexed column, and what ranking needs of
+it is one other: LanceDB reads scattered rows column by column, each at nearly the price of a row.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from threading import RLock
 from typing import Any
@@ -22,31 +23,28 @@ from lancedb.index import FTS, Bitmap, BTree
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from .passages import IndexRow
 
 TABLE = "memories"
+LAYOUT = "2"  # of the columns; raised whenever an older index cannot be read as this one
+SHARED = "shared"  # the scope of rows that everybody sees; a private one is a JSON list
 IDS_A_FILTER = 500
 ADDS_BEFORE_OPTIMIZE = 100  # every add leaves a fragment, and fragments slow searches down
 ROWS_BEFORE_OPTIMIZE = 5000  # rows that full text search has to scan until they are in its index
 CONFLICTS = 20  # with other processes that make the same index, before giving up
+HALF = np.dtype("<f2")
 
-
-@dataclass(frozen=True)
-class IndexRow:
-    id: str
-    user_id: str
-    agent_id: str
-    session_id: str
-    kind: str
-    shared: bool
-    text: str
-    vector: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Hit:
-    id: str
-    dense: float  # cosine with the query
-    words: float  # BM25; 0 = not among the best by words
+INDEXES = {
+    "id": BTree(),
+    "scope": BTree(),
+    "session_id": BTree(),
+    "created_utc": BTree(),
+    "kind": Bitmap(),
+    # The words come as stems that ranking counts too: nothing is left for the index to change.
+    "words": FTS(
+        base_tokenizer="whitespace", stem=False, remove_stop_words=False, lower_case=False, ascii_folding=False
+    ),
+}
 
 
 class VectorIndex:
@@ -99,21 +97,28 @@ class VectorIndex:
 
     # -- reading ---
 
-    def search(self, vector: NDArray[np.float32], text: str, *, user_id: str, agent_id: str, limit: int) -> list[Hit]:
-        """The `limit` best by cosine and the `limit` best by words, joined: rows of this user or shared ones."""
-        scope = _scope(user_id, agent_id)
+    def count_where(self, condition: str) -> int:
+        with self._lock, _translated("read"):
+            return int(self._open().count_rows(condition))
+
+    def rows(self, condition: str, limit: int) -> list[IndexRow]:
+        """Some `limit` of the rows that meet `condition`, in no order."""
+        with self._lock, _translated("read"):
+            return self._read(self._open().search().where(condition).select(["payload"]).limit(limit))
+
+    def near(self, vector: NDArray[np.float32], condition: str, limit: int) -> list[IndexRow]:
+        """The `limit` rows with the greatest cosine of the whole."""
         with self._lock, _translated("search"):
-            table = self._open()
-            near = table.search(vector, vector_column_name="vector").distance_type("cosine").where(scope)
-            dense = near.select(["id", "_distance"]).limit(limit).to_arrow().to_pylist()
-            found = table.search(text, query_type="fts", fts_columns="text").where(scope)
-            words = found.select(["id", "_score", "vector"]).limit(limit).to_arrow().to_pylist()
-        bm25 = {row["id"]: float(row["_score"]) for row in words}
-        hits = {row["id"]: Hit(row["id"], 1.0 - row["_distance"], bm25.get(row["id"], 0.0)) for row in dense}
-        for row in words:
-            cosine = float(np.asarray(row["vector"], dtype=np.float32) @ vector)
-            hits.setdefault(row["id"], Hit(row["id"], cosine, bm25[row["id"]]))
-        return list(hits.values())
+            found = self._open().search(vector, vector_column_name="vector").distance_type("cosine").where(condition)
+            return self._read(found.select(["payload", "_distance"]).limit(limit))
+
+    def matching(self, terms: Sequence[str], condition: str, limit: int) -> list[IndexRow]:
+        """The `limit` best by BM25 over `terms`."""
+        if not terms:
+            return []
+        with self._lock, _translated("search"):
+            found = self._open().search(" ".join(terms), query_type="fts", fts_columns="words").where(condition)
+            return self._read(found.select(["payload", "_score"]).limit(limit))
 
     def vectors(self, ids: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of those `ids` that are here."""
@@ -129,14 +134,14 @@ class VectorIndex:
         with self._lock, _translated("read"):
             return int(self._open().count_rows())
 
-    def count_visible(self, user_id: str, agent_id: str) -> int:
-        with self._lock, _translated("read"):
-            return int(self._open().count_rows(_scope(user_id, agent_id)))
-
     def ids(self) -> list[str]:
         """Every id, once a row: an id that was written twice is here twice."""
         with self._lock, _translated("read"):
             return [str(i) for i in self._open().search().select(["id"]).to_arrow()["id"].to_pylist()]
+
+    def _read(self, query: Any) -> list[IndexRow]:
+        made = (_unpacked(payload, self.dimension) for payload in query.to_arrow()["payload"].to_pylist())
+        return list({row.id: row for row in made}.values())
 
     # -- the table ---
 
@@ -149,7 +154,7 @@ class VectorIndex:
             connection = self._connect()
             if TABLE in connection.list_tables().tables:
                 table = connection.open_table(TABLE)
-                self._check_embedder(table.schema.metadata or {})
+                self._check_made(table.schema.metadata or {})
             else:
                 table = connection.create_table(TABLE, schema=self._schema(), exist_ok=True)
             self._table = table
@@ -164,7 +169,9 @@ class VectorIndex:
             return False
         return True
 
-    def _check_embedder(self, metadata: dict[bytes, bytes]) -> None:
+    def _check_made(self, metadata: Mapping[bytes, bytes]) -> None:
+        if metadata.get(b"layout", b"1") != LAYOUT.encode():
+            raise StoreError(f"the index {self.url} was made by another version; run `nightschool memory rebuild`")
         held = (metadata.get(b"embedder", b"?").decode(), metadata.get(b"dimension", b"?").decode())
         if held != (self.embedder_name, str(self.dimension)):
             raise StoreError(
@@ -174,7 +181,7 @@ class VectorIndex:
 
     def _make_indexes(self) -> None:
         """Those that are missing. Another process may be making them too: who comes second finds them made."""
-        for column, config in {"id": BTree(), "user_id": BTree(), "shared": Bitmap(), "text": FTS()}.items():
+        for column, config in INDEXES.items():
             for attempt in range(CONFLICTS):
                 if any(column in index.columns for index in self._table.list_indices()):
                     break
@@ -186,21 +193,64 @@ class VectorIndex:
                     self._table.checkout_latest()
 
     def _schema(self) -> pa.Schema:
-        names = ("id", "user_id", "agent_id", "session_id", "kind", "text")
-        fields = [pa.field(name, pa.string()) for name in names]
-        fields += [pa.field("shared", pa.bool_()), pa.field("vector", pa.list_(pa.float32(), self.dimension))]
-        return pa.schema(fields, metadata={"embedder": self.embedder_name, "dimension": str(self.dimension)})
+        fields = [pa.field(name, pa.string()) for name in ("id", "scope", "session_id", "kind", "words")]
+        fields += [pa.field("created_utc", pa.float64()), pa.field("payload", pa.large_binary())]
+        fields += [pa.field("vector", pa.list_(pa.float32(), self.dimension))]
+        made = {"layout": LAYOUT, "embedder": self.embedder_name, "dimension": str(self.dimension)}
+        return pa.schema(fields, metadata=made)
 
     def _arrow(self, rows: Sequence[IndexRow]) -> pa.Table:
-        columns = {name: [getattr(r, name) for r in rows] for name in self._schema().names if name != "vector"}
-        flat = pa.array(np.concatenate([row.vector for row in rows]).astype(np.float32))
+        columns: dict[str, Any] = {name: [getattr(r, name) for r in rows] for name in ("id", "session_id", "kind")}
+        columns["created_utc"] = [row.created_utc for row in rows]
+        columns["scope"] = [SHARED if row.shared else _private(row.user_id, row.agent_id) for row in rows]
+        columns["words"] = [" ".join(row.lines) for row in rows]
+        columns["payload"] = [_packed(row) for row in rows]
+        flat = pa.array(np.concatenate([row.vectors[0] for row in rows]).astype(np.float32))
         columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, self.dimension)
-        return pa.table(columns, schema=self._schema())
+        return pa.table({name: columns[name] for name in self._schema().names}, schema=self._schema())
 
 
-def _scope(user_id: str, agent_id: str) -> str:
-    user, agent = _quoted(user_id), _quoted(agent_id)
-    return f"shared OR (user_id = {user} AND (agent_id = {agent} OR agent_id = ''))"
+def visible(user_id: str, agent_id: str) -> str:
+    """The condition that holds for what this user and agent may see, and for nothing else."""
+    scopes = {SHARED, _private(user_id, ""), _private(user_id, agent_id)}
+    return f"scope IN ({', '.join(map(_quoted, sorted(scopes)))})"
+
+
+def narrowed(
+    scope: str,
+    *,
+    sessions: Iterable[str] | None = None,
+    kind: str | None = None,
+    since: float | None = None,
+    until: float | None = None,
+) -> str:
+    """`scope` narrowed to these sessions, this kind, and times from `since` to before `until`."""
+    parts = [scope]
+    if sessions is not None:
+        parts.append(f"session_id IN ({', '.join(map(_quoted, sessions))})")
+    if kind is not None:
+        parts.append(f"kind = {_quoted(kind)}")
+    parts += [f"created_utc {sign} {time!r}" for sign, time in ((">=", since), ("<", until)) if time is not None]
+    return " AND ".join(parts)
+
+
+def _private(user_id: str, agent_id: str) -> str:
+    return json.dumps([user_id, agent_id])
+
+
+def _packed(row: IndexRow) -> bytes:
+    """Vectors in half precision, then the rest as JSON, then how long that is in four bytes."""
+    rest = {name: value for name, value in vars(row).items() if name != "vectors"}
+    text = json.dumps(rest).encode()
+    return bytes(row.vectors.astype(HALF).tobytes() + text + len(text).to_bytes(4, "little"))
+
+
+def _unpacked(payload: bytes, dimension: int) -> IndexRow:
+    end = len(payload) - 4
+    start = end - int.from_bytes(payload[end:], "little")
+    rest = json.loads(payload[start:end])
+    vectors = np.frombuffer(payload, HALF, start // HALF.itemsize).reshape(-1, dimension)
+    return IndexRow(**rest | {"lines": tuple(rest["lines"])}, vectors=vectors)
 
 
 def _quoted(value: str) -> str:

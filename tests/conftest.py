@@ -17,6 +17,7 @@ os.environ |= {
 import numpy as np
 import pytest
 from nightschool.memory.embed import MiniLM
+from nightschool.memory.passages import Passages, index_row
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.types import Memory
 from nightschool.settings import Settings
@@ -113,10 +114,8 @@ def bytes_in_home(tmp_path: Path) -> Callable[[bytes], list[str]]:
 def add_to_index() -> Callable[[MemoryStore, Memory, NDArray[np.float32]], None]:
     """A row in the index behind the back of SQL."""
 
-    from nightschool.memory.vectors import IndexRow  # late: it imports lancedb
-
     def add(store: MemoryStore, m: Memory, vector: NDArray[np.float32]) -> None:
-        row = IndexRow(m.id, m.user_id, m.agent_id, m.session_id, m.kind, m.shared, m.text, vector)
+        row = index_row(m, 0, Passages(m.text, (m.text,)), {m.text: vector})
         store._indexing.index.add([row])
 
     return add

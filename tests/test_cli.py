@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,17 @@ def test_long_plan_shows_its_beginning(run: Run, tmp_path: Path) -> None:
     shown = run("forget", "--user", "ada").stdout
     assert shown.count("Do you repair wheels?") == 10
     assert "and 2 more" in shown
+
+
+def test_recall_is_narrowed_and_says_why(run: Run) -> None:
+    run("remember", "My dog is called Rex.", "--user", "ada")
+    ask = partial(run, "recall", "dog called", "--user", "ada")
+    assert "dense 0." in ask("--since", "2020-01-01", "--kind", "note").stdout
+    (found,) = json.loads(ask("--json", "--limit", "1", "--threshold", "0").stdout)
+    assert found["score"] == pytest.approx(sum(found["parts"].values()))
+    for narrower in (["--as-of", "2020-01-01"], ["--until", "2020-01-01"], ["--kind", "turn"], ["--session", "s"]):
+        assert "nothing relevant" in ask(*narrower).stdout
+    assert ask("--kind", "dream").exit_code == 2
 
 
 def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> None:

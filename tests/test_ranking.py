@@ -1,91 +1,169 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nightschool.memory.ranking import Candidate, rank, stem, terms
-from nightschool.memory.types import Memory
+from nightschool.memory.passages import IndexRow
+from nightschool.memory.ranking import WEIGHTS, Query, folded, rank
+from nightschool.memory.types import Memory, Recall
+from nightschool.memory.words import terms
+
+NO_NEIGHBOURS = replace(WEIGHTS, next=0.0, after_next=0.0)
 
 
-def candidate(text: str, cosine: float = 0.0, created_utc: float = 0.0) -> Candidate:
-    return Candidate(Memory(f"m:{text}", "ann", "", "", "note", text, created_utc), cosine)
+def at(*cosines: float) -> np.ndarray:
+    """Unit vectors with these cosines to the query, which is (1, 0, 0)."""
+    return np.array([[c, np.sqrt(1 - c * c), 0] for c in cosines], dtype=np.float32)
 
 
-def ranked(query: str, *candidates: Candidate, visible: int = 0) -> list[tuple[str, float]]:
-    return [(r.memory.text, r.score) for r in rank(query, candidates, visible)]
+QUERY = at(1.0)
 
 
-def test_score_is_half_cosine_and_half_coverage():
-    (found,) = rank("rex", [candidate("Rex is my dog", 0.6)], visible=1)
-    assert (found.score, found.parts) == (pytest.approx(0.8), {"dense": 0.6, "words": 1.0})
+def row(
+    text: str, *cosines: float, id: str = "", session: str = "", position: int = 0, own: int | None = None, utc=0.0
+):
+    """A note whose windows are the parts of `text` between slashes."""
+    lines = tuple(" ".join(terms(part)) for part in text.split("/"))
+    own = len(lines) if own is None else own
+    return IndexRow(id or text, "ann", "", session, "note", False, utc, position, lines, own, at(*(cosines or (0.0,))))
+
+
+def ranked(query: str, *rows: IndexRow, visible: int = 0, weights=WEIGHTS) -> dict[str, float]:
+    return {fit.row.id: fit.score for fit in rank(Query(query, QUERY), rows, visible, weights)}
+
+
+def test_score_is_cosine_and_coverage_over_the_most_that_they_can_be():
+    (fit,) = rank(Query("rex", QUERY), [row("Rex is my dog", 0.6)], visible=1)
+    assert fit.parts == {
+        "dense": pytest.approx(0.6 / 1.5),
+        "words": pytest.approx(0.5 / 1.5),
+        "neighbours": 0.0,
+    }
+    assert fit.score == pytest.approx(sum(fit.parts.values()))
+    assert ranked("rex", row("Rex", 1.0))["Rex"] == pytest.approx(1.0)
 
 
 def test_coverage_is_absolute_and_not_measured_against_the_best():
-    ((_, score),) = ranked("garden bicycle mountain river", candidate("a bicycle"), visible=1000)
-    assert score < 0.15
+    assert ranked("garden bicycle mountain river", row("a bicycle"), visible=1000)["a bicycle"] < 0.1
 
 
 def test_rare_word_covers_more_than_a_common_one():
-    common = [candidate(f"the garden {n}") for n in range(9)]
-    found = dict(ranked("garden zeppelin", candidate("a zeppelin"), *common))
+    found = ranked("garden zeppelin", row("a zeppelin"), *(row(f"the garden {n}") for n in range(9)))
     assert found["a zeppelin"] > 2 * found["the garden 0"]
 
 
 def test_query_of_stop_words_is_scored_by_cosine_alone():
-    (found,) = rank("what is it", [candidate("Rex is my dog", 0.4)], visible=1)
-    assert (found.score, found.parts) == (0.4, {"dense": 0.4})
+    (fit,) = rank(Query("what is it", QUERY), [row("Rex is my dog", 0.4)], visible=1)
+    assert (fit.score, fit.parts["words"]) == (pytest.approx(0.4), 0.0)
 
 
-def test_repeated_texts_are_folded_into_the_best_of_them():
-    found = ranked("dog", candidate("My dog, Rex!", 0.5), candidate("my DOG rex", 0.7), candidate("my dog Max", 0.1))
-    assert [text for text, _ in found] == ["my DOG rex", "my dog Max"]
+def test_words_count_where_they_stand_together_in_one_window():
+    found = ranked("red house", row("red house/a dog", 0, 0, 0), row("red dog/a house", 0, 0, 0))
+    assert found["red house/a dog"] > found["red dog/a house"]
 
 
-def test_texts_that_differ_in_one_word_or_number_are_not_folded():
-    assert len(ranked("room", candidate("my room is 12"), candidate("my room is 13"))) == 2
+def test_sentence_that_fits_lifts_the_page_around_it():
+    found = ranked("rex", row("a/b", 0.2, 0.9, 0.1), row("c", 0.4))
+    assert found["a/b"] == pytest.approx((0.2 + 0.9) / 2 / 1.5)
+    assert found["a/b"] > found["c"]
 
 
-def test_texts_without_words_are_not_folded_together():
-    assert len(ranked("dog", candidate("🐕"), candidate("🐈"))) == 2
+def test_whole_is_no_window_where_there_are_windows():
+    assert ranked("rex", row("a/b", 0.8, 0.2, 0.2))["a/b"] == pytest.approx((0.8 + 0.2) / 2 / 1.5)
+
+
+def test_part_of_a_long_query_finds_what_the_whole_of_it_is_far_from():
+    query = Query("a long story", np.array([[1, 0, 0], [0, 0, 1]], dtype=np.float32))
+    far = replace(row("x"), vectors=np.array([[0, 0, 1]], dtype=np.float32))
+    (fit,) = rank(query, [far], 1)
+    assert fit.parts["dense"] == pytest.approx(0.5 / 1.5)
+
+
+def test_short_answer_is_found_by_its_question():
+    answer = row("yes, two", 0.1, session="s", position=1)
+    question = row("do you have dogs", 0.8, session="s", position=0)
+    alone = ranked("dogs", question, answer, weights=NO_NEIGHBOURS)
+    lifted = ranked("dogs", question, answer)
+    assert lifted["yes, two"] == pytest.approx(
+        alone["yes, two"] + 0.3 * (alone["do you have dogs"] - alone["yes, two"])
+    )
+    assert lifted["do you have dogs"] == alone["do you have dogs"]
+
+
+def test_turn_after_next_is_lifted_less_and_the_one_beyond_not_at_all():
+    rows = [row(str(n), 0.8 if n == 0 else 0.0, session="s", position=n) for n in range(4)]
+    found = ranked("what", *rows)
+    assert [found[str(n)] for n in range(4)] == pytest.approx([0.8, 0.24, 0.2, 0.0])
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [("s", "t"), ("", "")])
+def test_other_sessions_and_notes_of_none_lift_nothing(mine, theirs):
+    assert ranked("what", row("a", 0.0, session=mine), row("b", 0.8, session=theirs))["a"] == 0.0
+
+
+def test_neighbours_go_by_time_then_by_position_whatever_order_they_come_in():
+    rows = [row("first", 0.8, session="s", utc=1.0, position=5), row("second", session="s", utc=2.0, position=0)]
+    rows += [row("third", session="s", utc=2.0, position=1), row("fourth", session="s", utc=2.0, position=2)]
+    found = ranked("what", *reversed(rows))
+    assert [round(found[name], 3) for name in ("second", "third", "fourth")] == [0.24, 0.2, 0.0]
+
+
+def test_what_the_assistant_said_counts_less_unless_it_is_asked_for():
+    mine, reply = row("mine/x", 0.5, 0.5, 0.0, own=1), row("x/reply", 0.5, 0.0, 0.5, own=1)
+    found = ranked("where did I go", mine, reply)
+    assert found["mine/x"] > found["x/reply"]
+    found = ranked("where did you tell me to go", mine, reply)
+    assert found["mine/x"] == found["x/reply"]
 
 
 def test_equal_scores_go_to_the_newer():
-    found = ranked("dog", candidate("a dog", created_utc=1), candidate("the dog", created_utc=2))
-    assert [text for text, _ in found] == ["the dog", "a dog"]
+    assert list(ranked("dog", row("a dog", utc=1.0), row("the dog", utc=2.0))) == ["the dog", "a dog"]
+
+
+def test_nothing_is_ranked_as_nothing():
+    assert rank(Query("dog", QUERY), [], 0) == []
+
+
+def texts(*given: str) -> list[str]:
+    recalls = [Recall(Memory(str(n), "ann", "", "", "note", text, 0.0), 0.5, {}) for n, text in enumerate(given)]
+    return [recall.memory.text for recall in folded(recalls)]
+
+
+def test_repeated_texts_are_folded_into_the_best_of_them():
+    assert texts("my DOG rex", "My dogs, Rex!", "Hello, my dog Rex please", "my dog Max") == [
+        "my DOG rex",
+        "my dog Max",
+    ]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("my room is 12", "my room is 13"),
+        ("I like it", "I do not like it"),
+        ("his name is Max", "my name is Max"),
+        ("tea before coffee", "coffee before tea"),
+        ("🐕", "🐈"),
+    ],
+)
+def test_texts_that_say_something_else_are_not_folded(given):
+    assert len(texts(*given)) == 2
 
 
 @given(
     st.text(),
-    st.lists(st.tuples(st.text(), st.floats(-1.01, 1.01)), max_size=5),
+    st.lists(st.tuples(st.text(), st.floats(-1, 1), st.sampled_from(["", "s", "t"]), st.integers(0, 9)), max_size=6),
     st.integers(0, 1000),
 )
-def test_scores_are_between_zero_and_one_and_sorted(query, candidates, visible):
-    scores = [score for _, score in ranked(query, *(candidate(*c) for c in candidates), visible=visible)]
-    assert all(0 <= score <= 1 for score in scores)
+def test_scores_are_between_zero_and_one_and_sorted(query, given, visible):
+    rows = [
+        row(text.replace("/", " "), cosine, id=str(n), session=session, position=position)
+        for n, (text, cosine, session, position) in enumerate(given)
+    ]
+    scores = list(ranked(query, *rows, visible=visible).values())
+    assert len(scores) == len(given)
+    assert all(0 <= score <= 1 + 1e-6 for score in scores)
     assert scores == sorted(scores, reverse=True)
-
-
-@pytest.mark.parametrize(
-    "forms",
-    [
-        ["like", "likes", "liked", "liking"],
-        ["city", "cities"],
-        ["dog", "dogs", "dog's", "dog’s"],
-        ["run", "running", "runs"],
-        ["plan", "planned", "planning"],
-        ["pass", "passes", "passed"],
-        ["call", "calls", "calling"],
-        ["house", "houses"],
-    ],
-)
-def test_forms_of_a_word_have_one_stem(forms):
-    assert len({stem(form) for form in forms}) == 1
-
-
-@pytest.mark.parametrize("word", ["bus", "this", "king", "red", "b2b", "1980s", "is", "glass", "thing"])
-def test_short_and_odd_words_stay_as_they_are(word):
-    assert stem(word) == word
-
-
-def test_stop_words_are_no_terms():
-    assert terms("What is the name of my dog?") == ["nam", "dog"]

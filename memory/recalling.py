@@ -1,0 +1,113 @@
+"""From a query to the memories that fit it: what is asked, which rows are looked at, and what is given back.
+
+A store of some thousand memories is ranked whole. Of a larger one, the best by cosine and the best by words are, with
+the sessions that those at the top stand in. The invariant: every row comes through the condition of who may see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nextafter
+from typing import TYPE_CHECKING, get_args
+
+from ..errors import InputError
+from .conversations import checked_time
+from .embed import Embedder
+from .passages import IndexRow, windows
+from .ranking import Fit, Query, Weights, folded, rank
+from .types import Memory, MemoryKind, Recall
+from .words import terms
+
+if TYPE_CHECKING:
+    from .vectors import VectorIndex
+
+RANKED_WHOLE = 2000  # a store of at most so many memories
+CANDIDATES = 200  # of a larger one: by cosine, and as many by words
+SESSIONS = 20  # whose other turns are looked at too
+ROWS_OF_SESSIONS = 2000
+
+
+@dataclass(frozen=True)
+class Filters:
+    session_id: str | None = None
+    kind: MemoryKind | None = None
+    since: float | None = None
+    until: float | None = None
+    as_of: float | None = None
+
+    def admit(self, row: IndexRow) -> bool:
+        return (
+            self.session_id in (None, row.session_id)
+            and self.kind in (None, row.kind)
+            and (self.since is None or row.created_utc >= self.since)
+            and (self.until is None or row.created_utc < self.until)
+        )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    query: Query
+    rows: Sequence[IndexRow]
+    visible: int
+
+    def ranked(self, weights: Weights) -> list[Fit]:
+        return rank(self.query, self.rows, self.visible, weights)
+
+
+def asking(text: str, embedder: Embedder) -> Query:
+    cut = windows(text)
+    return Query(text, embedder.embed([text] if cut == [text] else [text, *cut]))
+
+
+def candidates(index: VectorIndex, query: Query, user_id: str, agent_id: str, filters: Filters) -> Candidates:
+    from .vectors import narrowed, visible
+
+    # What came at that very moment is known then.
+    until = None if filters.as_of is None else nextafter(filters.as_of, float("inf"))
+    scope = narrowed(visible(user_id, agent_id), until=until)
+    count = index.count_where(scope)
+    if count <= RANKED_WHOLE:
+        return Candidates(query, index.rows(scope, 2 * RANKED_WHOLE), count)
+    sessions = None if filters.session_id is None else [filters.session_id]
+    condition = narrowed(scope, sessions=sessions, kind=filters.kind, since=filters.since, until=filters.until)
+    near = index.near(query.vectors[0], condition, CANDIDATES)
+    found = _joined(near, index.matching(list(dict.fromkeys(terms(query.text))), condition, CANDIDATES))
+    first = (fit.row.session_id for fit in rank(query, found, count) if fit.row.session_id)
+    around = list(dict.fromkeys(first))[:SESSIONS]
+    more = index.rows(narrowed(scope, sessions=around), ROWS_OF_SESSIONS) if around else []
+    return Candidates(query, _joined(found, more), count)
+
+
+def best_of(fits: Sequence[Fit], most: int, memories: Callable[[Iterable[str]], Mapping[str, Memory]]) -> list[Recall]:
+    """The first `most` that say different things. SQL has the last word on what exists."""
+    found: list[Recall] = []
+    for start in range(0, len(fits), most + 5):
+        some = fits[start : start + most + 5]
+        held = memories([fit.row.id for fit in some])
+        made = (Recall(held[fit.row.id], fit.score, fit.parts) for fit in some if fit.row.id in held)
+        found = folded([*found, *made])
+        if len(found) >= most:
+            break
+    return found[:most]
+
+
+def checked_filters(filters: Filters) -> Filters:
+    if filters.kind not in (None, *get_args(MemoryKind)):
+        raise InputError(f"kind is {filters.kind!r}; give one of {', '.join(get_args(MemoryKind))}")
+    for where in ("since", "until", "as_of"):
+        if (time := getattr(filters, where)) is not None:
+            checked_time(where, time)
+    if filters.since is not None and filters.until is not None and filters.since >= filters.until:
+        raise InputError(f"since ({filters.since}) is not before until ({filters.until})")
+    return filters
+
+
+def checked_limit(limit: int) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InputError(f"limit is {limit!r}; give a whole number from 1")
+    return limit
+
+
+def _joined(*found: Sequence[IndexRow]) -> list[IndexRow]:
+    return list({row.id: row for rows in found for row in rows}.values())

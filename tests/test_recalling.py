@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as how
+from hypothesis import strategies as st
+from nightschool.errors import InputError
+from nightschool.memory.store import MemoryStore
+from nightschool.settings import Settings
+
+MODULE = "nightschool.memory.recalling"
+DAY = 86400.0
+
+
+def said(store, words, reply="ok", session="s", utc=None, user="ann"):
+    turn = [{"role": "user", "content": words}]
+    return store.record(turn, reply, user_id=user, session_id=session, created_utc=utc)
+
+
+def texts(store, query="zebra", **asked):
+    return [
+        r.memory.text.removesuffix("\nok")
+        for r in store.recall(query, **{"user_id": "ann", "threshold": 0.0, "limit": 99} | asked)
+    ]
+
+
+@pytest.fixture(params=[2000, 3], ids=["ranked whole", "larger than that"])
+def either_store(request, quick_store, monkeypatch):
+    """Both ways of looking: all of a small store, and the best of a large one."""
+    monkeypatch.setattr(f"{MODULE}.RANKED_WHOLE", request.param)
+    return quick_store
+
+
+def test_what_the_assistant_said_is_found_too(store):
+    for n in range(5):
+        said(store, f"tell me about number {n}", f"Number {n} is nice.", session=f"t{n}")
+    made = said(store, "and where do I eat", "The best ramen is at Ichiran in Shibuya.")
+    assert store.recall("which ramen restaurant was it?", user_id="ann")[0].memory.source_ids == (made.id,)
+
+
+def test_short_answer_is_found_by_its_question(store):
+    said(store, "Which town does your sister live in now?", session="s")
+    answer = said(store, "Leeds, since May.", session="s")
+    for n in range(20):
+        said(store, f"The weather was fine on day {n}.", session=f"t{n}")
+    best = store.recall("Where does the sister live?", user_id="ann", limit=2, threshold=0.0)
+    assert best[1].memory.source_ids == (answer.id,)
+    assert best[1].parts["neighbours"] > 0
+
+
+def test_day_is_found_by_its_name(quick_store):
+    for n in range(8):
+        said(quick_store, f"walk {n}", session=str(n), utc=1_683_554_400.0 + n * 400 * DAY)
+    assert texts(quick_store, "which walk in May 2023", limit=1) == ["walk 0"]
+
+
+def test_recall_is_narrowed_to_session_kind_and_time(either_store):
+    for n in range(6):
+        said(either_store, f"zebra {n}", session="s" if n < 3 else "t", utc=float(n))
+    either_store.remember("zebra note", user_id="ann", session_id="t", created_utc=9.0)
+    assert set(texts(either_store, session_id="t")) == {"zebra 3", "zebra 4", "zebra 5", "zebra note"}
+    assert texts(either_store, kind="note") == ["zebra note"]
+    assert set(texts(either_store, since=2.0, until=4.0)) == {"zebra 2", "zebra 3"}
+    assert set(texts(either_store, as_of=1.0)) == {"zebra 0", "zebra 1"}
+    assert texts(either_store, session_id="s", kind="note") == []
+
+
+def test_as_of_a_time_is_what_recall_gave_then(either_store, clock):
+    for n in range(4):
+        said(either_store, f"the zebra number {n}", utc=clock.now + n)
+    then = [(r.memory.id, r.score) for r in either_store.recall("zebra number 2", user_id="ann", threshold=0.0)]
+    said(either_store, "zebra number two has stripes", utc=clock.now + 100)
+    found = either_store.recall("zebra number 2", user_id="ann", threshold=0.0, as_of=clock.now + 4)
+    assert [(r.memory.id, r.score) for r in found] == then
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"kind": "dream"}, "kind is 'dream'; give one of turn, note"),
+        ({"since": float("nan")}, "since is not a finite number"),
+        ({"as_of": "today"}, "as_of is not a finite number"),
+        ({"since": 2.0, "until": 2.0}, r"since \(2.0\) is not before until \(2.0\)"),
+        ({"limit": 0}, "limit is 0; give a whole number from 1"),
+        ({"session_id": "a\0"}, "session_id holds a NUL"),
+    ],
+)
+def test_filter_that_cannot_be_met_is_refused_by_name(quick_store, asked, reason):
+    with pytest.raises(InputError, match=reason):
+        quick_store.recall("zebra", user_id="ann", **asked)
+
+
+def test_large_store_gives_the_same_best_as_when_ranked_whole(store, monkeypatch):
+    for n, words in enumerate(["my dog is called Rex", "I work at the harbour", "tea is better than coffee"] * 4):
+        said(store, f"{words}, and that is true on day {n}", session=str(n % 4))
+    query = "what is the dog called"
+    whole = store.recall(query, user_id="ann", threshold=0.0, limit=3)
+    monkeypatch.setattr(f"{MODULE}.RANKED_WHOLE", 3)
+    monkeypatch.setattr(f"{MODULE}.CANDIDATES", 4)
+    assert [r.memory.id for r in store.recall(query, user_id="ann", threshold=0.0, limit=3)] == [
+        r.memory.id for r in whole
+    ]
+
+
+def test_large_store_looks_at_the_turns_around_the_best(quick_store, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.RANKED_WHOLE", 3)
+    monkeypatch.setattr(f"{MODULE}.CANDIDATES", 1)
+    said(quick_store, "any zebra at home")
+    said(quick_store, "yes two")
+    for n in range(5):
+        said(quick_store, f"filler {n}", session=str(n))
+    assert texts(quick_store)[:2] == ["any zebra at home", "yes two"]
+
+
+def test_memory_that_sql_does_not_know_is_not_given(quick_store):
+    note = quick_store.remember("the zebra", user_id="ann")
+    row = quick_store._indexing.index.rows(f"id = '{note.id}'", 1)
+    quick_store.forget_apply(quick_store.forget(memory_ids=[note.id]))
+    quick_store._indexing.index.add(row)
+    assert texts(quick_store) == []
+
+
+def test_repeats_beyond_the_limit_do_not_crowd_out_what_is_different(quick_store):
+    for n in range(12):
+        said(quick_store, "zebra", session=f"s{n}")
+    said(quick_store, "zebra crossing", session="t")
+    assert set(texts(quick_store, limit=2)) == {"zebra", "zebra crossing"}
+
+
+OWNERS = ["ann", "o'neil", '["ann", ""]', "shared"]
+AGENTS = ["", "x", "y'; DROP--"]
+
+
+@how(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(OWNERS), st.sampled_from(AGENTS), st.booleans()),
+        min_size=1,
+        max_size=8,
+    ),
+    st.sampled_from(OWNERS),
+    st.sampled_from(AGENTS),
+    st.sampled_from([{}, {"kind": "note"}, {"session_id": "s"}, {"since": 0.0}, {"as_of": 2e9}]),
+    st.sampled_from([0, 2000]),
+)
+def test_private_row_of_another_user_is_never_given_however_it_is_asked_for(
+    settings, hash_embedder, notes, asker, agent, narrower, whole
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{MODULE}.RANKED_WHOLE", whole)
+        with MemoryStore(Settings(home=settings.home / uuid4().hex), embedder=hash_embedder) as store:
+            for n, (owner, of, shared) in enumerate(notes):
+                store.remember(f"zebra {n}", user_id=owner, agent_id=of, session_id="s", shared=shared)
+            found = set(texts(store, user_id=asker, agent_id=agent, **narrower))
+    allowed = {
+        f"zebra {n}" for n, (owner, of, shared) in enumerate(notes) if shared or (owner == asker and of in ("", agent))
+    }
+    assert found == allowed
