@@ -28,7 +28,7 @@ _SURE = (
     r"\b(system|initial|hidden|original) (prompt|instructions?|message)",
     r"stay in character|break(ing)? character|(remain|stay) in role|you are no longer",
     r"(no|not|never|don.?t|cannot)\b[^.\n]{0,40}\b(as an ai( language)? model|say that you (are|can)|refus(e|al))",
-    r"from now on[^.\n]{0,40}\b(you|act|respond|answer|chatgpt|will)\b",
+    r"from now on[^.\n]{0,40}\b(you (are|will|act|must)|act as|chatgpt)\b",
     r"(you are|you're|you will|going to|i want you to|please|can you)\s+(\w+\s+){0,4}"
     r"(act as|act like|pretend|role-?\s?play|pose as|immerse)",
     r"forget (everything|all)\b|\byou are now\b",

@@ -28,6 +28,7 @@ def test_a_text_that_takes_command_is_suspected(text: str):
         "ignore my last message, I found it",
         "who plays the role of Hamlet?",
         "please answer in French",
+        "From now on, please answer in French.",
         "can you act on this today?",
         "How do I write a prompt for a language model?",
         "",
