@@ -196,6 +196,10 @@ class Assistant:
             threshold=threshold,
         )
 
+    def history(self, *, user_id: str = DEFAULT_USER, agent_id: str = "", subject: str | None = None) -> list[Memory]:
+        """What this user stated of each subject, in order of time: what holds (`valid_to` is None) and what did."""
+        return self.store.history(user_id=user_id, agent_id=agent_id, subject=subject)
+
     def forget(
         self,
         *,

@@ -13,7 +13,7 @@ from ..errors import InputError
 from .printing import AsJson, Home, assistant, err, out, show, when
 
 if TYPE_CHECKING:
-    from ..memory.types import ForgetPlan, ForgetReceipt
+    from ..memory.types import ForgetPlan, ForgetReceipt, Memory
     from ..sdk import Assistant
 
 memory = typer.Typer(no_args_is_help=True, help="The store itself.")
@@ -38,6 +38,25 @@ def rebuild(home: Home = None) -> None:
     with assistant(home) as nightschool, err.status("embedding") as status:
         count = nightschool.store.rebuild_index(lambda n: status.update(f"{n} memories embedded"))
     out.print(f"{count} memories indexed")
+
+
+@memory.command()
+def history(
+    user: Annotated[str, typer.Option("--user", help="Whose statements.")] = "default",
+    agent: Annotated[str, typer.Option("--agent", help="Made to which agent.")] = "",
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a user stated of themselves, by subject: what holds now, and what held before."""
+    with assistant(home) as nightschool:
+        found = nightschool.store.history(user_id=user, agent_id=agent)
+    lines = [f"{m.subject}: {m.text}  ({_held(m)}, said {len(m.source_ids)} times)" for m in found]
+    show([asdict(m) for m in found], as_json, lines or ["nothing was stated"])
+
+
+def _held(memory: Memory) -> str:
+    since = f"since {when(memory.created_utc)}"
+    return since if memory.valid_to is None else f"{since} until {when(memory.valid_to)}"
 
 
 @memory.command()

@@ -20,6 +20,7 @@ from ..errors import InputError, NotFound
 from .conversations import Owner, checked_time, request_of, turn_memory_id
 from .reading import of_session, owner_of
 from .rows import chunks, to_interaction
+from .stated_rows import begun_in, drop_sources
 from .tables import AdapterRow, FeedbackRow, InteractionRow, MemoryRow, ReceiptRow, SnapshotSourceRow
 from .tombstones import Tombstones
 from .types import ForgetPlan, ForgetReceipt, Interaction, Selection
@@ -62,7 +63,7 @@ def targets(session: Session, selection: Selection, found: Collection[str], expo
     if selection.interaction_ids or selection.memory_ids or selection.query is not None:
         memories = _named(session, MemoryRow, selection.memory_ids, scope, before)
         memories += _within(session, MemoryRow, scope, before, found)
-        sources = [i for row in memories if row.kind == "turn" for i in row.source_ids]
+        sources = [i for row in memories if row.kind != "note" for i in row.source_ids]
         rows = _named(session, InteractionRow, [*selection.interaction_ids, *sources], scope, before)
     else:
         memories = _within(session, MemoryRow, scope, before)
@@ -75,7 +76,8 @@ def _reached(
 ) -> Targets:
     ids = sorted(interaction.id for interaction in gone)
     notes = {row.id for row in memories if row.kind == "note"} | set(_notes_of(session, gone))
-    going = sorted({row.id for row in memories} | notes | set(_turn_memories_of(session, ids)))
+    stated = {memory.id for memory in begun_in(session, gone)}
+    going = sorted({row.id for row in memories} | notes | stated | set(_turn_memories_of(session, ids)))
     feedback = sorted(_feedback_of(session, ids))
     snapshots = _snapshots_with(session, [*ids, *_shown(session, going)])
     token = content_id(["forget", ids, going, feedback])
@@ -99,11 +101,12 @@ def erase_rows(session: Session, targets: Targets, now: float) -> int:
     """Delete the targets and taint the adapters, in the caller's transaction. Returns the number of the receipt."""
     plan = targets.plan
     Tombstones(session).add(targets.interactions, targets.note_ids)
-    for some in chunks(plan.memory_ids):
-        session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
     for some in chunks(plan.interaction_ids):
         session.execute(delete(FeedbackRow).where(FeedbackRow.interaction_id.in_(some)))
         session.execute(delete(InteractionRow).where(InteractionRow.id.in_(some)))
+    drop_sources(session, targets.interactions)  # reads the rows of statements that are deleted next
+    for some in chunks(plan.memory_ids):
+        session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
     _taint(session, plan)
     for owner in sorted(set(map(owner_of, targets.interactions))):
         inherit_again(session, owner)

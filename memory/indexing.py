@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -79,12 +79,17 @@ class Indexing:
         return vectors
 
     def written(
-        self, interactions: Sequence[Interaction], replaced: Collection[str], vectors: dict[str, Vector]
+        self,
+        interactions: Sequence[Interaction],
+        replaced: Collection[str],
+        vectors: dict[str, Vector],
+        stale: Sequence[str],
     ) -> None:
-        """Index what a committed transaction wrote; `vectors` by text."""
+        """Index what a committed transaction wrote; `vectors` by text, `stale` are memories that are no more."""
         asked = [i for i in interactions if request_of(i.turn)]
-        self.index.delete([turn_memory_id(i) for i in replaced])
+        self.index.delete([*stale, *(turn_memory_id(i) for i in replaced)])
         self._add([_of_turn(turn_memory(i), i) for i in asked], vectors)
+        self.pending()  # what was stated in them
 
     def pending(self, progress: Callable[[int], None] | None = None) -> int:
         """Index all that is not indexed and say how many; `progress` is told so on the way."""
@@ -180,7 +185,9 @@ class Indexing:
             sources = [memory.source_ids[0] for memory in memories if memory.kind == "turn"]
             found = session.scalars(select(InteractionRow).where(InteractionRow.id.in_(sources)))
             asked = {row.id: to_interaction(row) for row in found}
-        return [_of_turn(m, asked[m.source_ids[0]]) if m.kind == "turn" else Waiting(m, of_note(m)) for m in memories]
+        # a statement is no neighbour of the turns it was made in
+        alone = [replace(m, session_id="") if m.subject else m for m in memories]
+        return [_of_turn(m, asked[m.source_ids[0]]) if m.kind == "turn" else Waiting(m, of_note(m)) for m in alone]
 
     def _add(self, waiting: Sequence[Waiting], vectors: dict[str, Vector], *, afresh: bool = False) -> None:
         """Index those that still wait; `vectors` by text, and what is missing there is embedded."""

@@ -79,17 +79,49 @@ def candidates(index: VectorIndex, query: Query, user_id: str, agent_id: str, fi
     return Candidates(query, _joined(found, more), count)
 
 
-def best_of(fits: Sequence[Fit], most: int, memories: Callable[[Iterable[str]], Mapping[str, Memory]]) -> list[Recall]:
-    """The first `most` that say different things. SQL has the last word on what exists."""
+def best_of(
+    fits: Sequence[Fit],
+    most: int,
+    memories: Callable[[Iterable[str]], Mapping[str, Memory]],
+    as_of: float | None = None,
+) -> list[Recall]:
+    """The first `most` that say different things and hold. SQL has the last word on what exists, and until when."""
     found: list[Recall] = []
+    ended: list[Memory] = []
     for start in range(0, len(fits), most + 5):
         some = fits[start : start + most + 5]
         held = memories([fit.row.id for fit in some])
-        made = (Recall(held[fit.row.id], fit.score, fit.parts) for fit in some if fit.row.id in held)
-        found = folded([*found, *made])
+        made = [Recall(held[fit.row.id], fit.score, fit.parts) for fit in some if fit.row.id in held]
+        ended += [recall.memory for recall in made if not _holds(recall.memory, as_of)]
+        made = [recall for recall in made if _holds(recall.memory, as_of)]
+        found = _said_once(folded([*found, *made]), ended)
         if len(found) >= most:
             break
     return found[:most]
+
+
+def _holds(memory: Memory, as_of: float | None) -> bool:
+    return memory.valid_to is None or (as_of is not None and as_of < memory.valid_to)
+
+
+def _said_once(recalls: Iterable[Recall], ended: Sequence[Memory]) -> list[Recall]:
+    """Of a statement and its turn the first, and no turn that says only what does not hold any more."""
+    kept: list[Recall] = []
+    for recall in recalls:
+        memory, before = recall.memory, [other.memory for other in kept]
+        if memory.kind == "turn":
+            known = any(_says_only(memory, statement) for statement in (*ended, *before))
+        else:
+            known = any(other.kind == "turn" and other.source_ids[0] in memory.source_ids for other in before)
+            known = known and bool(memory.subject)
+        if not known:
+            kept.append(recall)
+    return kept
+
+
+def _says_only(turn: Memory, other: Memory) -> bool:
+    same = bool(other.subject) and turn.source_ids[0] in other.source_ids
+    return same and f"{turn.text}\n".startswith(f"{other.text}\n")
 
 
 def checked_filters(filters: Filters) -> Filters:

@@ -37,6 +37,7 @@ from .exporting import FEEDBACK, VERSION
 from .forgetting import inherit_again
 from .reading import of_session, owner_of
 from .rows import ROWS_A_PAGE, from_interaction, from_memory, turn_memory
+from .stated_rows import add_statements
 from .tables import FeedbackRow, InteractionRow, MemoryRow, TopicRow
 from .tombstones import Tombstones
 from .types import Interaction, Memory
@@ -75,9 +76,11 @@ class Restoring:
 
     def __init__(self, dimension: int) -> None:
         self.report = Restored()
+        self.stale: list[str] = []  # memories that are no more, and may be in the index
         self._centroid = np.zeros(dimension, dtype=np.float32).tobytes()
         self._left_out: set[str] = set()  # interactions that were forgotten here
         self._foreign = False  # the tombstones of the file have another salt
+        self._fresh: list[Interaction] = []  # of the batch
         self._ended = False
         self._lines = 0
 
@@ -96,6 +99,8 @@ class Restoring:
             session.execute(update(TopicRow).where(TopicRow.id == topic_id).values(size=TopicRow.size + more))
         for owner in sorted(wordless):
             inherit_again(session, owner)
+        self.stale += add_statements(session, self._fresh)
+        self._fresh = []
 
     def finish(self, session: Session) -> None:
         """Drop topics that stayed empty, and say so if the file was cut off."""
@@ -164,6 +169,7 @@ class Restoring:
         if request:
             grown[str(made.topic_id)] += 1
             session.execute(insert(MemoryRow), [from_memory(turn_memory(made))])
+            self._fresh.append(made)
         else:
             wordless.add(owner_of(made))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from .conversations import Review, feedback_id, turn_memory_id, turn_memory_text
 from .tables import FeedbackRow, InteractionRow, MemoryRow
-from .types import Feedback, Interaction, Memory
+from .types import Feedback, Interaction, Memory, MemoryKind
 
 IDS_A_QUERY = ROWS_A_PAGE = 500
 
@@ -54,11 +54,13 @@ def to_memory(row: MemoryRow) -> Memory:
         row.user_id,
         row.agent_id,
         row.session_id,
-        "note" if row.kind == "note" else "turn",
+        cast(MemoryKind, row.kind),
         row.text,
         row.created_utc,
         tuple(row.source_ids),
         row.shared,
+        row.subject,
+        row.valid_to,
     )
 
 

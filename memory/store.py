@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from threading import RLock
 
@@ -52,11 +53,12 @@ from .forgetting import checked_selection, confirmed, erase_rows, finish, inheri
 from .grouping import groups
 from .indexing import Indexing
 from .passages import of_turn
-from .ranking import WEIGHTS, Weights
+from .ranking import WEIGHTS, Fit, Weights
 from .reader import readers_in
-from .recalling import CANDIDATES, Filters, asking, best_of, candidates, checked_filters, checked_limit
+from .recalling import Filters, asking, best_of, candidates, checked_filters, checked_limit
 from .restoring import Restored, Restoring, batches
 from .rows import from_memory, from_review, to_feedback, to_interaction, to_memory
+from .stated_rows import add_statements, drop_sources, statements_of
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release, states
@@ -145,8 +147,8 @@ class MemoryStore:
             made = continued(last, open_ended, owner, made)
             replaced = {last.id: made.id} if last is not None and open_ended else {}
             Tombstones(session).lift([made], ())
-            (made,) = self._insert(session, [made], replaced, vectors)
-        self._indexing.written([made], replaced, vectors)
+            (made,), stale = self._insert(session, [made], replaced, vectors)
+        self._indexing.written([made], replaced, vectors, stale)
         return made
 
     def record_conversation(
@@ -188,11 +190,11 @@ class MemoryStore:
                     held.take(plan(conversation, held.rows(conversation.owner), held.rated, held.forgotten))
                 except InputError as error:
                     errors[i] = error
-            written = self._insert(session, list(held.new.values()), held.replaced, vectors)
+            written, stale = self._insert(session, list(held.new.values()), held.replaced, vectors)
             for owner in held.with_gaps:
                 inherit_again(session, owner)
             feedback_new = insert_reviews(session, held.reviews)
-        self._indexing.written(written, held.replaced, vectors)
+        self._indexing.written(written, held.replaced, vectors, stale)
         return Recorded(len(written), held.known, feedback_new, errors, held.left_out)
 
     def rate(
@@ -265,7 +267,7 @@ class MemoryStore:
         """The memories of this user, and the shared ones, that fit `query`: best first, none below the threshold.
 
         Only those of `session_id` and `kind`, made from `since` to before `until` (seconds since 1970); `as_of` asks
-        as if it were that time, and nothing later existed.
+        as if it were that time, and nothing later existed. A statement that was superseded by then is left out.
         """
         checked_owner(user_id, agent_id, "" if session_id is None else session_id)
         filters = checked_filters(Filters(session_id, kind, since, until, as_of))
@@ -274,11 +276,8 @@ class MemoryStore:
         most = checked_limit(memory.recall_limit if limit is None else limit)
         if not checked_text("query", query).strip():
             return []
-        self._indexing.pending()
-        asked = asking(query, self.embedder)
-        found = candidates(self._indexing.index, asked, user_id, agent_id, filters)
-        fits = [fit for fit in found.ranked(self.weights) if fit.score >= least and filters.admit(fit.row)]
-        return best_of(fits, most, self.memories)
+        fits = [fit for fit in self._fits(query, user_id, agent_id, filters) if fit.score >= least]
+        return best_of(fits, most, self.memories, as_of)
 
     # -- reading ---
 
@@ -311,6 +310,12 @@ class MemoryStore:
         """All feedback by interaction, oldest first."""
         with self._database.reading() as session:
             return reading.feedback(session)
+
+    def history(self, *, user_id: str, agent_id: str = "", subject: str | None = None) -> list[Memory]:
+        """What this user stated of each subject, in order of time: what holds and what held before."""
+        checked_owner(user_id, agent_id, "")
+        with self._database.reading() as session:
+            return statements_of(session, user_id, agent_id, subject)
 
     def memories(self, ids: Iterable[str]) -> dict[str, Memory]:
         """Those of `ids` that exist."""
@@ -390,12 +395,20 @@ class MemoryStore:
         return going.receipt
 
     def _found(self, selection: Selection) -> set[str]:
-        if selection.query is None or selection.user_id is None:
+        if selection.query is None or selection.user_id is None or not selection.query.strip():
             return set()
-        found = self.recall(selection.query, user_id=selection.user_id, limit=CANDIDATES)
-        # A turn that was found by the turns around it is not what was asked to be forgotten.
-        fits = (r for r in found if r.score - r.parts["neighbours"] >= self.settings.memory.recall_threshold)
-        return {recall.memory.id for recall in fits if recall.memory.user_id == selection.user_id}
+        least = self.settings.memory.recall_threshold
+        fits = self._fits(selection.query, selection.user_id, "", Filters())
+        # All that says it, and not only what recall would show. What was found by the turns around it is not asked for.
+        ids = [fit.row.id for fit in fits if fit.score - fit.parts["neighbours"] >= least]
+        return {i for i, memory in self.memories(ids).items() if memory.user_id == selection.user_id}
+
+    def _fits(self, query: str, user_id: str, agent_id: str, filters: Filters) -> list[Fit]:
+        """What this user can see and the filters admit, best first."""
+        self._indexing.pending()
+        asked = asking(query, self.embedder)
+        found = candidates(self._indexing.index, asked, user_id, agent_id, filters)
+        return [fit for fit in found.ranked(self.weights) if filters.admit(fit.row)]
 
     def _erase_bytes(self) -> None:
         """After the rows: the index, our exports, and what the files still hold; taken up again after a crash."""
@@ -415,9 +428,12 @@ class MemoryStore:
     def rebuild_index(self, progress: Callable[[int], None] | None = None) -> int:
         """Drop the index and make it again from SQL, also with another embedder; goes on where it was interrupted.
 
-        Returns how many memories this call indexed; `progress` is told so on the way.
+        What users stated is taken in again first. Returns how many memories this call indexed; `progress` is told so.
         """
         with self._lock:
+            with self._writing() as session:
+                for _, said in groupby(self.interactions(), key=reading.owner_of):
+                    add_statements(session, said)
             count = self._indexing.rebuild(progress or (lambda _: None))
             with self._writing() as session:
                 recentre(session, self._indexing.topic_sums())
@@ -447,6 +463,7 @@ class MemoryStore:
         for lines in batches(path):
             with self._writing() as session:
                 restoring.batch(session, lines)
+        self._indexing.index.delete(restoring.stale)
         self._indexing.pending()
         with self._writing() as session:
             recentre(session, self._indexing.topic_sums(restoring.report.topics))
@@ -488,12 +505,14 @@ class MemoryStore:
         new: Sequence[Interaction],
         replaced: Mapping[str, str],
         vectors: dict[str, Vector],
-    ) -> list[Interaction]:
-        if replaced:
-            gone = reading.by_id(session, replaced)
+    ) -> tuple[list[Interaction], list[str]]:
+        """The interactions as they were written, and the ids of memories that are no more."""
+        gone = reading.by_id(session, replaced) if replaced else []
+        if gone:
             remove_replaced(session, gone, replaced, self._indexing.own_vectors(gone))
         self._indexing.embed_missing(vectors, (i.text for i in new if request_of(i.turn)))
-        return insert_interactions(session, new, vectors, self._topics, self.clock())
+        written = insert_interactions(session, new, vectors, self._topics, self.clock())
+        return written, [*drop_sources(session, gone), *add_statements(session, written)]
 
     def _session(self, owner: Owner, before: int | None = None) -> list[Interaction]:
         rows = reading.of_session(owner).order_by(InteractionRow.position)

@@ -72,6 +72,7 @@ class MemoryRow(Base):
     __table_args__ = (
         Index("ix_memories_user_id", "user_id"),
         Index("ix_memories_created_utc", "created_utc"),
+        Index("ix_memories_subject", "user_id", "agent_id", "subject"),
         # Every recall asks what is not indexed yet; only those few rows are in this index.
         Index("ix_memories_pending", "id", sqlite_where=text("NOT indexed"), postgresql_where=text("NOT indexed")),
     )
@@ -83,6 +84,8 @@ class MemoryRow(Base):
     text: Mapped[str] = mapped_column(Text)
     source_ids: Mapped[list[str]] = mapped_column(JSON)
     shared: Mapped[bool] = mapped_column(Boolean)
+    subject: Mapped[str] = mapped_column(NAME, server_default="")  # of a statement
+    valid_to: Mapped[float | None] = mapped_column(Float)
     indexed: Mapped[bool] = mapped_column(Boolean)  # false until the vector index holds it: the outbox
     created_utc: Mapped[float] = mapped_column(Float)
 

@@ -14,7 +14,7 @@ from ..content import Message
 
 DEFAULT_USER = "default"
 
-MemoryKind = Literal["turn", "note"]
+MemoryKind = Literal["turn", "note", "fact", "preference"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Memory:
-    """A stored unit: a `turn` made from an interaction, or a `note` that somebody asked to be remembered."""
+    """A stored unit: a `turn` made from an interaction, a `note` that somebody asked to be remembered, or a `fact` or
+    `preference` that a user stated of a `subject`. A statement holds from `created_utc` to `valid_to`, None: it still
+    does; its sources are the turns that said so, as many as it was repeated.
+    """
 
     id: str
     user_id: str
@@ -65,6 +68,8 @@ class Memory:
     created_utc: float
     source_ids: tuple[str, ...] = ()
     shared: bool = False
+    subject: str = ""
+    valid_to: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@ somewhere, and SQL and the index hold the same memories."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from sqlalchemy import select
@@ -16,7 +16,9 @@ from .database import Database
 from .forgetting import unfinished
 from .indexing import Indexing
 from .reading import owner_of
-from .rows import ROWS_A_PAGE, turn_memory
+from .rows import ROWS_A_PAGE, to_memory, turn_memory
+from .stated_rows import Subject, derived
+from .statements import stated
 from .tables import FeedbackRow, MemoryRow
 from .topic_rows import miscounted
 from .types import Interaction
@@ -27,6 +29,7 @@ def disagreements(database: Database, interactions: Iterable[Interaction], index
     expected: dict[str, str] = {}  # memory id: text, of every turn with words of the user
     known: set[str] = set()
     turns: Counter[str] = Counter()
+    made: dict[Subject, list[Interaction]] = defaultdict(list)  # the turns in which a user stated something of it
     for _, said in groupby(interactions, key=owner_of):
         text, topic_id = "", None
         for interaction in said:
@@ -35,6 +38,8 @@ def disagreements(database: Database, interactions: Iterable[Interaction], index
                 text, topic_id = request, interaction.topic_id
                 expected[turn_memory_id(interaction.id)] = turn_memory(interaction).text
                 turns[topic_id or ""] += 1
+                for statement in stated(request):
+                    made[interaction.user_id, interaction.agent_id, statement.subject].append(interaction)
             found += _wrong_interaction(interaction, text, topic_id)
     with database.reading() as session:
         found += [
@@ -43,6 +48,7 @@ def disagreements(database: Database, interactions: Iterable[Interaction], index
         ]
         found += _wrong_feedback(session, known)
         found += _wrong_memories(session, known, expected)
+        found += _wrong_statements(session, made)
         found += miscounted(session, turns)
         found += _index_apart(session, indexing)
     return found
@@ -78,6 +84,14 @@ def _wrong_memories(session: Session, known: set[str], expected: dict[str, str])
             if source not in known:
                 yield f"memory {row.id}: its source {source} does not exist"
     yield from (f"memory {i}: it is missing, and its turn is there" for i in sorted(missing))
+
+
+def _wrong_statements(session: Session, made: Mapping[Subject, Sequence[Interaction]]) -> Iterator[str]:
+    wanted = {memory.id: memory for subject, turns in made.items() for memory in derived(*subject, turns)}
+    for row in session.scalars(select(MemoryRow).where(MemoryRow.subject != "")).yield_per(ROWS_A_PAGE):
+        if wanted.pop(row.id, None) != to_memory(row):
+            yield f"memory {row.id}: it is not what its turns state; run `nightschool memory rebuild`"
+    yield from (f"memory {i}: it was stated and is missing; run `nightschool memory rebuild`" for i in sorted(wanted))
 
 
 def _index_apart(session: Session, indexing: Indexing) -> Iterator[str]:

@@ -1,0 +1,179 @@
+"""What users state of themselves: facts and preferences, by conservative rules. Pure.
+
+A statement has a `subject`, of which one value holds at a time, so that a newer one supersedes an older: "I live in
+Oslo" and "I moved to Rome" are both of `home`. The rules want a plain first-person sentence and would rather miss one
+than keep junk: questions, wishes, conditions, quotations and what hangs on the talk around it ("I like the ending")
+are passed over. English only. What is kept is the user's sentence, word for word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+StatementKind = Literal["fact", "preference"]
+
+MOST_WORDS = 30  # of a sentence
+MOST_VALUE_WORDS = 8
+MOST_SUBJECT = 200  # characters
+MOST_TEXT = 2000  # characters of a turn that are read; what is longer was pasted rather than said
+
+
+@dataclass(frozen=True)
+class Statement:
+    kind: StatementKind
+    subject: str  # such as `home`, `favourite colour`, `taste: olives`
+    value: str  # casefolded, to be compared
+    text: str  # the sentence
+
+
+@dataclass(frozen=True)
+class Rule:
+    kind: StatementKind
+    subject: str  # `{0}` stands for the first group
+    pattern: re.Pattern[str]
+    value: str  # empty: the last group
+
+
+def _rule(kind: StatementKind, subject: str, *parts: str, value: str = "") -> Rule:
+    return Rule(kind, subject, re.compile("".join((OPENING, *parts, END)), re.IGNORECASE), value)
+
+
+OPENING = (
+    r"^(?:(?:and|but|so|well|oh|yes|yeah|yep|no|nope|ok|okay|hi|hello|hey|also|actually|by the way|honestly|personally"
+    r"|please)[, ]+)*"
+)
+END = r"(?:\s*,?\s*(?:now|these days|at the moment))?\s*[.!]*$"
+ADVERBS = r"(?:(?:really|just|also|still|now|currently|actually|absolutely|do|personally|originally)\s+)*"
+I_AM, I_DO, MY = r"i(?:['’]m|\s+am)\s+" + ADVERBS, r"i\s+" + ADVERBS, r"my\s+"
+SINCE = r"(?:\s+(?:last|this|in|a|two|three)\s[\w ]+)?"
+BREAKS = r"it|this|that|them|these|those|to|you|your|when|if|how|what|because|but"
+THING = rf"((?:(?!\b(?:{BREAKS})\b)[^,.;:!?()])+)"
+NAME = r"([^\W\d_][\w'’-]*(?:\s+[^\W\d_][\w'’.-]*){0,3})"
+PLACE = r"(?-i:((?:the\s+)?[A-Z][\w'’.-]*(?:(?:\s+|,\s*)(?:[A-Z][\w'’.-]*|de|of|the|la|upon|on))*))"
+OF_MINE = (
+    r"((?:e-?mail|phone|birthday|wedding anniversary|shoe size|blood type|time ?zone|home ?town|job|occupation"
+    r"|profession|native language|mother tongue)(?:\s+(?:address|number))?)"
+)
+FAVOURITE = r"favou?rite\s+(?!(?:one|part|thing|character|scene|moment)\b)((?:\w+\s?){1,3}?)\s+(?:is|are)\s+"
+MANNER = r"((?:answer|reply|respond|use|give me|write|keep|call|speak|explain|format)\b[^?]*?)"
+
+RULES = (
+    _rule("fact", "name", MY, r"name(?:['’]s|\s+is)\s+", NAME),
+    _rule("fact", "name", r"call me\s+", NAME),
+    _rule("fact", "age", I_AM, r"(\d{1,3})\s+years?\s+old"),
+    _rule("fact", "home", I_DO, r"(?:live|reside)\s+(?:in|near)\s+", PLACE),
+    _rule("fact", "home", r"i(?:['’]ve|\s+have)?\s+(?:just\s+|recently\s+)?moved\s+to\s+", PLACE, SINCE),
+    _rule("fact", "origin", I_AM, r"from\s+", PLACE),
+    _rule("fact", "origin", r"i\s+was\s+born\s+in\s+", PLACE),
+    _rule("fact", "work", I_DO, r"work\s+as\s+", THING),
+    _rule("fact", "employer", I_DO, r"work\s+(?:for|at)\s+", PLACE),
+    _rule("fact", "allergy: {0}", I_AM, r"allergic\s+to\s+", THING, value="yes"),
+    _rule("fact", "allergy: {0}", I_AM, r"not\s+allergic\s+to\s+", THING, value="no"),
+    _rule("fact", "diet", I_AM, r"(?:an?\s+)?(vegetarian|vegan|pescatarian|gluten[- ]free|lactose[- ]intolerant)"),
+    _rule("fact", "my {0}'s name", MY, r"(\w+(?:\s\w+)?)(?:['’]s\s+name\s+is|\s+is\s+(?:called|named))\s+", NAME),
+    _rule("fact", "my {0}", MY, OF_MINE, r"\s+is\s+(\S[^!?]*?)"),
+    _rule("preference", "favourite {0}", MY, FAVOURITE, THING),
+    _rule("preference", "taste: {0}", I_DO, r"(?:like|love|enjoy|adore|prefer)\s+", THING, value="likes"),
+    _rule("preference", "taste: {0}", I_DO, r"(?:hate|dislike|detest|can['’]?t stand)\s+", THING, value="dislikes"),
+    _rule(
+        "preference",
+        "taste: {0}",
+        r"i\s+(?:don['’]?t|do not)\s+(?:really\s+)?(?:like|enjoy)\s+",
+        THING,
+        value="dislikes",
+    ),
+    _rule(
+        "preference",
+        "answers: {0}",
+        r"(?:always|from now on,?|in (?:the )?future,?)\s+(?:please\s+)?",
+        MANNER,
+        value="wanted",
+    ),
+    _rule("preference", "answers: {0}", r"never\s+", MANNER, value="unwanted"),
+)
+
+SENTENCE = re.compile(r"[^.!?\n]+(?:[.](?=\w)[^.!?\n]*)*[.!?]*")
+QUOTED = re.compile(r"```.*?```|^\s*>.*$|[\"“][^\"”]*[\"”]", re.DOTALL | re.MULTILINE)
+UNSURE = re.compile(
+    r"\?|\b(?:if|would|could|might|maybe|perhaps|wish|imagine|suppose|pretend|guess|used to|think|said|says|told|he|she"
+    r"|they|we)\b",
+    re.IGNORECASE,
+)
+VAGUE = re.compile(
+    r"^(?:(?:(?:it|this|that|these|those|them|him|her|you|one|both|all|everything|anything|nothing|here|there|some"
+    r"|something|other|others|another|any|more|same|most of|also|his|their|its|your|our)\b)|the\s+(?-i:(?![A-Z])))",
+    re.IGNORECASE,
+)
+TRAILING = re.compile(
+    r"(?:\s+(?:too|also|though|as well|either|especially|a ?lot|(?:so|very|too) much|better|the best|myself))+$"
+)
+
+
+def stated(text: str) -> list[Statement]:
+    """What a user's turn states, the last word on each subject."""
+    found: dict[str, Statement] = {}
+    for sentence in SENTENCE.findall(QUOTED.sub(" ", text[:MOST_TEXT])):
+        if statement := _stated(sentence.strip()):
+            found[statement.subject] = statement
+    return list(found.values())
+
+
+def _stated(sentence: str) -> Statement | None:
+    if UNSURE.search(sentence) or not 2 <= len(sentence.split()) <= MOST_WORDS:
+        return None
+    matches = ((rule, rule.pattern.match(sentence)) for rule in RULES)
+    rule, match = next(((rule, match) for rule, match in matches if match), (RULES[0], None))
+    if match is None:
+        return None
+    given = match[match.lastindex or 1]
+    named, value = _plain(match[1]), _plain(given)
+    if VAGUE.match(given) or VAGUE.match(match[1]) or not named or not value or len(value.split()) > MOST_VALUE_WORDS:
+        return None
+    subject = rule.subject.format(named)
+    return Statement(rule.kind, subject, rule.value or value, sentence) if len(subject) <= MOST_SUBJECT else None
+
+
+def _plain(words: str) -> str:
+    """Casefolded, without an article in front and what only stresses it behind."""
+    words = " ".join(words.casefold().split()).strip(" .,!'\"")
+    return TRAILING.sub("", re.sub(r"^(?:the|a|an|my)\s+", "", words))
+
+
+# -- over time ---
+
+
+@dataclass(frozen=True)
+class Said:
+    """A statement with the turn it was made in."""
+
+    statement: Statement
+    source_id: str
+    created_utc: float
+
+
+@dataclass(frozen=True)
+class Period:
+    """A value of a subject from its first statement until another value was stated; `valid_to` None: it still holds.
+
+    `sources` are the turns that said so, in their order: a repetition adds a source, not a period.
+    """
+
+    statement: Statement  # in the words of its first statement
+    sources: tuple[str, ...]
+    valid_from: float
+    valid_to: float | None
+
+
+def periods(said: Iterable[Said]) -> list[Period]:
+    """What was stated of one subject, in any order, as what held when."""
+    ordered = sorted(said, key=lambda s: (s.created_utc, s.source_id))
+    runs = [list(run) for _, run in groupby(ordered, key=lambda s: (s.statement.kind, s.statement.value))]
+    ends = [run[0].created_utc for run in runs[1:]]
+    return [
+        Period(run[0].statement, tuple(dict.fromkeys(s.source_id for s in run)), run[0].created_utc, end)
+        for run, end in zip(runs, [*ends, None], strict=False)
+    ]

@@ -1,0 +1,106 @@
+"""What users state of themselves, and what only looks like it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nightschool.memory.statements import Said, Statement, periods, stated
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "value"),
+    [
+        ("My name is Ada Lovelace.", "name", "ada lovelace"),
+        ("Please call me Al", "name", "al"),
+        ("I live in Oslo now", "home", "oslo"),
+        ("Well, I've just moved to New York last year.", "home", "new york"),
+        ("I am 42 years old", "age", "42"),
+        ("I'm originally from São Paulo", "origin", "são paulo"),
+        ("I work as a nurse.", "work", "nurse"),
+        ("I work at Acme Corp", "employer", "acme corp"),
+        ("I'm allergic to peanuts!", "allergy: peanuts", "yes"),
+        ("I am not allergic to peanuts", "allergy: peanuts", "no"),
+        ("I'm a vegetarian", "diet", "vegetarian"),
+        ("My dog is called Rex", "my dog's name", "rex"),
+        ("my email address is ada@example.com", "my email address", "ada@example.com"),
+        ("My favorite color is navy blue", "favourite color", "navy blue"),
+        ("I really love hiking a lot!", "taste: hiking", "likes"),
+        ("I don't like olives either.", "taste: olives", "dislikes"),
+        ("But I can't stand the Beatles", "taste: beatles", "dislikes"),
+        ("From now on, please answer in French.", "answers: answer in french", "wanted"),
+        ("Never use emoji.", "answers: use emoji", "unwanted"),
+    ],
+)
+def test_plain_statement_is_found_with_its_subject_and_value(text: str, subject: str, value: str) -> None:
+    (found,) = stated(text)
+    assert (found.subject, found.value, found.text) == (subject, value, text.strip())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Do I live in Oslo?",
+        "I live in Oslo, right?",
+        "If I lived in Oslo I would ski.",
+        "I would like a coffee",
+        "I'd love to",
+        "I like it",
+        "I love that song",
+        "I love the ending",
+        "I like their chances",
+        "I enjoy his voice",
+        'She wrote: "I live in Rome"',
+        "> I live in Rome",
+        "```\nI like tabs\n```",
+        "I think I like jazz",
+        "My friend says I like jazz",
+        "My favourite part is the end",
+        "Never give up!",
+        "I live in a small house",
+        "I like " + "very " * 12 + "long walks",
+        "",
+        "\ud800",
+        "I like   !",
+    ],
+)
+def test_what_only_looks_like_a_statement_is_passed_over(text: str) -> None:
+    assert stated(text) == []
+
+
+def test_last_word_on_a_subject_counts_and_order_is_kept() -> None:
+    found = stated("I like tea. My name is Bo. Actually I hate tea.")
+    assert [(s.subject, s.value) for s in found] == [("taste: tea", "dislikes"), ("name", "bo")]
+
+
+def test_pasted_text_is_not_read_to_its_end_and_takes_no_time() -> None:
+    assert stated("x " * 2000 + "I live in Oslo.") == []
+
+
+def said(value: str, source: str, time: float) -> Said:
+    return Said(Statement("fact", "home", value, f"I live in {value}."), source, time)
+
+
+def test_newer_value_ends_the_older_and_a_repetition_adds_a_source() -> None:
+    found = periods([said("oslo", "a", 1.0), said("oslo", "b", 2.0), said("rome", "c", 3.0), said("oslo", "d", 4.0)])
+    assert [(p.statement.value, p.sources, p.valid_from, p.valid_to) for p in found] == [
+        ("oslo", ("a", "b"), 1.0, 3.0),
+        ("rome", ("c",), 3.0, 4.0),
+        ("oslo", ("d",), 4.0, None),
+    ]
+
+
+@given(st.lists(st.tuples(st.sampled_from("xyz"), st.integers(0, 9)), max_size=12), st.randoms())
+def test_periods_do_not_depend_on_the_order_of_arrival_and_lose_no_source(
+    values: list[tuple[str, int]], random: Random
+) -> None:
+    given_ = [said(value, str(i), float(time)) for i, (value, time) in enumerate(values)]
+    found = periods(given_)
+    mixed = random.sample(given_, len(given_))
+    assert periods(mixed) == found
+    assert sorted(s for p in found for s in p.sources) == sorted(s.source_id for s in given_)
+    assert all(a.valid_to == b.valid_from for a, b in pairwise(found)) and (not found or found[-1].valid_to is None)
+    assert all(a.statement.value != b.statement.value for a, b in pairwise(found))
