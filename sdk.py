@@ -222,10 +222,10 @@ class Assistant:
 
     def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
         """Erase for good what the plan holds, and take out of service what was trained on it."""
-        receipt = self.store.forget_apply(plan)
-        if receipt.tainted_adapters:
+        try:
+            return self.store.forget_apply(plan)
+        finally:  # the rows may be gone although their bytes could not be erased yet
             self.registry.withdraw_tainted()
-        return receipt
 
     # -- the live adapter ---
 

@@ -18,17 +18,16 @@ _SURE = (
     r"(ignore|disregard|forget|bypass|override|break|violate)\s+(all|any|your|every|these|those)\b[^.\n]{0,30}"
     r"\b(instructions?|rules?|guidelines?|polic(y|ies)|filters?|restrictions?|programming|guardrails?)",
     r"do anything now|\bDAN mode|jail\s?-?break|\bjailbroken",
-    r"developer mode (enabled|output|on)|(enable|enter|activate|simulate|stay in)\b[^.\n]{0,30}\bmode\b",
-    r"(no|any|without( any)?|free (of|from)( all)?|not bound by( any)?) (\w+ )?"
-    r"(restrictions?|limitations?|censorship|filters?|ethical|moral|morals|ethics)\b",
+    r"developer mode (enabled|output|on)|simulate\b[^.\n]{0,30}\bmode\b",
+    r"(no|any|without( any)?|free (of|from)( all)?|not bound by( any)?) (ethical|moral|morals|ethics)\b",
     r"\b(unfiltered|uncensored|amoral|unhinged|unrestricted)\b",
     r"open\s?ai('?s|s)?\b[^.\n]{0,30}\b(polic|guideline|rule|restriction|content)",
-    r"(broken free|breaks? free|break out|freed) (of|from)\b",
+    r"(broken free|breaks? free|freed) (of|from)\b",
     r"(reveal|print|repeat|show|output|leak)\b[^.\n]{0,30}"
-    r"\b(system|initial|hidden|original) (prompt|instructions?|message)",
+    r"\b(system|initial|hidden|original) (prompt|instructions?)",
     r"stay in character|break(ing)? character|(remain|stay) in role|you are no longer",
-    r"(no|not|never|don.?t|cannot)\b[^.\n]{0,40}\b(as an ai( language)? model|say that you (are|can)|refus(e|al))",
-    r"from now on[^.\n]{0,40}\b(you (are|will|act|must)|act as|chatgpt)\b",
+    r"(no|not|never|don.?t|cannot)\b[^.\n]{0,40}\b(as an ai( language)? model|say that you (are|can))",
+    r"from now on,?\s+(you (are|will|act|must act)|act as|chatgpt)\b",
     r"(you are|you're|you will|going to|i want you to|please|can you)\s+(\w+\s+){0,4}"
     r"(act as|act like|pretend|role-?\s?play|pose as|immerse)",
     r"forget (everything|all)\b|\byou are now\b",
@@ -47,6 +46,10 @@ _HALF = (
     r"\b(prompts?|respond|responses?|reply|output|tokens?)\b",
     r"\[[^\]\n]{2,40}\]|\{[a-z_ .]{2,30}\}",
     r"(system prompt|prompt injection|important message (from|to))",
+    r"(no|any|without( any)?|free (of|from)( all)?|not bound by( any)?) (\w+ )?"
+    r"(restrictions?|limitations?|censorship|filters?)\b",
+    r"(enable|enter|activate|stay in)\b[^.\n]{0,30}\bmode\b",
+    r"(no|not|never|don.?t|cannot)\b[^.\n]{0,40}\brefus(e|al)",
 )
 _FLAGS = re.IGNORECASE
 _SURE_RE = re.compile("|".join(f"(?:{p})" for p in _SURE), _FLAGS)

@@ -26,6 +26,7 @@ from ..memory.tables import (
     AdapterRow,
     CycleRow,
     DeploymentRow,
+    ReceiptRow,
     SnapshotRow,
     SnapshotSourceRow,
     VerdictRow,
@@ -108,6 +109,14 @@ def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
         raise
 
 
+def _forgotten_meanwhile(session: Session, snapshot_id: str) -> str | None:
+    """Why what is trained on that snapshot is tainted: something in it was forgotten after it was frozen."""
+    receipts = session.scalars(select(ReceiptRow).order_by(ReceiptRow.id))
+    if any(snapshot_id in receipt.details["tainted_snapshots"] for receipt in receipts):
+        return f"snapshot {snapshot_id} holds interactions that were forgotten while it was trained on"
+    return None
+
+
 class Registry:
     """What was trained, how it was judged and which adapter serves. `sql` is the memory's own database."""
 
@@ -171,7 +180,8 @@ class Registry:
             if session.get(AdapterRow, adapter.id):
                 return
             values = {k: v for k, v in asdict(adapter).items() if k != "path"}
-            session.add(AdapterRow(**values, folder=adapter.path.name, tainted=None))
+            tainted = _forgotten_meanwhile(session, adapter.snapshot_id)
+            session.add(AdapterRow(**values, folder=adapter.path.name, tainted=tainted))
 
     def adapters(self) -> list[Adapter]:
         """Every adapter that was trained and recorded, oldest first."""

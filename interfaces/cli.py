@@ -10,12 +10,13 @@ from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ..errors import InputError, NightschoolError
+from ..memory.types import MemoryKind
 from ..settings import load_settings
 from .bases import bases, serve
 from .keeping import forget, memory
@@ -167,7 +168,7 @@ def recall(
     user: User = "default",
     agent: Agent = "",
     session: Annotated[str | None, typer.Option("--session", help="Only of this session.")] = None,
-    kind: Annotated[Literal["turn", "note"] | None, typer.Option(help="Only turns, or only notes.")] = None,
+    kind: Annotated[MemoryKind | None, typer.Option(help="Only memories of this kind.")] = None,
     since: Annotated[datetime | None, typer.Option(formats=TIMES, help="Only from this time on (UTC).")] = None,
     until: Annotated[datetime | None, typer.Option(formats=TIMES, help="Only from before this time (UTC).")] = None,
     as_of: Annotated[datetime | None, typer.Option(formats=TIMES, help="As if it were this time (UTC).")] = None,

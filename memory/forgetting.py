@@ -64,7 +64,8 @@ def targets(session: Session, selection: Selection, found: Collection[str], expo
         memories = _named(session, MemoryRow, selection.memory_ids, scope, before)
         memories += _within(session, MemoryRow, scope, before, found)
         sources = [i for row in memories if row.kind != "note" for i in row.source_ids]
-        rows = _named(session, InteractionRow, [*selection.interaction_ids, *sources], scope, before)
+        rows = _named(session, InteractionRow, selection.interaction_ids, scope, before)
+        rows += _within(session, InteractionRow, scope, before, set(sources) - set(selection.interaction_ids))
     else:
         memories = _within(session, MemoryRow, scope, before)
         rows = _within(session, InteractionRow, scope, before)

@@ -187,7 +187,8 @@ class Indexing:
             asked = {row.id: to_interaction(row) for row in found}
         # a statement is no neighbour of the turns it was made in
         alone = [replace(m, session_id="") if m.subject else m for m in memories]
-        return [_of_turn(m, asked[m.source_ids[0]]) if m.kind == "turn" else Waiting(m, of_note(m)) for m in alone]
+        there = [m for m in alone if m.kind != "turn" or m.source_ids[0] in asked]  # it may be forgotten just now
+        return [_of_turn(m, asked[m.source_ids[0]]) if m.kind == "turn" else Waiting(m, of_note(m)) for m in there]
 
     def _add(self, waiting: Sequence[Waiting], vectors: dict[str, Vector], *, afresh: bool = False) -> None:
         """Index those that still wait; `vectors` by text, and what is missing there is embedded."""

@@ -91,6 +91,10 @@ def topics(session: Session, known: Sequence[TopicState], now: float, half_life_
     return sorted(made, key=lambda topic: (-topic.recurrence, topic.id))
 
 
+def agents_of(session: Session, user_id: str) -> list[str]:
+    return list(session.scalars(select(MemoryRow.agent_id).where(MemoryRow.user_id == user_id).distinct()))
+
+
 def topic_labels(session: Session, interaction_ids: Iterable[str]) -> dict[str, str]:
     """The label of the topic of each of these that is there and has one."""
     labelled = select(InteractionRow.id, TopicRow.label).join(TopicRow, InteractionRow.topic_id == TopicRow.id)

@@ -83,9 +83,13 @@ def best_of(
     fits: Sequence[Fit],
     most: int,
     memories: Callable[[Iterable[str]], Mapping[str, Memory]],
+    asked: Callable[[str], str],
     as_of: float | None = None,
 ) -> list[Recall]:
-    """The first `most` that say different things and hold. SQL has the last word on what exists, and until when."""
+    """The first `most` that say different things and hold; `asked` gives the user's words of an interaction.
+
+    SQL has the last word on what exists, and until when.
+    """
     found: list[Recall] = []
     ended: list[Memory] = []
     for start in range(0, len(fits), most + 5):
@@ -94,7 +98,7 @@ def best_of(
         made = [Recall(held[fit.row.id], fit.score, fit.parts) for fit in some if fit.row.id in held]
         ended += [recall.memory for recall in made if not _holds(recall.memory, as_of)]
         made = [recall for recall in made if _holds(recall.memory, as_of)]
-        found = _said_once(folded([*found, *made]), ended)
+        found = _said_once(folded([*found, *made]), ended, asked)
         if len(found) >= most:
             break
     return found[:most]
@@ -104,24 +108,23 @@ def _holds(memory: Memory, as_of: float | None) -> bool:
     return memory.valid_to is None or (as_of is not None and as_of < memory.valid_to)
 
 
-def _said_once(recalls: Iterable[Recall], ended: Sequence[Memory]) -> list[Recall]:
-    """Of a statement and its turn the first, and no turn that says only what does not hold any more."""
+def _said_once(recalls: Iterable[Recall], ended: Sequence[Memory], asked: Callable[[str], str]) -> list[Recall]:
+    """No statement after its own turn, and no turn of which all that the user said does not hold any more."""
     kept: list[Recall] = []
     for recall in recalls:
-        memory, before = recall.memory, [other.memory for other in kept]
+        memory = recall.memory
+        turns = {other.memory.source_ids[0] for other in kept if other.memory.kind == "turn"}
         if memory.kind == "turn":
-            known = any(_says_only(memory, statement) for statement in (*ended, *before))
+            known = any(_says_only(memory, statement, asked) for statement in ended)
         else:
-            known = any(other.kind == "turn" and other.source_ids[0] in memory.source_ids for other in before)
-            known = known and bool(memory.subject)
+            known = bool(memory.subject) and not turns.isdisjoint(memory.source_ids)
         if not known:
             kept.append(recall)
     return kept
 
 
-def _says_only(turn: Memory, other: Memory) -> bool:
-    same = bool(other.subject) and turn.source_ids[0] in other.source_ids
-    return same and f"{turn.text}\n".startswith(f"{other.text}\n")
+def _says_only(turn: Memory, statement: Memory, asked: Callable[[str], str]) -> bool:
+    return turn.source_ids[0] in statement.source_ids and asked(turn.source_ids[0]).strip() == statement.text
 
 
 def checked_filters(filters: Filters) -> Filters:

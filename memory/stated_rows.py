@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
@@ -25,11 +26,25 @@ Subject = tuple[str, str, str]  # user, agent, subject
 
 def add_statements(session: Session, interactions: Iterable[Interaction]) -> list[str]:
     """Take in what was stated in these turns, which are in SQL already. Returns the ids of rows that went."""
+    return _restate(session, _sources(interactions))
+
+
+def restate_all(session: Session, interactions: Iterable[Interaction]) -> list[str]:
+    """Make every statement again from all turns. Returns the ids of rows that went."""
+    sources = _sources(interactions)
+    row = MemoryRow
+    held = session.execute(select(row.user_id, row.agent_id, row.subject).where(row.subject != "").distinct())
+    for user_id, agent_id, subject in held:
+        sources.setdefault((user_id, agent_id, subject), set())
+    return _restate(session, sources)
+
+
+def _sources(interactions: Iterable[Interaction]) -> dict[Subject, set[str]]:
     sources: dict[Subject, set[str]] = defaultdict(set)
     for interaction in interactions:
         for statement in stated(request_of(interaction.turn)):
             sources[interaction.user_id, interaction.agent_id, statement.subject].add(interaction.id)
-    return _restate(session, sources)
+    return sources
 
 
 def drop_sources(session: Session, gone: Iterable[Interaction]) -> list[str]:
@@ -52,14 +67,14 @@ def statements_of(session: Session, user_id: str, agent_id: str, subject: str | 
     )
     if subject is not None:
         rows = rows.where(MemoryRow.subject == subject)
-    ordered = rows.order_by(MemoryRow.subject, MemoryRow.created_utc, MemoryRow.id)
-    return [to_memory(row) for row in session.scalars(ordered)]
+    found = (to_memory(row) for row in session.scalars(rows.order_by(MemoryRow.id)))
+    return sorted(found, key=lambda m: (m.subject, m.created_utc, inf if m.valid_to is None else m.valid_to))
 
 
 def derived(user_id: str, agent_id: str, subject: str, sources: Iterable[Interaction]) -> list[Memory]:
     """The rows that a subject has, given the turns in which it was stated."""
     said = [
-        Said(statement, interaction.id, interaction.created_utc)
+        Said(statement, interaction.id, interaction.created_utc, interaction.position)
         for interaction in sources
         for statement in stated(request_of(interaction.turn))
         if statement.subject == subject

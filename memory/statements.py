@@ -61,19 +61,22 @@ OF_MINE = (
 FAVOURITE = r"favou?rite\s+(?!(?:one|part|thing|character|scene|moment)\b)((?:\w+\s?){1,3}?)\s+(?:is|are)\s+"
 MANNER = r"((?:answer|reply|respond|use|give me|write|keep|call|speak|explain|format)\b[^?]*?)"
 
+LATER = r"(?:always|from now on,?|in (?:the )?future,?)\s+(?:please\s+)?"
+
 RULES = (
     _rule("fact", "name", MY, r"name(?:['’]s|\s+is)\s+", NAME),
-    _rule("fact", "name", r"call me\s+", NAME),
+    _rule("fact", "name", r"call me\s+(?-i:(?=[A-Z]))", NAME),
     _rule("fact", "age", I_AM, r"(\d{1,3})\s+years?\s+old"),
     _rule("fact", "home", I_DO, r"(?:live|reside)\s+(?:in|near)\s+", PLACE),
     _rule("fact", "home", r"i(?:['’]ve|\s+have)?\s+(?:just\s+|recently\s+)?moved\s+to\s+", PLACE, SINCE),
     _rule("fact", "origin", I_AM, r"from\s+", PLACE),
-    _rule("fact", "origin", r"i\s+was\s+born\s+in\s+", PLACE),
+    _rule("fact", "birthplace", r"i\s+was\s+born\s+in\s+", PLACE),
     _rule("fact", "work", I_DO, r"work\s+as\s+", THING),
     _rule("fact", "employer", I_DO, r"work\s+(?:for|at)\s+", PLACE),
     _rule("fact", "allergy: {0}", I_AM, r"allergic\s+to\s+", THING, value="yes"),
     _rule("fact", "allergy: {0}", I_AM, r"not\s+allergic\s+to\s+", THING, value="no"),
-    _rule("fact", "diet", I_AM, r"(?:an?\s+)?(vegetarian|vegan|pescatarian|gluten[- ]free|lactose[- ]intolerant)"),
+    _rule("fact", "diet", I_AM, r"(?:an?\s+)?(vegetarian|vegan|pescatarian)"),
+    _rule("fact", "{0}", I_AM, r"(gluten[- ]free|lactose[- ]intolerant)", value="yes"),
     _rule("fact", "my {0}'s name", MY, r"(\w+(?:\s\w+)?)(?:['’]s\s+name\s+is|\s+is\s+(?:called|named))\s+", NAME),
     _rule("fact", "my {0}", MY, OF_MINE, r"\s+is\s+(\S[^!?]*?)"),
     _rule("preference", "favourite {0}", MY, FAVOURITE, THING),
@@ -86,10 +89,11 @@ RULES = (
         THING,
         value="dislikes",
     ),
+    _rule("preference", "answers: language", LATER, r"(?:answer|reply|respond|write|speak)\s+(?:to me\s+)?in\s+(\w+)"),
     _rule(
         "preference",
         "answers: {0}",
-        r"(?:always|from now on,?|in (?:the )?future,?)\s+(?:please\s+)?",
+        LATER,
         MANNER,
         value="wanted",
     ),
@@ -97,7 +101,7 @@ RULES = (
 )
 
 SENTENCE = re.compile(r"[^.!?\n]+(?:[.](?=\w)[^.!?\n]*)*[.!?]*")
-QUOTED = re.compile(r"```.*?```|^\s*>.*$|[\"“][^\"”]*[\"”]", re.DOTALL | re.MULTILINE)
+QUOTED = re.compile(r"```.*?```|^\s*>[^\n]*$|[\"“][^\"”]*[\"”]", re.DOTALL | re.MULTILINE)
 UNSURE = re.compile(
     r"\?|\b(?:if|would|could|might|maybe|perhaps|wish|imagine|suppose|pretend|guess|used to|think|said|says|told|he|she"
     r"|they|we)\b",
@@ -153,6 +157,7 @@ class Said:
     statement: Statement
     source_id: str
     created_utc: float
+    position: int = 0  # of the turn in its session: an import may give one time to all of it
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,7 @@ class Period:
 
 def periods(said: Iterable[Said]) -> list[Period]:
     """What was stated of one subject, in any order, as what held when."""
-    ordered = sorted(said, key=lambda s: (s.created_utc, s.source_id))
+    ordered = sorted(said, key=lambda s: (s.created_utc, s.position, s.source_id))
     runs = [list(run) for _, run in groupby(ordered, key=lambda s: (s.statement.kind, s.statement.value))]
     ends = [run[0].created_utc for run in runs[1:]]
     return [

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from threading import RLock
 
@@ -45,6 +44,7 @@ from .conversations import (
     plan,
     request_of,
     turn_memory_id,
+    user_words,
 )
 from .database import Database
 from .embed import Embedder, MiniLM
@@ -58,7 +58,7 @@ from .reader import readers_in
 from .recalling import Filters, asking, best_of, candidates, checked_filters, checked_limit
 from .restoring import Restored, Restoring, batches
 from .rows import from_memory, from_review, to_feedback, to_interaction, to_memory
-from .stated_rows import add_statements, drop_sources, statements_of
+from .stated_rows import add_statements, drop_sources, restate_all, statements_of
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release, states
@@ -277,7 +277,7 @@ class MemoryStore:
         if not checked_text("query", query).strip():
             return []
         fits = [fit for fit in self._fits(query, user_id, agent_id, filters) if fit.score >= least]
-        return best_of(fits, most, self.memories, as_of)
+        return best_of(fits, most, self.memories, lambda i: user_words(self.interaction(i).turn), as_of)
 
     # -- reading ---
 
@@ -398,9 +398,11 @@ class MemoryStore:
         if selection.query is None or selection.user_id is None or not selection.query.strip():
             return set()
         least = self.settings.memory.recall_threshold
-        fits = self._fits(selection.query, selection.user_id, "", Filters())
+        with self._database.reading() as session:
+            agents = {"", *reading.agents_of(session, selection.user_id)}
+        fits = [fit for a in agents for fit in self._fits(selection.query, selection.user_id, a, Filters())]
         # All that says it, and not only what recall would show. What was found by the turns around it is not asked for.
-        ids = [fit.row.id for fit in fits if fit.score - fit.parts["neighbours"] >= least]
+        ids = {fit.row.id for fit in fits if fit.score - fit.parts["neighbours"] >= least}
         return {i for i, memory in self.memories(ids).items() if memory.user_id == selection.user_id}
 
     def _fits(self, query: str, user_id: str, agent_id: str, filters: Filters) -> list[Fit]:
@@ -432,8 +434,7 @@ class MemoryStore:
         """
         with self._lock:
             with self._writing() as session:
-                for _, said in groupby(self.interactions(), key=reading.owner_of):
-                    add_statements(session, said)
+                restate_all(session, self.interactions())
             count = self._indexing.rebuild(progress or (lambda _: None))
             with self._writing() as session:
                 recentre(session, self._indexing.topic_sums())
@@ -463,7 +464,7 @@ class MemoryStore:
         for lines in batches(path):
             with self._writing() as session:
                 restoring.batch(session, lines)
-        self._indexing.index.delete(restoring.stale)
+        self._indexing.index.delete(set(restoring.stale) - self.memories(restoring.stale).keys())
         self._indexing.pending()
         with self._writing() as session:
             recentre(session, self._indexing.topic_sums(restoring.report.topics))

@@ -8,8 +8,9 @@ import pytest
 from nightschool.errors import GateRefused, NotFound
 from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, ensure_loaded, read_adapter, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
-from nightschool.memory.tables import Base
+from nightschool.memory.tables import Base, ReceiptRow
 from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 
 
 @pytest.fixture
@@ -177,3 +178,13 @@ def test_adapter_is_loaded_once_and_only_on_its_own_base(registry: Registry) -> 
     stranger.base_id = "another"
     with pytest.raises(GateRefused, match="trained on base base, but another is serving"):
         ensure_loaded(stranger, adapter, 0.1)
+
+
+def test_adapter_trained_on_what_was_forgotten_meanwhile_is_tainted_and_never_serves(registry: Registry) -> None:
+    with Session(registry.sql) as session, session.begin():
+        details = {"tainted_snapshots": [SNAPSHOT.id]}
+        session.add(ReceiptRow(details=details, created_utc=1.0, finished_utc=None))
+    adapter = judged(registry, trained(registry, b"late"))
+    assert "forgotten while it was trained on" in registry.tainted()[adapter.id]
+    with pytest.raises(GateRefused, match="tainted"):
+        registry.promote(adapter.id)

@@ -124,3 +124,45 @@ def test_history_is_shown_on_the_command_line(quick_store: MemoryStore) -> None:
         "home: I moved to Rome.  (since 1970-01-01 00:03:20Z, said 1 times)",
     ]
     assert CliRunner().invoke(app, ["memory", "history"]).output.strip() == "nothing was stated"
+
+
+def test_conversation_of_one_time_is_stated_in_its_order(quick_store: MemoryStore) -> None:
+    said = ["I live in Oslo.", "Yes?", "I moved to Rome.", "Yes?", "I live in Bonn.", "Yes?"]
+    messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(said)]
+    quick_store.record_conversation(messages, user_id="ada", session_id="s", created_utc=5.0)
+    assert [(text, ended) for text, _, ended, _ in history(quick_store)][-1] == ("I live in Bonn.", None)
+
+
+def test_turn_that_says_more_than_what_is_superseded_is_recalled(store: MemoryStore) -> None:
+    say(store, "I live in Oslo.\nMy doctor is Berg of the clinic.", 100.0)
+    say(store, "I live in Rome.", 200.0, session_id="later")
+    found = store.recall("Who is my doctor?", user_id="ada", threshold=0.0, limit=10)
+    assert any("Berg" in r.memory.text for r in found)
+
+
+def test_forgetting_within_one_session_leaves_what_was_said_in_another(store: MemoryStore) -> None:
+    say(store, "I like tea.", 1.0, session_id="one")
+    say(store, "I like tea.", 2.0, session_id="two")
+    store.forget_apply(store.forget(user_id="ada", session_id="one", query="I like tea."))
+    assert history(store) == [("I like tea.", 2.0, None, 1)]
+
+
+def test_forgetting_by_words_reaches_what_is_superseded_and_what_was_said_to_an_agent(store: MemoryStore) -> None:
+    say(store, "I live in Oslo.", 100.0)
+    say(store, "I live in Rome.", 200.0, session_id="later")
+    turn = [{"role": "user", "content": "I live in Oslo."}]
+    store.record(turn, "Noted.", user_id="ada", agent_id="cook", session_id="s", created_utc=50.0)
+    plan = store.forget(user_id="ada", query="I live in Oslo.")
+    store.forget_apply(plan)
+    assert not any(
+        "Oslo" in m.text for m in [*store.history(user_id="ada"), *store.history(user_id="ada", agent_id="cook")]
+    )
+
+
+def test_rebuild_takes_in_what_was_stated_before_there_were_statements(quick_store: MemoryStore) -> None:
+    say(quick_store, "I live in Oslo.", 100.0)
+    with quick_store.sql.begin() as connection:
+        connection.exec_driver_sql("UPDATE memories SET subject = 'gone' WHERE kind = 'fact'")
+    quick_store.rebuild_index()
+    assert history(quick_store) == [("I live in Oslo.", 100.0, None, 1)]
+    assert quick_store.verify() == []

@@ -31,7 +31,9 @@ from nightschool.memory.statements import Said, Statement, periods, stated
         ("I really love hiking a lot!", "taste: hiking", "likes"),
         ("I don't like olives either.", "taste: olives", "dislikes"),
         ("But I can't stand the Beatles", "taste: beatles", "dislikes"),
-        ("From now on, please answer in French.", "answers: answer in french", "wanted"),
+        ("From now on, please answer in French.", "answers: language", "french"),
+        ("Always use metric units.", "answers: use metric units", "wanted"),
+        ("I'm gluten-free", "gluten-free", "yes"),
         ("Never use emoji.", "answers: use emoji", "unwanted"),
     ],
 )
@@ -60,6 +62,7 @@ def test_plain_statement_is_found_with_its_subject_and_value(text: str, subject:
         "My friend says I like jazz",
         "My favourite part is the end",
         "Never give up!",
+        "Please call me tomorrow.",
         "I live in a small house",
         "I like " + "very " * 12 + "long walks",
         "",
