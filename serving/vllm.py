@@ -218,8 +218,14 @@ class VLLMEngine:
                 raise ServingError(f"{self._url}: {_reason(response)}")
             for line in response.iter_lines():
                 data = line.removeprefix("data: ")
-                if data and data != "[DONE]" and (piece := json.loads(data)["choices"][0]["text"]):
+                if data and data != "[DONE]" and (piece := self._piece(data)):
                     yield piece
+
+    def _piece(self, data: str) -> str:
+        try:
+            return str(json.loads(data)["choices"][0]["text"])
+        except (ValueError, KeyError, IndexError) as error:
+            raise ServingError(f"{self._url}: the answer broke off: {data[:200]}") from error
 
     def _send(self, path: str, body: dict[str, Any], *, missing_is_fine: bool = False) -> None:
         self._answered("POST", path, body, accepted=(200, 404) if missing_is_fine else (200,))

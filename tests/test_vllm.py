@@ -196,3 +196,10 @@ def test_refusal_of_the_server_is_told_in_its_words(engine: VLLMEngine, server: 
 def test_answer_longer_than_the_context_is_refused(engine: VLLMEngine) -> None:
     with pytest.raises(ServingError, match="context of 512"):
         engine.generate([PROMPT], sampling=Sampling(max_tokens=512))
+
+
+def test_stream_that_breaks_off_with_an_error_says_so(engine: VLLMEngine, server: Server) -> None:
+    broken = httpx.Response(200, text='data: {"error": {"message": "out of memory"}}\n\n')
+    server.fails = lambda request: broken if "completions" in request.url.path else None
+    with pytest.raises(ServingError, match=r"the answer broke off: .*out of memory"):
+        list(engine.stream(PROMPT))
