@@ -79,6 +79,7 @@ class NightSettings:
     beta: float = 0.1  # DPO on pairs
     thumb_beta: float = 0.2  # the unpaired loss on thumbs
     sft_term: float = 0.2  # alpha, NLL of the chosen answer
+    replay_term: float = 1.0  # rho, KL to the base on its own text
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class GateSettings:
     max_preference_fall: float = 0.02  # of the area under the ROC curve, against the incumbent, non-inferiority
     max_nll_rise: float = 0.02  # nats per token on satisfied answers, non-inferiority
     max_probe_rise: float = 0.05  # relative, on the fixed probe text
-    probe_answers: int = 16  # held-out prompts answered in full, to see empty or endless answers
+    max_repetition_rise: float = 0.1  # of the share of word trigrams that an answer says again
+    probe_answers: int = 16  # held-out prompts answered in full, to see empty answers and such that go in circles
 
 
 @dataclass(frozen=True)

@@ -136,13 +136,14 @@ def verdict_of(assistant: Any, cycle: Any) -> dict[str, Any]:
     verdict = assistant.registry.verdict(cycle.candidate_id) if cycle.candidate_id else None
     measures = {m.name: m for m in verdict.measures} if verdict else {}
     probe = measures.get("probe_nll")
-    empty = measures.get("empty_answers")
+    empty, circles = measures.get("empty_answers"), measures.get("repetition")
     return {
         "outcome": cycle.outcome,
         "accepted": bool(verdict and verdict.accepted),
         "reasons": list(verdict.reasons) if verdict else [],
         "probe_nll_change": round(probe.change, 4) if probe else None,
         "empty_answers": empty.candidate if empty else None,
+        "repetition": [round(circles.incumbent, 4), round(circles.candidate, 4)] if circles else None,
     }
 
 

@@ -6,6 +6,7 @@ The invariant: an answer's log-probability does not depend on what else stands i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,11 @@ from torch import Tensor
 from .lessons import Lesson, Passage, chains
 from .loss import answer_logps
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 Batch = dict[str, Tensor]
+INPUTS = ("input_ids", "position_ids", "attention_mask")
 
 
 def collate(passages: Sequence[Passage], lessons: Sequence[Lesson], pad: int, tree: bool) -> Batch:
@@ -58,28 +63,64 @@ def _attention(rows: Sequence[Passage], width: int) -> Tensor:
 
 
 def _roles(answers: list[tuple[int, int]], lessons: Sequence[Lesson], lengths: Tensor) -> Batch:
-    """Which answers are imitated, which are thumbs and which are pairs; `totals` counts tokens imitated and rows."""
+    """Which answers are imitated, replayed, thumbs or pairs; `totals`: tokens imitated, rows, tokens replayed."""
     place = {key: i for i, key in enumerate(answers)}
     kinds = [lessons[lesson].kind for lesson, _ in answers]
+    replayed = torch.tensor([kind == "replay" for kind in kinds])
     imitated = torch.tensor(
-        [kind != "disliked" and which == 0 for kind, (_, which) in zip(kinds, answers, strict=True)]
+        [kind not in ("disliked", "replay") and which == 0 for kind, (_, which) in zip(kinds, answers, strict=True)]
     )
     thumbs = [i for i, kind in enumerate(kinds) if kind in ("liked", "disliked")]
     chosen = [i for i, kind in enumerate(kinds) if kind == "pair" and answers[i][1] == 0]
+    rows = torch.tensor(len(thumbs) + len(chosen))
     return {
         "weight": torch.tensor([lessons[lesson].weight for lesson, _ in answers]),
         "imitated": imitated,
+        "replayed": replayed,
         "thumb": torch.tensor(thumbs, dtype=torch.long),
         "liked": torch.tensor([kinds[i] == "liked" for i in thumbs], dtype=torch.bool),
         "chosen": torch.tensor(chosen, dtype=torch.long),
         "rejected": torch.tensor([place[answers[i][0], 1] for i in chosen], dtype=torch.long),
         "answer": torch.tensor(answers),
-        "totals": torch.stack([(lengths * imitated).sum(), torch.tensor(len(thumbs) + len(chosen))]).float(),
+        "totals": torch.stack([(lengths * imitated).sum(), rows, (lengths * replayed).sum()]).float(),
     }
 
 
 def logps(model: torch.nn.Module, batch: Batch) -> Tensor:
-    """(A,) log-probability of each answer. Only the predicting positions meet the vocabulary."""
+    """(A,) log-probability of each answer."""
+    logits = _predictions(model, batch)
+    tokens = -F.cross_entropy(logits, batch["target"], reduction="none")
+    return answer_logps(tokens, batch["owner"], len(batch["weight"]))
+
+
+def anchored_logps(model: PeftModel, batch: Batch) -> Tensor:
+    """As `logps`, but a replayed answer's is the expectation over what the base would say at each of its tokens.
+
+    That is the cross-entropy to the base's whole distribution, whose gradient is that of KL(base ‖ model): the mean of
+    what drawn tokens give, without their noise.
+    """
+    logits = _predictions(model, batch)
+    tokens = -F.cross_entropy(logits, batch["target"], reduction="none")
+    replayed = batch["replayed"][batch["owner"]].nonzero()[:, 0]
+    if len(replayed):
+        soft = -F.cross_entropy(logits[replayed], _base_distribution(model, batch, replayed), reduction="none")
+        tokens = tokens.index_copy(0, replayed, soft)
+    return answer_logps(tokens, batch["owner"], len(batch["weight"]))
+
+
+@torch.no_grad()
+def _base_distribution(model: PeftModel, batch: Batch, chosen: Tensor) -> Tensor:
+    """(T', V) probabilities by the base, without the adapter, for the T' `chosen` of the T predicted tokens."""
+    width = batch["input_ids"].shape[1]
+    places = batch["predict"][chosen]
+    rows, row = torch.unique(places // width, return_inverse=True)
+    part = {key: batch[key][rows] for key in INPUTS} | {"predict": row * width + places % width}
+    with model.disable_adapter():
+        return _predictions(model, part).softmax(-1)
+
+
+def _predictions(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """(T, V) logits in fp32. Only the predicting positions meet the vocabulary."""
     head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[operator]
 
     def select(_: torch.nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
@@ -87,9 +128,7 @@ def logps(model: torch.nn.Module, batch: Batch) -> Tensor:
 
     hook = head.register_forward_pre_hook(select)
     try:
-        inputs = {key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}
-        logits = model(**inputs, use_cache=False).logits
+        logits: Tensor = model(**{key: batch[key] for key in INPUTS}, use_cache=False).logits
     finally:
         hook.remove()
-    tokens = -F.cross_entropy(logits.float(), batch["target"], reduction="none")
-    return answer_logps(tokens, batch["owner"], len(batch["weight"]))
+    return logits.float()

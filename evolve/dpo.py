@@ -2,10 +2,12 @@
 
     Σ w_i·[−log σ(β(Δ_i,chosen − Δ_i,rejected))]   over pairs
   + Σ w_i·[−log σ(±β'·Δ_i)]                        over thumbs, each over the number of rows
-  + α·Σ w_i·NLL(chosen, liked or replayed)         over the number of their tokens
+  + α·Σ w_i·NLL(chosen or liked)                   over the number of their tokens
+  + ρ·Σ KL(base ‖ policy) on the base's own text   over the number of its tokens
 
 with Δ = log π − log π_ref and π_ref the adapter that phase 1 made, whose log-probabilities are computed once before
-training. The NLL term keeps answers from collapsing: without it the margin grows as well by making both unlikely.
+training. The NLL term keeps answers from collapsing: without it the margin grows as well by making both unlikely. The
+last term keeps the rest of what the base can say; it is written as a cross-entropy, which differs by a constant.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def run(
             f" night.max_tokens = {night.max_tokens}"
         )
     own = sample(pupil, replay_rows(night, len(lessons)), night.seed + 1, progress)
-    replayed, _ = sft.lessons_of(own, pupil.tokenizer, night.max_tokens)
+    replayed = sft.replay_lessons(own, pupil.tokenizer, night.max_tokens)
     done = train(
         pupil,
         [*lessons, *replayed],
@@ -88,7 +90,7 @@ def objective(night: NightSettings) -> Callable[[Tensor, dict[str, Tensor], Tens
 
     def loss(logps: Tensor, batch: dict[str, Tensor], totals: Tensor) -> Tensor:
         reference, weight = batch["reference"], batch["weight"]
-        tokens, rows = totals
+        tokens, rows, own = totals
         chosen, rejected, thumb = batch["chosen"], batch["rejected"], batch["thumb"]
         pairs = weighted_dpo_loss(
             logps[chosen], logps[rejected], reference[chosen], reference[rejected], weight[chosen], night.beta, rows
@@ -96,7 +98,9 @@ def objective(night: NightSettings) -> Callable[[Tensor, dict[str, Tensor], Tens
         thumbs = weighted_bco_loss(
             logps[thumb], reference[thumb], batch["liked"], weight[thumb], night.thumb_beta, 0.0, rows
         )
-        imitated = batch["imitated"]
-        return pairs + thumbs + night.sft_term * weighted_sft_loss(logps[imitated], weight[imitated], tokens)
+        imitated, replayed = batch["imitated"], batch["replayed"]
+        liked = weighted_sft_loss(logps[imitated], weight[imitated], tokens)
+        kept = weighted_sft_loss(logps[replayed], weight[replayed], own)
+        return pairs + thumbs + night.sft_term * liked + night.replay_term * kept
 
     return loss

@@ -12,6 +12,9 @@ Everything is scored through the engine that serves. A written rule a measure de
 - `probe_nll`: non-inferiority. On a fixed text that no night trains on, NLL relative to the base may rise by at most
   `max_probe_rise`; always against the base, so that drift cannot creep in over nights.
 - `empty_answers`: no more empty answers to held-out prompts than the incumbent gives.
+- `repetition`: non-inferiority. Answers to held-out prompts may go in circles more than the incumbent's do by at most
+  `max_repetition_rise`: the mean share of word trigrams that stood in the same answer before (seq-rep-n of
+  arXiv 1908.04319, with n = 3).
 
 Intervals are percentile bootstraps over clusters (users, or sessions where users are few), since the turns of one
 person are not independent. Not covered here: facts, safety, and preferences of people who never gave feedback.
@@ -52,7 +55,7 @@ def judge(
         measures = (
             *_held_out_measures(candidate, before, held_out, engine, settings),
             _probe_measure(candidate.id, engine, settings),
-            _empty_measure(candidate.id, before, held_out, engine, settings),
+            *_answer_measures(candidate.id, before, held_out, engine, settings),
         )
         reasons = [_reason(m) for m in measures if not m.passed]
     accepted = not reasons
@@ -173,19 +176,36 @@ def _probe_measure(candidate: str, engine: Engine, settings: GateSettings) -> Me
     )
 
 
-def _empty_measure(
+def _answer_measures(
     candidate: str, incumbent: str | None, held_out: Sequence[Judged], engine: Engine, settings: GateSettings
-) -> Measure:
-    distinct = list({h.cluster: h.prompt for h in held_out}.values())[: settings.probe_answers]
+) -> tuple[Measure, Measure]:
+    """Of what is said in full to one held-out prompt a cluster, at most `probe_answers`."""
+    prompts = list({h.cluster: h.prompt for h in held_out}.values())[: settings.probe_answers]
     sampling = Sampling(max_tokens=ANSWER_TOKENS)
+    before, after = (engine.generate(prompts, adapter=a, sampling=sampling) for a in (incumbent, candidate))
+    return _empty(before, after), _repetition(before, after, settings)
 
-    def empty(adapter: str | None) -> float:
-        answers = engine.generate(distinct, adapter=adapter, sampling=sampling)
-        return sum(not a.strip() for a in answers) / max(1, len(answers))
 
-    old, new = empty(incumbent), empty(candidate)
+def _empty(before: Sequence[str], after: Sequence[str]) -> Measure:
+    old, new = (sum(not a.strip() for a in answers) / max(1, len(answers)) for answers in (before, after))
     change = new - old
     return Measure("empty_answers", old, new, change, change, change, new <= old, "no more than the incumbent")
+
+
+def _repetition(before: Sequence[str], after: Sequence[str], settings: GateSettings) -> Measure:
+    old, new = np.array([repetition(a) for a in before]), np.array([repetition(a) for a in after])
+    draws = cluster_draws([str(i) for i in range(len(after))], settings.bootstrap)
+    low, high = interval([float(w @ (new - old)) / len(after) for w in draws], settings.confidence)
+    change, most = float((new - old).mean()), settings.max_repetition_rise
+    rule = f"rises by at most {most}"
+    return Measure("repetition", float(old.mean()), float(new.mean()), change, low, high, change <= most, rule)
+
+
+def repetition(text: str) -> float:
+    """The share of word trigrams that stood before in the same text; 0 for fewer than four words."""
+    words = text.lower().split()
+    grams = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 # -- arithmetic ---

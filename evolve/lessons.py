@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ..content import Message
 from ..serving.chat import Ids, answer_ids, prompt_ids
 
-Kind = Literal["imitate", "liked", "disliked", "pair"]
+Kind = Literal["imitate", "replay", "liked", "disliked", "pair"]
 
 PROMPT_SHARE = 0.25  # of max_tokens stays for the prompt; an answer that leaves less does not fit
 SHARED_SHARE = 0.3  # of a lesson must already stand in a passage for it to join

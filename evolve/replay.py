@@ -1,4 +1,4 @@
-"""The base's own words, drawn from it, to mix into phase 1 so that a night does not make it forget how it spoke.
+"""The base's own words, drawn from it, to mix into both phases so that a night does not make it forget how it spoke.
 
 A user turn is sampled after the header that the chat template puts before one, then the reply to it, both at
 temperature 1, so that the rows are drawn from what the base itself finds likely and no text need be kept or shipped.

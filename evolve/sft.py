@@ -1,12 +1,14 @@
 """Phase 1, grounding: imitate the answers that satisfied, weighted by how often such are asked and how well they did.
 
-Minimises `Σ w_i·NLL(y_i|x_i) / Σ w_i` over a fresh LoRA on the base, with some of the base's own text among the rows so
-that it does not forget. The invariant: the adapter is a pure function of (base, snapshot, settings, seed).
+Minimises `Σ w_i·NLL(y_i|x_i) / Σ w_i` over a fresh LoRA on the base, with some of the base's own text among the rows,
+on which KL(base ‖ policy) takes the place of the NLL, so that it does not forget. The invariant: the adapter is a pure
+function of (base, snapshot, settings, seed).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ def run(snapshot: Snapshot, settings: Settings, *, folder: Path, progress: Calla
         rows = len(snapshot.examples)
         raise TrainingError(f"phase 1: none of {rows} examples fits night.max_tokens = {night.max_tokens}")
     own = sample(pupil, replay_rows(night, len(lessons)), night.seed, progress)
-    replayed, _ = lessons_of(own, pupil.tokenizer, night.max_tokens)
+    replayed = replay_lessons(own, pupil.tokenizer, night.max_tokens)
     done = train(
         pupil,
         [*lessons, *replayed],
@@ -59,8 +61,13 @@ def lessons_of(examples: Sequence[Example], tokenizer: Any, max_tokens: int) -> 
     return [Lesson(*ids, "imitate", w) for (_, ids), w in zip(kept, weights, strict=True)], len(found) - len(kept)
 
 
+def replay_lessons(own: Sequence[Example], tokenizer: Any, max_tokens: int) -> list[Lesson]:
+    """The base's own text as lessons that hold the adapter to what the base would say there."""
+    return [replace(lesson, kind="replay") for lesson in lessons_of(own, tokenizer, max_tokens)[0]]
+
+
 def objective(logps: Tensor, batch: dict[str, Tensor], totals: Tensor) -> Tensor:
-    """Nats per token of the answers; `totals[0]` counts their tokens in the whole optimiser batch."""
+    """Nats per token of the answers, replayed ones too; `totals` counts their tokens in the whole optimiser batch."""
     from .loss import weighted_sft_loss
 
-    return weighted_sft_loss(logps, batch["weight"], totals[0])
+    return weighted_sft_loss(logps, batch["weight"], totals[0] + totals[2])

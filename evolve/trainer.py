@@ -28,7 +28,7 @@ from ..serving.chat import answer_ids, prompt_ids
 from ..serving.lora import as_named
 from ..settings import NightSettings, Settings
 from . import registry
-from .batches import Batch, collate, logps
+from .batches import Batch, anchored_logps, collate, logps
 from .lessons import Lesson, Passage, Plan, lay_out, plan
 from .types import Adapter, Phase, Snapshot
 
@@ -169,7 +169,7 @@ class NightTrainer(SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         totals = inputs["totals"] if num_items_in_batch is None else num_items_in_batch
-        return self.objective(logps(model, inputs), inputs, totals.clamp(min=1))
+        return self.objective(anchored_logps(model, inputs), inputs, totals.clamp(min=1))
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the stock one walks over all parameters at every step

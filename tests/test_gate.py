@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nightschool.content import Message
-from nightschool.evolve.gate import cluster_draws, interval, judge, probe_text, weighted_auc
+from nightschool.evolve.gate import cluster_draws, interval, judge, probe_text, repetition, weighted_auc
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.serving.engine import Sampling, Score
 from nightschool.settings import GateSettings
@@ -73,7 +73,7 @@ def test_candidate_that_favours_liked_answers_is_accepted() -> None:
     assert found.accepted
     assert failed(found) == set()
     assert (found.candidate_id, found.incumbent_id) == ("new", "old")
-    assert len(found.reasons) == 6
+    assert len(found.reasons) == 7
 
 
 def test_candidate_that_moves_both_alike_is_rejected_for_preference() -> None:
@@ -101,6 +101,18 @@ def test_candidate_that_forgets_the_probe_text_is_rejected() -> None:
 
 def test_candidate_that_answers_with_nothing_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=" "))) == {"empty_answers"}
+
+
+def test_candidate_that_goes_in_circles_is_rejected() -> None:
+    circles = "20 euros, " * 12
+    assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=circles))) == {"repetition"}
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("", 0.0), ("one two", 0.0), ("a b c d", 0.0), ("a b c a b c", 0.25), ("Yes yes YES yes", 0.5)]
+)
+def test_repetition_is_the_share_of_trigrams_said_before(text: str, share: float) -> None:
+    assert repetition(text) == pytest.approx(share)
 
 
 def test_base_is_the_incumbent_where_nothing_serves_yet() -> None:
