@@ -26,6 +26,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,8 +120,8 @@ def _learnt_preference(
     after: _Scored, reference: _Scored, liked: NDArray[np.bool_], draws: NDArray[np.int64], settings: GateSettings
 ) -> Measure:
     reward = after.logprob - reference.logprob
-    value = weighted_auc(reward, liked, np.ones(len(liked)))
-    low, high = interval([weighted_auc(reward, liked, w) - 0.5 for w in draws], settings.confidence)
+    value = auc(reward, liked)
+    low, high = interval(weighted_auc(reward, liked, draws) - 0.5, settings.confidence)
     return Measure("learnt_preference", 0.5, value, value - 0.5, low, high, low > 0, "interval above .5")
 
 
@@ -128,11 +129,8 @@ def _preference(
     after: _Scored, before: _Scored, liked: NDArray[np.bool_], draws: NDArray[np.int64], settings: GateSettings
 ) -> Measure:
     old, new = before.logprob / before.tokens, after.logprob / after.tokens
-    ones = np.ones(len(liked))
-    incumbent, candidate = weighted_auc(old, liked, ones), weighted_auc(new, liked, ones)
-    low, high = interval(
-        [weighted_auc(new, liked, w) - weighted_auc(old, liked, w) for w in draws], settings.confidence
-    )
+    incumbent, candidate = auc(old, liked), auc(new, liked)
+    low, high = interval(weighted_auc(new, liked, draws) - weighted_auc(old, liked, draws), settings.confidence)
     change, most = candidate - incumbent, settings.max_preference_fall
     rule = f"falls by at most {most}"
     return Measure("preference", incumbent, candidate, change, low, high, change >= -most, rule)
@@ -219,19 +217,24 @@ def cluster_draws(clusters: Sequence[str], count: int, seed: int = 0) -> NDArray
     return drawn[:, index]
 
 
-def weighted_auc(
-    values: Vector, positive: NDArray[np.bool_], weights: NDArray[np.float64] | NDArray[np.int64]
-) -> float:
-    """Area under the ROC curve with row weights; .5 where a draw holds one class only."""
-    from sklearn.metrics import roc_auc_score
-
-    kept = weights > 0
-    if positive[kept].all() or not positive[kept].any():
-        return 0.5
-    return float(roc_auc_score(positive[kept], values[kept], sample_weight=weights[kept]))
+def auc(values: Vector, positive: NDArray[np.bool_]) -> float:
+    return float(weighted_auc(values, positive, np.ones((1, len(values))))[0])
 
 
-def interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+def weighted_auc(values: Vector, positive: NDArray[np.bool_], weights: NDArray[Any]) -> Vector:
+    """Area under the ROC curve for each row of `weights`, (draws, rows) → (draws,); .5 where only one class weighs.
+
+    The weighted chance that a positive stands above a negative, equal values counting half.
+    """
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf) > 0)  # of runs of equal values
+    above, below = (np.add.reduceat((weights * side)[:, order], starts, axis=1) for side in (positive, ~positive))
+    won = (above * (np.cumsum(below, axis=1) - below / 2)).sum(1)
+    pairs = above.sum(1) * below.sum(1)
+    return np.divide(won, pairs, out=np.full(len(pairs), 0.5), where=pairs > 0)
+
+
+def interval(values: Sequence[float] | Vector, confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.asarray(values, float), [tail, 1 - tail])
     return float(low), float(high)

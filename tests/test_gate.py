@@ -12,6 +12,7 @@ from nightschool.evolve.gate import cluster_draws, interval, judge, probe_text, 
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.serving.engine import Sampling, Score
 from nightschool.settings import GateSettings
+from sklearn.metrics import roc_auc_score
 
 CANDIDATE = Adapter("new", "base", "b2:s", "dpo", "sft", Path("new"), 0.0)
 INCUMBENT = Adapter("old", "base", "b2:s", "dpo", None, Path("old"), 0.0)
@@ -141,12 +142,18 @@ def test_draws_take_whole_clusters() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)), min_size=2, max_size=12))
-def test_auc_with_weights_equals_auc_with_repeated_rows(rows: list[tuple[int, bool, int]]) -> None:
-    values, liked, weights = (np.array(column) for column in zip(*rows, strict=True))
-    repeated = np.repeat(np.arange(len(rows)), weights)
-    plain = weighted_auc(values[repeated].astype(float), liked[repeated], np.ones(len(repeated)))
-    assert weighted_auc(values.astype(float), liked, weights) == pytest.approx(plain)
+@given(
+    st.lists(
+        st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=12
+    )
+)
+def test_auc_with_weights_equals_that_of_a_library_on_repeated_rows(rows: list[tuple[int, bool, int, int]]) -> None:
+    values, liked, *weights = (np.array(column) for column in zip(*rows, strict=True))
+    found = weighted_auc(values.astype(float), liked, np.stack(weights))
+    for weight, area in zip(weights, found, strict=True):
+        repeated = np.repeat(np.arange(len(rows)), weight)
+        both = len(set(liked[repeated].tolist())) == 2
+        assert area == pytest.approx(roc_auc_score(liked[repeated], values[repeated]) if both else 0.5)
 
 
 def test_interval_holds_the_stated_share() -> None:

@@ -1,0 +1,173 @@
+"""How often the gate is wrong: candidates that are no better must not be promoted, and better ones should be.
+
+    make bench NAME=gate ARGS="--runs 200 [--scores FOLDER]"
+
+Simulated: held-out answers of people whose share of liked answers and whose rewards differ from person to person; the
+whole of `gate.judge` runs on an engine that says the log-probabilities we drew.
+  same         the candidate says everything as the incumbent does, but for noise
+  format only  it says everything better by a quarter of a nat a token, and liked answers no more than others
+  better .65   the same, and its reward ranks a liked answer above a disliked one with that chance
+Real: with --scores, the folder that `bench/loop.py --keep` wrote, the scores of real nights on openings that they
+never saw. For the null, answers and rewards keep their order and the likes are turned round by a random distance, so
+that both stay as alike within an opening as they were; for both, openings are drawn from a fold.
+The last line printed is JSON; `false_promote` and `power` are those of 40 people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nightschool.content import Message
+from nightschool.evolve.gate import judge, probe_text
+from nightschool.evolve.types import Adapter, Judged, Snapshot
+from nightschool.serving.engine import Sampling, Score
+from nightschool.settings import GateSettings
+from numpy.typing import NDArray
+from scipy.stats import binomtest, norm
+
+CANDIDATE = Adapter("candidate", "base", "b2:s", "dpo", "grounded", Path("candidate"), 0.0)
+INCUMBENT = Adapter("incumbent", "base", "b2:s", "dpo", None, Path("incumbent"), 0.0)
+PEOPLE = (15, 40, 120)
+MARGIN = 0.65  # area under the curve of a candidate that should be promoted
+FORMAT_NATS = 0.25
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Held-out answers with log-probabilities of whole answers, in nats, by three adapters."""
+
+    cluster: NDArray[Any]
+    liked: NDArray[np.bool_]
+    tokens: NDArray[np.int64]
+    incumbent: Vector
+    grounded: Vector
+    candidate: Vector
+
+    def at(self, rows: NDArray[Any], cluster: NDArray[Any]) -> Scored:
+        return Scored(cluster, *(getattr(self, name)[rows] for name in list(vars(self))[1:]))
+
+
+class Saying:
+    """An engine that says the log-probabilities of `scored`; answers are named by their place."""
+
+    base_id = "base"
+
+    def __init__(self, scored: Scored) -> None:
+        self._scored = scored
+
+    def score(
+        self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
+    ) -> list[Score]:
+        return [self._score(answer, adapter) for answer in answers]
+
+    def _score(self, answer: str, adapter: str | None) -> Score:
+        if not answer.startswith("#"):
+            return Score((-2.0,) * 10)  # the probe text does not move
+        place = int(answer[1:])
+        tokens, total = int(self._scored.tokens[place]), float(getattr(self._scored, adapter or "incumbent")[place])
+        return Score((total / tokens,) * tokens)
+
+    def generate(self, prompts: Sequence[object], *, adapter: str | None, sampling: Sampling) -> list[str]:
+        return ["well"] * len(prompts)
+
+
+def promoted(scored: Scored, settings: GateSettings) -> bool:
+    rows = enumerate(zip(scored.cluster.tolist(), scored.liked.tolist(), strict=True))
+    asked: Message = {"role": "user", "content": "?"}
+    held_out = tuple(Judged((asked,), f"#{i}", bool(liked), str(who), ()) for i, (who, liked) in rows)
+    return judge(CANDIDATE, INCUMBENT, Snapshot((), (), (), held_out), Saying(scored), settings).accepted
+
+
+# -- simulated ---
+
+
+def simulated(people: int, area: float, nats: float, rng: np.random.Generator) -> Scored:
+    """Each person rates one answer and about three more; likes and rewards of a person are alike."""
+    cluster = np.repeat(np.arange(people), 1 + rng.poisson(3, people))
+    count = len(cluster)
+    liked = rng.random(count) < rng.beta(3, 2, people)[cluster]
+    tokens = rng.integers(4, 40, count)
+    incumbent = -(tokens * rng.gamma(8, 0.25, count))
+    grounded = incumbent + nats * tokens + rng.normal(0, 0.5, count)
+    noise = rng.normal(0, 0.5, people)[cluster] + rng.normal(0, 1, count)
+    shift = norm.ppf(area) * np.sqrt(2 * (0.5**2 + 1))  # between two normals of that spread, for this area
+    return Scored(cluster, liked, tokens, incumbent, grounded, grounded + noise + shift * liked)
+
+
+SIMULATED = {"same": (0.5, 0.0), "format only": (0.5, FORMAT_NATS), f"better {MARGIN}": (MARGIN, FORMAT_NATS)}
+
+
+# -- real ---
+
+
+def folds(folder: Path) -> list[Scored]:
+    found = sorted(folder.glob("tm4-*.json"))
+    if not found:
+        raise SystemExit(f"{folder}: no tm4-*.json; make it with `bench/loop.py --only tm4 --keep {folder}`")
+    return [_fold(json.loads(path.read_text())["rows"]) for path in found]
+
+
+def _fold(rows: dict[str, list[Any]]) -> Scored:
+    order = np.argsort(rows["cluster"], kind="stable")
+    columns = [np.asarray(rows[name])[order] for name in ("liked", "tokens", "before", "grounded", "after")]
+    return Scored(np.asarray(rows["cluster"])[order], *columns)
+
+
+def turned(fold: Scored, rng: np.random.Generator) -> Scored:
+    by = int(rng.integers(len(fold.liked) // 10, len(fold.liked) - len(fold.liked) // 10))
+    return Scored(fold.cluster, np.roll(fold.liked, by), fold.tokens, fold.incumbent, fold.grounded, fold.candidate)
+
+
+def drawn(fold: Scored, people: int, rng: np.random.Generator) -> Scored:
+    """`people` clusters of the fold, with replacement; one drawn twice counts as two."""
+    names = rng.choice(np.unique(fold.cluster), people)
+    rows = [np.flatnonzero(fold.cluster == name) for name in names]
+    return fold.at(np.concatenate(rows), np.repeat(np.arange(people), list(map(len, rows))))
+
+
+# -- the whole ---
+
+
+def cases(scores: Path | None) -> Iterator[tuple[str, int, Callable[[int, np.random.Generator], Scored]]]:
+    """(what, people, how to draw run number i)"""
+    for people in PEOPLE:
+        for what, (area, nats) in SIMULATED.items():
+            yield what, people, lambda _, rng, p=people, a=area, n=nats: simulated(p, a, n, rng)  # type: ignore[misc]
+    if scores is not None:
+        real = folds(scores)
+        for people in PEOPLE:
+            yield (
+                "real, likes turned",
+                people,
+                lambda i, rng, p=people: drawn(turned(real[i % len(real)], rng), p, rng),  # type: ignore[misc]
+            )
+            yield "real", people, lambda i, rng, p=people: drawn(real[i % len(real)], p, rng)  # type: ignore[misc]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--scores", type=Path)
+    args = parser.parse_args()
+    settings, found = GateSettings(), {}
+    assert probe_text()
+    print("candidate | people | promoted, with a 95 % interval")
+    for what, people, draw in cases(args.scores):
+        count = sum(promoted(draw(i, np.random.default_rng([i, people])), settings) for i in range(args.runs))
+        share = binomtest(count, args.runs).proportion_ci(method="wilson")
+        print(f"{what} | {people} | {count / args.runs:.3f} [{share.low:.3f}, {share.high:.3f}]", flush=True)
+        found[f"{what}, {people}"] = count / args.runs
+    result = {"false_promote": found["format only, 40"], "power": found[f"better {MARGIN}, 40"], "runs": args.runs}
+    print(json.dumps({**result, "by_case": found}))
+
+
+if __name__ == "__main__":
+    main()
