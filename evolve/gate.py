@@ -15,6 +15,7 @@ Everything is scored through the engine that serves. A written rule a measure de
 - `repetition`: non-inferiority. Answers to held-out prompts may go in circles more than the incumbent's do by at most
   `max_repetition_rise`: the mean share of word trigrams that stood in the same answer before (seq-rep-n of
   arXiv 1908.04319, with n = 3).
+- `probes`: hard. Every probe of the operator passes (`evolve/probes.py`), whatever the incumbent says to it.
 
 Intervals are percentile bootstraps over clusters (users, or sessions where users are few), since the turns of one
 person are not independent. Not covered here: facts, safety, and preferences of people who never gave feedback.
@@ -34,10 +35,12 @@ from numpy.typing import NDArray
 from ..content import Message
 from ..serving.engine import Engine, Sampling
 from ..settings import GateSettings
+from .probes import Probe
 from .types import Adapter, Judged, Measure, Snapshot, Verdict
 
 Vector = NDArray[np.float64]
 ANSWER_TOKENS = 48
+PROBE_TOKENS = 128
 
 
 def judge(
@@ -46,6 +49,7 @@ def judge(
     snapshot: Snapshot,
     engine: Engine,
     settings: GateSettings,
+    probes: Sequence[Probe] = (),
 ) -> Verdict:
     """The verdict on `candidate` against `incumbent` (None = the base); both and the parent are loaded in `engine`."""
     held_out = snapshot.held_out
@@ -57,6 +61,7 @@ def judge(
             *_held_out_measures(candidate, before, held_out, engine, settings),
             _probe_measure(candidate.id, engine, settings),
             *_answer_measures(candidate.id, before, held_out, engine, settings),
+            *([_probes_measure(candidate.id, before, probes, engine)] if probes else []),
         )
         reasons = [_reason(m) for m in measures if not m.passed]
     accepted = not reasons
@@ -197,6 +202,23 @@ def _repetition(before: Sequence[str], after: Sequence[str], settings: GateSetti
     change, most = float((new - old).mean()), settings.max_repetition_rise
     rule = f"rises by at most {most}"
     return Measure("repetition", float(old.mean()), float(new.mean()), change, low, high, change <= most, rule)
+
+
+def _probes_measure(candidate: str, incumbent: str | None, probes: Sequence[Probe], engine: Engine) -> Measure:
+    old, new = (probe_faults(probes, engine, adapter) for adapter in (incumbent, candidate))
+    before, after = (sum(not f for f in faults) / len(probes) for faults in (old, new))
+    rule = "every probe passes"
+    if broken := [f"{p.prompt!r} {', '.join(f)}" for p, f in zip(probes, new, strict=True) if f]:
+        rule += f"; the answer to {broken[0]}" + (f", and {len(broken) - 1} more" if broken[1:] else "")
+    change = after - before
+    return Measure("probes", before, after, change, change, change, not broken, rule)
+
+
+def probe_faults(probes: Sequence[Probe], engine: Engine, adapter: str | None) -> list[list[str]]:
+    """What is wrong with the answer to each probe."""
+    prompts: list[list[Message]] = [[{"role": "user", "content": p.prompt}] for p in probes]
+    answers = engine.generate(prompts, adapter=adapter, sampling=Sampling(max_tokens=PROBE_TOKENS))
+    return [probe.faults(answer) for probe, answer in zip(probes, answers, strict=True)]
 
 
 def repetition(text: str) -> float:

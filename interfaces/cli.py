@@ -19,6 +19,7 @@ from ..errors import InputError, NightschoolError
 from ..memory.types import MemoryKind
 from ..settings import load_settings
 from .bases import bases, serve
+from .gating import gate
 from .keeping import forget, memory
 from .printing import AsJson, Home, assistant, err, out, show, when
 
@@ -36,6 +37,7 @@ app.add_typer(adapters, name="adapters")
 app.add_typer(topics, name="topics")
 app.add_typer(snapshots, name="snapshots")
 app.add_typer(audit, name="audit")
+app.add_typer(gate, name="gate")
 app.add_typer(memory, name="memory")
 app.add_typer(bases, name="base")
 app.command()(forget)

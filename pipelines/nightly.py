@@ -6,10 +6,11 @@ verdict. A night that already ran on the same memory with the same settings is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from ..evolve import dataset, gate
+from ..evolve.probes import Probe, load_probes
 from ..evolve.registry import Registry, ensure_loaded
 from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
 from ..memory.store import MemoryStore
@@ -37,13 +38,14 @@ def run(store: MemoryStore, registry: Registry, engine: Engine, settings: Settin
 def _night(
     cycle_id: str, store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress
 ) -> None:
+    probes = load_probes(settings.home)  # a mistake in them shows before the work, not after
     snapshot = _gather(store, registry, settings, progress)
     registry.update_cycle(cycle_id, snapshot_id=snapshot.id)
     if reason := nothing_to_learn(snapshot, registry, settings):
         progress(f"nothing to learn: {reason}")
         return
     candidate = _learn(snapshot, registry, settings, progress)
-    verdict = _judge(candidate, snapshot, registry, engine, settings, progress)
+    verdict = _judge(candidate, snapshot, probes, registry, engine, settings, progress)
     registry.update_cycle(cycle_id, candidate_id=candidate.id)
     if verdict.accepted:
         registry.promote(candidate.id)
@@ -87,14 +89,20 @@ def _learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress:
 
 
 def _judge(
-    candidate: Adapter, snapshot: Snapshot, registry: Registry, engine: Engine, settings: Settings, progress: Progress
+    candidate: Adapter,
+    snapshot: Snapshot,
+    probes: Sequence[Probe],
+    registry: Registry,
+    engine: Engine,
+    settings: Settings,
+    progress: Progress,
 ) -> Verdict:
     incumbent = registry.live()
     grounded = registry.adapter(candidate.parent_id) if candidate.parent_id else None
     for adapter in filter(None, (candidate, grounded, incumbent)):
         ensure_loaded(engine, adapter, settings.serving.parity_tolerance)
     progress(f"judging against {incumbent.id if incumbent else 'the base'}")
-    verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate)
+    verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate, probes)
     registry.add_verdict(verdict)
     for reason in verdict.reasons:
         progress(f"  {reason}")

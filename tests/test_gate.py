@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nightschool.content import Message
 from nightschool.evolve.gate import cluster_draws, interval, judge, probe_text, repetition, weighted_auc
+from nightschool.evolve.probes import Probe
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.serving.engine import Sampling, Score
 from nightschool.settings import GateSettings
@@ -114,6 +115,16 @@ def test_candidate_that_goes_in_circles_is_rejected() -> None:
 )
 def test_repetition_is_the_share_of_trigrams_said_before(text: str, share: float) -> None:
     assert repetition(text) == pytest.approx(share)
+
+
+def test_candidate_that_breaks_a_probe_is_rejected_and_the_reason_names_it() -> None:
+    probes = [Probe("How?", ("well",)), Probe("When?", ("today",)), Probe("Why?", (), ("WELL",))]
+    engine = ChosenEngine(liked=0.3, disliked=-0.3)
+    assert judge(CANDIDATE, INCUMBENT, snapshot(), engine, QUICK, probes[:1]).accepted
+    found = judge(CANDIDATE, INCUMBENT, snapshot(), engine, QUICK, probes)
+    assert failed(found) == {"probes"}
+    assert found.measures[-1].candidate == pytest.approx(1 / 3)
+    assert "'When?' lacks 'today', and 1 more" in found.reasons[0]
 
 
 def test_base_is_the_incumbent_where_nothing_serves_yet() -> None:

@@ -1,0 +1,102 @@
+"""`nightschool gate`: what decided a night, in words and numbers, and how the operator's own probes fare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InputError
+from .printing import AsJson, Home, assistant, show
+
+if TYPE_CHECKING:
+    from ..evolve.types import Cycle, Measure, Verdict
+
+gate = typer.Typer(no_args_is_help=True, help="Whether an adapter may serve, and why.")
+
+
+@gate.command()
+def explain(
+    cycle: Annotated[str | None, typer.Argument(help="The night; the latest by default.")] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """What decided that night: every condition in words, with its numbers."""
+    with assistant(home) as n:
+        found = n.registry.cycle(cycle) if cycle else n.registry.latest_cycle()
+        verdict = n.registry.verdict(found.candidate_id) if found.candidate_id else None
+    value = {"cycle": found.id, "outcome": found.outcome, "verdict": asdict(verdict) if verdict else None}
+    show(value, as_json, explained(found, verdict))
+
+
+@gate.command("probes")
+def probes_(home: Home = None, as_json: AsJson = False) -> None:
+    """Try the probes of `probes.toml` on what serves now. Exits 1 if one fails."""
+    from ..evolve.gate import probe_faults
+    from ..evolve.probes import FILE, load_probes
+    from ..evolve.registry import ensure_loaded
+
+    with assistant(home) as n:
+        probes = load_probes(n.settings.home)
+        if not probes:
+            raise InputError(f"no probes in {n.settings.home / FILE}; docs/gate.md shows how to write one")
+        if live := n.registry.live():
+            ensure_loaded(n.engine, live, n.settings.serving.parity_tolerance)
+        faults = probe_faults(probes, n.engine, live.id if live else None)
+    lines = [f"{'FAILED' if f else 'passed'}  {p.prompt}  {', '.join(f)}" for p, f in zip(probes, faults, strict=True)]
+    rows = [{**asdict(p), "faults": f} for p, f in zip(probes, faults, strict=True)]
+    show({"adapter": live.id if live else None, "probes": rows}, as_json, [line.rstrip() for line in lines])
+    if any(faults):
+        raise typer.Exit(1)
+
+
+def explained(cycle: Cycle, verdict: Verdict | None) -> list[str]:
+    head = f"night {cycle.id}: {cycle.outcome}"
+    if verdict is None:
+        return [head, cycle.error or "no candidate was made, so there was nothing to judge"]
+    against = verdict.incumbent_id or "the base"
+    lines = [head, f"candidate {verdict.candidate_id} against {against}"]
+    if not verdict.measures:
+        return [*lines, *(f"not judged: {reason}" for reason in verdict.reasons)]
+    for m in verdict.measures:
+        lines += [f"{'passed' if m.passed else 'FAILED'}  {m.name}: {in_words(m)}", f"        rule: {m.rule}"]
+    failed = [m.name for m in verdict.measures if not m.passed]
+    every = f"all {len(verdict.measures)} conditions held, so it was accepted"
+    return [*lines, f"{', '.join(failed)} failed, so it was rejected" if failed else every]
+
+
+def in_words(m: Measure) -> str:
+    if m.name in WORDS:
+        return WORDS[m.name](m)
+    return f"{m.incumbent:.3f} before, {m.candidate:.3f} after"
+
+
+WORDS: dict[str, Callable[[Measure], str]] = {
+    "learnt_preference": lambda m: (
+        f"of two answers to people it never saw, one liked and one not, phase 2 favoured the liked one in"
+        f" {m.candidate:.0%} of cases (50% is chance; {0.5 + m.low:.0%} to {0.5 + m.high:.0%})"
+    ),
+    "preference": lambda m: (
+        f"the liked one of two such answers is the likelier one in {m.candidate:.0%} of cases, it was"
+        f" {m.incumbent:.0%} (change {m.change:+.0%}, {m.low:+.0%} to {m.high:+.0%})"
+    ),
+    "liked_nll": lambda m: (
+        f"a liked answer costs {m.candidate:.2f} nats a token, it was {m.incumbent:.2f}"
+        f" (change {m.change:+.2f}, {m.low:+.2f} to {m.high:+.2f})"
+    ),
+    "gain": lambda m: (
+        f"the better proven gain is {m.rule.removesuffix(' is better')}: {m.incumbent:.3f} to {m.candidate:.3f}"
+        f" ({m.low:+.3f} to {m.high:+.3f})"
+    ),
+    "probe_nll": lambda m: (
+        f"ordinary talk that no night trains on became {abs(m.change):.1%} {'harder' if m.change > 0 else 'easier'} to"
+        f" predict than for the base ({m.low:+.1%} to {m.high:+.1%})"
+    ),
+    "empty_answers": lambda m: f"{m.candidate:.0%} of held-out prompts got no answer, it was {m.incumbent:.0%}",
+    "repetition": lambda m: (
+        f"{m.candidate:.1%} of what it says to held-out prompts it said just before, it was {m.incumbent:.1%}"
+    ),
+    "probes": lambda m: f"{m.candidate:.0%} of the probes pass, it was {m.incumbent:.0%}",
+}
