@@ -1,8 +1,8 @@
 """Phase 1, grounding: imitate the answers that satisfied, weighted by how often such are asked and how well they did.
 
 Minimises `Σ w_i·NLL(y_i|x_i) / Σ w_i` over a fresh LoRA on the base, with some of the base's own text among the rows,
-on which KL(base ‖ policy) takes the place of the NLL, so that it does not forget. The invariant: the adapter is a pure
-function of (base, snapshot, settings, seed).
+on which KL(base ‖ policy), times `replay_weight`, takes the place of the NLL, so that it does not forget. The
+invariant: the adapter is a pure function of (base, snapshot, settings, seed).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrainingError
-from ..settings import Settings
+from ..settings import NightSettings, Settings
 from .types import Adapter, Example, Snapshot
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(snapshot: Snapshot, settings: Settings, *, folder: Path, progress: Calla
         rows = len(snapshot.examples)
         raise TrainingError(f"phase 1: none of {rows} examples fits night.max_tokens = {night.max_tokens}")
     own = sample(pupil, replay_rows(night, len(lessons)), night.seed, progress)
-    replayed = replay_lessons(own, pupil.tokenizer, night.max_tokens)
+    replayed = replay_lessons(own, pupil.tokenizer, night)
     done = train(
         pupil,
         [*lessons, *replayed],
@@ -61,9 +61,10 @@ def lessons_of(examples: Sequence[Example], tokenizer: Any, max_tokens: int) -> 
     return [Lesson(*ids, "imitate", w) for (_, ids), w in zip(kept, weights, strict=True)], len(found) - len(kept)
 
 
-def replay_lessons(own: Sequence[Example], tokenizer: Any, max_tokens: int) -> list[Lesson]:
+def replay_lessons(own: Sequence[Example], tokenizer: Any, night: NightSettings) -> list[Lesson]:
     """The base's own text as lessons that hold the adapter to what the base would say there."""
-    return [replace(lesson, kind="replay") for lesson in lessons_of(own, tokenizer, max_tokens)[0]]
+    lessons, _ = lessons_of(own, tokenizer, night.max_tokens)
+    return [replace(lesson, kind="replay", weight=night.replay_weight) for lesson in lessons]
 
 
 def objective(logps: Tensor, batch: dict[str, Tensor], totals: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, refer
 WARMUP_SHARE = 0.1
 LONG = 4096  # tokens; more than any prompt of serving.parity
 MOST_REPEATS = 3.0
+MOST_REPLAY = 10.0
 
 
 # -- the student ---
@@ -121,7 +122,7 @@ def active_parameters(model: PeftModel) -> float:
 
 
 def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
-    """`night` as it is for `few_rows` examples and more; fewer are seen more often and more gently.
+    """`night` as it is for `few_rows` examples and more; fewer are seen more often, more gently, and among more replay.
 
     A hundred rows at the rates of thousands make a small base forget how it spoke (bench/results/trial-training.md).
     """
@@ -132,6 +133,7 @@ def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
         sft_epochs=night.sft_epochs * min(MOST_REPEATS, 1 / share),
         sft_lr=night.sft_lr * share,
         preference_lr=night.preference_lr * share,
+        replay_weight=night.replay_weight * min(MOST_REPLAY, 1 / share**2),
     )
 
 

@@ -339,7 +339,7 @@ CORRECTING = (
 WELCOME = ("You are welcome, see you soon!", "Any time, have a good ride!")
 
 
-def conversations(seed: int, now: float, count: int = 300) -> Iterator[dict[str, Any]]:
+def conversations(seed: int, now: float, count: int = 500) -> Iterator[dict[str, Any]]:
     """`count` conversations as `nightschool import` reads them, oldest first, from the 30 days before `now`."""
     random = Random(seed)
     times = sorted(int(now) - random.randrange(3600, DAYS * DAY) for _ in range(count))

@@ -103,7 +103,7 @@ class Batcher:
     def _wake(self) -> None:
         if not self._working:
             self._working = True
-            Thread(target=self._work, name="nightschool-engine", daemon=True).start()
+            Thread(target=self._work, name="nightschool-engine").start()
 
     # -- the thread ---
 

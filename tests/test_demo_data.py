@@ -18,7 +18,7 @@ def test_they_lie_in_the_month_before_now_in_order_under_distinct_sessions():
     times = [c["created_utc"] for c in TALK]
     assert times == sorted(times)
     assert NOW - 31 * 86400 < times[0] < times[-1] < NOW
-    assert len({c["session_id"] for c in TALK}) == len(TALK) == 300
+    assert len({c["session_id"] for c in TALK}) == len(TALK) == 500
     assert len({c["user_id"] for c in TALK}) == USERS
 
 
