@@ -57,7 +57,7 @@ from .ranking import WEIGHTS, Fit, Weights
 from .recalling import Filters, asking, best_of, candidates, checked_filters, checked_limit
 from .restoring import Restored, Restoring, batches
 from .rows import from_memory, from_review, to_feedback, to_memory
-from .stated_rows import add_statements, drop_sources, restate_all
+from .stated_rows import add_statements, name_again, naming_due, restate_all
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release
@@ -95,6 +95,11 @@ class MemoryStore(Facts):
         self._lock = RLock()
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
         self._indexing = Indexing(self._database, self.embedder, settings.index_url)
+        with self._database.reading() as session:
+            due = naming_due(session)
+        if due:
+            with self._writing() as session:
+                name_again(session)
         try:
             self._erase_bytes()
         except StoreError as error:
@@ -319,6 +324,7 @@ class MemoryStore(Facts):
             erase_rows(session, going, self.clock())
             release(session, going.interactions, vectors)
         self._erase_bytes()
+        self._indexing.pending()  # what was stated in other turns, too
         return going.receipt
 
     def _found(self, selection: Selection) -> set[str]:
@@ -376,7 +382,7 @@ class MemoryStore(Facts):
         for lines in batches(path):
             with self._writing() as session:
                 restoring.batch(session, lines)
-        self._indexing.index.delete(set(restoring.stale) - self.memories(restoring.stale).keys())
+        self._indexing.drop(restoring.stale)
         self._indexing.pending()
         with self._writing() as session:
             recentre(session, self._indexing.topic_sums(restoring.report.topics))
@@ -418,4 +424,4 @@ class MemoryStore(Facts):
             remove_replaced(session, gone, replaced, self._indexing.own_vectors(gone))
         self._indexing.embed_missing(vectors, (i.text for i in new if request_of(i.turn)))
         written = insert_interactions(session, new, vectors, self._topics, self.clock())
-        return written, [*drop_sources(session, gone), *add_statements(session, written)]
+        return written, add_statements(session, written, gone)
