@@ -1,4 +1,5 @@
-# make demo: the main job, start to end.  make test: the test suite.  Both make the environment first.
+# make demo: the main job, start to end.  make test: the test suite.  make coverage: that memory/ is covered whole.
+# Each makes the environment first.
 PYTHON ?= python3
 BIN := .venv/bin
 NAME ?= loop
@@ -8,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-vllm lint bench wheel clean
+.PHONY: setup demo test coverage test-vllm lint bench wheel clean
 
 setup: .venv/ready
 
@@ -24,6 +25,12 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest
+
+# every line and branch of memory/, by the tests named after its modules, the migrations and odd input; what only
+# PostgreSQL does is among them, so a server has to answer where tests/test_store.py looks for it
+coverage: setup
+	$(BIN)/pytest --cov=nightschool.memory $(wildcard $(patsubst memory/%.py,tests/test_%.py,$(wildcard memory/*.py))) \
+		tests/test_migrations.py tests/test_odd_input.py
 
 # a vLLM server for the CPU in an environment of its own (3.5 GB); the three that go would fail without their media libraries
 test-vllm: setup .venv-vllm/ready

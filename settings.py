@@ -23,7 +23,7 @@ PREFIX = "NIGHTSCHOOL_"
 class MemorySettings:
     # where: empty = inside the home
     database_url: str = ""
-    index_url: str = ""
+    index_url: str = ""  # a folder, or as LanceDB takes it: s3://, gs://, az://, see docs/object-storage.md
     # recall
     recall_limit: int = 5  # memories given to a reply
     recall_threshold: float = 0.35  # a memory scoring less is not given to a reply

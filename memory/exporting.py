@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ..errors import StoreError
 from .reading import PLACE
 from .rows import ROWS_A_PAGE
 from .tables import FeedbackRow, InteractionRow, MemoryRow, TombstoneRow, TopicRow
@@ -31,7 +32,12 @@ NOTE = ("id", "user_id", "agent_id", "session_id", "text", "source_ids", "shared
 
 def exports_in(home: Path) -> tuple[str, ...]:
     """The exports that we wrote into the home, and what a crash left of one, by path from the home."""
-    return tuple(sorted(str(p.relative_to(home)) for p in (home / EXPORTS).glob("*") if p.is_file()))
+    folder = home / EXPORTS
+    try:
+        found = list(folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise StoreError(f"{folder}: the exports in it cannot be listed: {error.strerror}") from error
+    return tuple(sorted(str(p.relative_to(home)) for p in found if p.is_file()))
 
 
 def write_export(session: Session, path: Path, now: float) -> Counter[str]:

@@ -12,15 +12,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import String, cast, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from ..content import content_id
 from ..errors import InputError, NotFound
 from .conversations import Owner, checked_time, request_of, turn_memory_id
-from .reading import of_session, owner_of
+from .reading import of_session, owner_of, shown
 from .rows import chunks, to_interaction
-from .stated_rows import begun_in, drop_sources
+from .stated_rows import begun_in, follow, stated_by
 from .tables import AdapterRow, FeedbackRow, InteractionRow, MemoryRow, ReceiptRow, SnapshotSourceRow
 from .tombstones import Tombstones
 from .types import ForgetPlan, ForgetReceipt, Interaction, Selection
@@ -80,7 +80,8 @@ def _reached(
     stated = {memory.id for memory in begun_in(session, gone)}
     going = sorted({row.id for row in memories} | notes | stated | set(_turn_memories_of(session, ids)))
     feedback = sorted(_feedback_of(session, ids))
-    snapshots = _snapshots_with(session, [*ids, *_shown(session, going)])
+    # what is learnt from a reply comes from what the reply was shown, too
+    snapshots = _snapshots_with(session, [*ids, *shown(session, going)])
     token = content_id(["forget", ids, going, feedback])
     adapters, exports = _adapters_of(session, snapshots), exports if ids or going else ()
     plan = ForgetPlan(token, selection, tuple(ids), tuple(going), tuple(feedback), exports, snapshots, adapters)
@@ -105,9 +106,10 @@ def erase_rows(session: Session, targets: Targets, now: float) -> int:
     for some in chunks(plan.interaction_ids):
         session.execute(delete(FeedbackRow).where(FeedbackRow.interaction_id.in_(some)))
         session.execute(delete(InteractionRow).where(InteractionRow.id.in_(some)))
-    drop_sources(session, targets.interactions)  # reads the rows of statements that are deleted next
+    held = stated_by(session, targets.interactions)
     for some in chunks(plan.memory_ids):
         session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
+    follow(session, held, plan.interaction_ids)  # what another turn states, too, is there again
     _taint(session, plan)
     for owner in sorted(set(map(owner_of, targets.interactions))):
         inherit_again(session, owner)
@@ -186,13 +188,6 @@ def _notes_of(session: Session, gone: Iterable[Interaction]) -> Iterable[str]:
     for some in chunks(users):
         notes = select(MemoryRow.id, MemoryRow.source_ids).where(MemoryRow.kind == "note", MemoryRow.user_id.in_(some))
         yield from (i for i, sources in session.execute(notes) if not ids.isdisjoint(sources))
-
-
-def _shown(session: Session, going: Iterable[str]) -> list[str]:
-    """The interactions whose reply was given one of these memories: what is learnt from the reply comes from there."""
-    memory_ids, given = set(going), select(InteractionRow.id, InteractionRow.memory_ids)
-    some = session.execute(given.where(cast(InteractionRow.memory_ids, String) != "[]"))
-    return [i for i, ids in some if not memory_ids.isdisjoint(ids)]
 
 
 def _feedback_of(session: Session, ids: Sequence[str]) -> Iterable[str]:

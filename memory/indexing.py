@@ -22,7 +22,7 @@ from .conversations import request_of, turn_memory_id
 from .database import Database
 from .embed import Embedder
 from .passages import Passages, index_row, of_note, of_turn
-from .reading import in_pages
+from .reading import in_pages, memories
 from .rows import IDS_A_QUERY, chunks, to_interaction, to_memory, turn_memory
 from .tables import InteractionRow, MemoryRow, StateRow
 from .types import Interaction, Memory
@@ -87,9 +87,16 @@ class Indexing:
     ) -> None:
         """Index what a committed transaction wrote; `vectors` by text, `stale` are memories that are no more."""
         asked = [i for i in interactions if request_of(i.turn)]
-        self.index.delete([*stale, *(turn_memory_id(i) for i in replaced)])
+        self.drop([*stale, *(turn_memory_id(i) for i in replaced)])
         self._add([_of_turn(turn_memory(i), i) for i in asked], vectors)
         self.pending()  # what was stated in them
+
+    def drop(self, gone: Collection[str]) -> None:
+        """Take these memories out of the index, but for those that came back to SQL meanwhile."""
+        index = self.index
+        if gone:
+            with self._database.writing() as session:
+                index.delete(set(gone) - memories(session, gone).keys())
 
     def pending(self, progress: Callable[[int], None] | None = None) -> int:
         """Index all that is not indexed and say how many; `progress` is told so on the way."""
@@ -113,11 +120,12 @@ class Indexing:
     def erase(self) -> None:
         """Take everything that SQL does not know out of the index, with its bytes.
 
-        Alone among writers: erasing writes the table anew, and what another process adds meanwhile would be lost.
+        What is to be indexed again goes, too: the index has it in words that may be forgotten. Alone among writers:
+        erasing writes the table anew, and what another process adds meanwhile would be lost.
         """
         index = self.index
         with self._database.writing() as session:
-            index.delete(set(index.ids()) - set(session.scalars(select(MemoryRow.id))))
+            index.delete(set(index.ids()) - set(session.scalars(select(MemoryRow.id).where(MemoryRow.indexed))))
             index.erase()
 
     def rebuild(self, progress: Callable[[int], None]) -> int:

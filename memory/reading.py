@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from sqlalchemy import Select, Subquery, func, select, tuple_
+from sqlalchemy import Select, String, Subquery, cast, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from .conversations import Owner, request_of
@@ -79,6 +79,15 @@ def memories(session: Session, ids: Iterable[str]) -> dict[str, Memory]:
         rows = session.scalars(select(MemoryRow).where(MemoryRow.id.in_(some)))
         found.update((row.id, to_memory(row)) for row in rows)
     return found
+
+
+def shown(session: Session, memory_ids: Collection[str]) -> list[str]:
+    """The interactions whose reply was given one of these memories."""
+    if not memory_ids:
+        return []
+    wanted, given = set(memory_ids), select(InteractionRow.id, InteractionRow.memory_ids)
+    some = session.execute(given.where(cast(InteractionRow.memory_ids, String) != "[]"))
+    return [i for i, ids in some if not wanted.isdisjoint(ids)]
 
 
 def topics(session: Session, known: Sequence[TopicState], now: float, half_life_days: float) -> list[Topic]:

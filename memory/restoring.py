@@ -1,6 +1,7 @@
 """An export back into a store, in batches, each one transaction.
 
-The invariant: a line goes in as it was written or is reported with its number. What is held is known again, what was
+The invariant: a line goes in as it was written or is reported with its number, and nothing goes in after a first line
+that is not the head of an export that this version reads. What is held is known again, what was
 forgotten here stays out, and what contradicts its own id or the rows that are held is refused; so bringing the same
 export in twice, or again after a crash, gives what bringing it in once gives.
 """
@@ -8,6 +9,7 @@ export in twice, or again after a crash, gives what bringing it in once gives.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -94,6 +96,8 @@ class Restoring:
                 kind, values = _parsed(line)
                 self._take(session, tombstones, kind, values, grown, wordless)
             except InputError as error:
+                if self._lines == 1:
+                    raise InputError(f"line 1: {error}; nothing was imported") from None
                 self.report.errors[self._lines] = str(error)
         for topic_id, more in grown.items():
             session.execute(update(TopicRow).where(TopicRow.id == topic_id).values(size=TopicRow.size + more))
@@ -112,8 +116,8 @@ class Restoring:
         self, session: Session, tombstones: Tombstones, kind: str, values: dict[str, Any], grown: Counter[str],
         wordless: set[Owner],
     ) -> None:  # fmt: skip
-        if self._lines == 1 and kind != "nightschool":
-            raise InputError('the first line is not the head of an export ("type": "nightschool")')
+        if (self._lines == 1) != (kind == "nightschool"):
+            raise InputError('the first line, and no other, is the head of an export ("type": "nightschool")')
         if kind == "nightschool":
             self._head(tombstones, values)
         elif kind == "topic":
@@ -132,10 +136,9 @@ class Restoring:
     def _head(self, tombstones: Tombstones, values: dict[str, Any]) -> None:
         if values["version"] != VERSION:
             raise InputError(f"version is {values['version']}; this nightschool reads exports of version {VERSION}")
-        try:
-            self._foreign = not tombstones.adopt(values["salt"])
-        except ValueError:
-            raise InputError("salt is not hexadecimal") from None
+        if not re.fullmatch(r"([0-9a-f]{2}){16,64}", values["salt"]):
+            raise InputError("salt is not 16 to 64 bytes in hexadecimal")
+        self._foreign = not tombstones.adopt(values["salt"])
 
     def _topic(self, session: Session, values: dict[str, Any]) -> None:
         self.report.topics.add(values["id"])

@@ -2,12 +2,16 @@
 
 The invariant: the rows of a subject are what `statements.periods` makes of the turns they name, so they are made again
 whenever such a turn comes or goes, and can be checked the same way.
+
+A row is named by what it says and how many periods before it said the same ("Oslo" again, after "Rome"), not by its
+sources: a turn that comes in can begin or split a period and never makes them fewer, so no id goes that a reply may
+have been shown, whatever comes in and in whatever order. Only forgetting takes ids away.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from math import inf
 
 from sqlalchemy import delete, insert, select
@@ -15,18 +19,31 @@ from sqlalchemy.orm import Session
 
 from ..content import content_id
 from .conversations import request_of
-from .reading import by_id
+from .reading import by_id, shown
 from .rows import chunks, from_memory, to_memory
 from .statements import Period, Said, periods, stated
-from .tables import MemoryRow
+from .tables import InteractionRow, MemoryRow, StateRow
 from .types import Interaction, Memory
 
 Subject = tuple[str, str, str]  # user, agent, subject
+Stated = Mapping[tuple[str, str], Sequence[Memory]]  # by user and agent
+
+NAMING = "naming"  # the state that a migration leaves where there are statements with ids of another kind
 
 
-def add_statements(session: Session, interactions: Iterable[Interaction]) -> list[str]:
-    """Take in what was stated in these turns, which are in SQL already. Returns the ids of rows that went."""
-    return _restate(session, _sources(interactions))
+def add_statements(
+    session: Session, interactions: Iterable[Interaction], replaced: Sequence[Interaction] = ()
+) -> list[str]:
+    """Take in what was stated in these turns, which are in SQL already, and let go of those that they replaced.
+
+    Returns the ids of rows that went.
+    """
+    sources, ids = _sources(interactions), {turn.id for turn in replaced}
+    for owner, rows in stated_by(session, replaced).items():
+        for memory in rows:
+            if not ids.isdisjoint(memory.source_ids):
+                sources[*owner, memory.subject] |= set()
+    return _restate(session, sources)
 
 
 def restate_all(session: Session, interactions: Iterable[Interaction]) -> list[str]:
@@ -47,17 +64,35 @@ def _sources(interactions: Iterable[Interaction]) -> dict[Subject, set[str]]:
     return sources
 
 
-def drop_sources(session: Session, gone: Iterable[Interaction]) -> list[str]:
-    """Make the rows again that name these turns, which are not in SQL any more. Returns the ids of rows that went."""
-    subjects = {(i.user_id, i.agent_id, statement.subject) for i in gone for statement in stated(request_of(i.turn))}
-    return _restate(session, {subject: set() for subject in subjects})
+def follow(session: Session, held: Stated, forgotten: Collection[str] = ()) -> None:
+    """Make the rows of `held` again, of which some are deleted by now; the turns that are `forgotten` are gone, too."""
+    _restate(session, _sources_of(held), held, forgotten)
+
+
+def name_again(session: Session) -> None:
+    """Statements that an earlier version named get their ids, here and where a reply was shown one."""
+    owners = select(MemoryRow.user_id, MemoryRow.agent_id).where(MemoryRow.subject != "").distinct()
+    held = {
+        (user_id, agent_id): statements_of(session, user_id, agent_id) for user_id, agent_id in session.execute(owners)
+    }
+    follow(session, held)
+    session.execute(delete(StateRow).where(StateRow.name == NAMING))
+
+
+def naming_due(session: Session) -> bool:
+    return session.get(StateRow, NAMING) is not None
 
 
 def begun_in(session: Session, turns: Sequence[Interaction]) -> list[Memory]:
     """The statements that were first made in these turns: their words are gone with the turn."""
     ids = {turn.id for turn in turns}
+    return [m for held in stated_by(session, turns).values() for m in held if m.source_ids[0] in ids]
+
+
+def stated_by(session: Session, turns: Iterable[Interaction]) -> dict[tuple[str, str], list[Memory]]:
+    """All that those stated who said these turns, by user and agent."""
     owners = sorted({(turn.user_id, turn.agent_id) for turn in turns})
-    return [m for owner in owners for m in statements_of(session, *owner) if m.source_ids[0] in ids]
+    return {owner: statements_of(session, *owner) for owner in owners}
 
 
 def statements_of(session: Session, user_id: str, agent_id: str, subject: str | None = None) -> list[Memory]:
@@ -80,12 +115,18 @@ def derived(user_id: str, agent_id: str, subject: str, sources: Iterable[Interac
         if statement.subject == subject
     ]
     sessions = {interaction.id: interaction.session_id for interaction in sources}
-    return [_memory(user_id, agent_id, sessions[period.sources[0]], period) for period in periods(said)]
+    earlier: Counter[str] = Counter()
+    made: list[Memory] = []
+    for period in periods(said):
+        value = period.statement.value
+        named = content_id(["statement", user_id, agent_id, subject, value, earlier[value]])
+        made.append(_memory(named, user_id, agent_id, sessions[period.sources[0]], period))
+        earlier[value] += 1
+    return made
 
 
-def _memory(user_id: str, agent_id: str, session_id: str, period: Period) -> Memory:
+def _memory(named: str, user_id: str, agent_id: str, session_id: str, period: Period) -> Memory:
     s = period.statement
-    named = content_id(["statement", user_id, agent_id, s.subject, s.value, period.sources[0]])
     return Memory(
         named,
         user_id,
@@ -100,19 +141,55 @@ def _memory(user_id: str, agent_id: str, session_id: str, period: Period) -> Mem
     )
 
 
-def _restate(session: Session, sources: dict[Subject, set[str]]) -> list[str]:
+def _restate(
+    session: Session, sources: dict[Subject, set[str]], held: Stated | None = None, forgotten: Collection[str] = ()
+) -> list[str]:
+    """Make the rows of these subjects again; `held` are those that they had, if some of them are deleted by now."""
     gone: list[str] = []
+    renamed: dict[str, str] = {}
     for subjects in _by_owner(sources):
         user_id, agent_id, _ = subjects[0]
-        held: dict[str, list[Memory]] = defaultdict(list)
+        rows: dict[str, list[Memory]] = defaultdict(list)
         for memory in statements_of(session, user_id, agent_id):
-            held[memory.subject].append(memory)
-        named = {s: sources[user_id, agent_id, s].union(*(m.source_ids for m in held[s])) for _, _, s in subjects}
+            rows[memory.subject].append(memory)
+        named = {s: sources[user_id, agent_id, s].union(*(m.source_ids for m in rows[s])) for _, _, s in subjects}
         turns = {i.id: i for i in by_id(session, set().union(*named.values()))}
         for subject, ids in named.items():
             wanted = derived(user_id, agent_id, subject, [turns[i] for i in ids if i in turns])
-            gone += _write(session, held[subject], wanted)
+            before = rows[subject]
+            if held is not None:
+                before = [m for m in held[user_id, agent_id] if m.subject == subject]
+            renamed |= _renamed(before, wanted, set(forgotten))
+            gone += _write(session, rows[subject], wanted)
+    _rename_shown(session, renamed)
     return gone
+
+
+def _renamed(before: Iterable[Memory], now: Iterable[Memory], forgotten: Set[str]) -> dict[str, str]:
+    """By which id a reply goes on to name what it was shown: that of the row that has its first turn.
+
+    What one of the `forgotten` turns stated goes by an id that nothing has: others may state the same, but the reply
+    may have been shown words that are gone.
+    """
+    has = {source: memory.id for memory in now for source in memory.source_ids}
+    renamed = {m.id: has.get(m.source_ids[0], m.id) for m in before}
+    renamed |= {m.id: content_id(["forgotten", m.id]) for m in before if not forgotten.isdisjoint(m.source_ids)}
+    return {old: new for old, new in renamed.items() if old != new}
+
+
+def _rename_shown(session: Session, renamed: Mapping[str, str]) -> None:
+    for some in chunks(shown(session, renamed)):
+        for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some))):
+            row.memory_ids = [renamed.get(i, i) for i in row.memory_ids]
+    session.flush()
+
+
+def _sources_of(held: Stated) -> dict[Subject, set[str]]:
+    sources: dict[Subject, set[str]] = defaultdict(set)
+    for owner, rows in held.items():
+        for memory in rows:
+            sources[*owner, memory.subject].update(memory.source_ids)
+    return sources
 
 
 def _by_owner(subjects: Iterable[Subject]) -> list[list[Subject]]:
@@ -129,10 +206,18 @@ def _write(session: Session, held: Sequence[Memory], wanted: Sequence[Memory]) -
         session.execute(insert(MemoryRow), [from_memory(memory) for memory in new])
     for memory in wanted:
         if memory.id in known and memory != known[memory.id]:
-            row = session.get_one(MemoryRow, memory.id)
-            row.source_ids, row.valid_to = list(memory.source_ids), memory.valid_to
+            _change(session.get_one(MemoryRow, memory.id), memory)
     session.flush()
     gone = sorted(known.keys() - {memory.id for memory in wanted})
     for some in chunks(gone):
         session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
     return gone
+
+
+def _change(row: MemoryRow, memory: Memory) -> None:
+    """As `memory`, which the index has to hold anew if it is said in other words or at another time."""
+    began = memory.session_id, memory.text, memory.created_utc
+    if (row.session_id, row.text, row.created_utc) != began:
+        row.session_id, row.text, row.created_utc = began
+        row.indexed = False
+    row.source_ids, row.valid_to = list(memory.source_ids), memory.valid_to

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import RLock
@@ -39,7 +39,6 @@ from .conversations import (
     continued,
     interactions_of,
     made_interaction,
-    messages_of,
     note_id,
     plan,
     request_of,
@@ -48,28 +47,29 @@ from .conversations import (
 )
 from .database import Database
 from .embed import Embedder, MiniLM
+from .erasing import compact, erase_bytes
 from .exporting import EXPORTS, exports_in, write_export
-from .forgetting import checked_selection, confirmed, erase_rows, finish, inherit_again, targets, unfinished
-from .grouping import groups
+from .facts import Facts
+from .forgetting import checked_selection, confirmed, erase_rows, inherit_again, targets
 from .indexing import Indexing
 from .passages import of_turn
 from .ranking import WEIGHTS, Fit, Weights
-from .reader import readers_in
 from .recalling import Filters, asking, best_of, candidates, checked_filters, checked_limit
 from .restoring import Restored, Restoring, batches
-from .rows import from_memory, from_review, to_feedback, to_interaction, to_memory
-from .stated_rows import add_statements, drop_sources, restate_all, statements_of
+from .rows import from_memory, from_review, to_feedback, to_memory
+from .stated_rows import add_statements, name_again, naming_due, restate_all
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
-from .topic_rows import TopicRows, recentre, release, states
-from .types import Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, MemoryKind, Recall, Selection, Topic
+from .topic_rows import TopicRows, recentre, release
+from .types import Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, MemoryKind, Recall, Selection
 from .verification import disagreements
 from .writing import (
     Held,
+    Recorded,
     check_sources,
     insert_interactions,
     insert_reviews,
-    known,
+    new_texts,
     rated,
     remove_replaced,
 )
@@ -78,18 +78,7 @@ Vector = NDArray[np.float32]
 log = logging.getLogger("nightschool")
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What bringing in many conversations did; `errors` by index of conversation."""
-
-    new: int
-    known: int
-    feedback_new: int
-    errors: Mapping[int, InputError]
-    forgotten: int = 0  # turns left out, since they were forgotten before
-
-
-class MemoryStore:
+class MemoryStore(Facts):
     def __init__(
         self,
         settings: Settings,
@@ -98,14 +87,19 @@ class MemoryStore:
         clock: Callable[[], float] = time.time,
         weights: Weights = WEIGHTS,
     ) -> None:
-        self.settings, self.clock, self.weights = settings, clock, weights
+        self.clock, self.weights = clock, weights
         self.embedder: Embedder = MiniLM() if embedder is None else embedder
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._database = Database(settings.database_url)
+        super().__init__(Database(settings.database_url), settings, self.embedder.dimension)
         self.sql = self._database.sql
         self._lock = RLock()
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
         self._indexing = Indexing(self._database, self.embedder, settings.index_url)
+        with self._database.reading() as session:
+            due = naming_due(session)
+        if due:
+            with self._writing() as session:
+                name_again(session)
         try:
             self._erase_bytes()
         except StoreError as error:
@@ -179,7 +173,9 @@ class MemoryStore:
                 sound[i] = checked_conversation(conversation)
             except InputError as error:
                 errors[i] = error
-        vectors = self._vectors(self._new_texts(sound.values()))
+        with self._database.reading() as session:
+            texts = new_texts(session, sound.values())
+        vectors = self._vectors(texts)
         with self._writing() as session:
             held = Held(session, {c.owner for c in sound.values()})
             held.forgotten = Tombstones(session).forgotten(
@@ -267,7 +263,9 @@ class MemoryStore:
         """The memories of this user, and the shared ones, that fit `query`: best first, none below the threshold.
 
         Only those of `session_id` and `kind`, made from `since` to before `until` (seconds since 1970); `as_of` asks
-        as if it were that time, and nothing later existed. A statement that was superseded by then is left out.
+        as if it were that time, and nothing later existed. A statement that was superseded by then is left out, and so
+        is a turn that says nothing else; `kind="turn"` asks for the record, and gives what was said, also what does not
+        hold any more.
         """
         checked_owner(user_id, agent_id, "" if session_id is None else session_id)
         filters = checked_filters(Filters(session_id, kind, since, until, as_of))
@@ -279,53 +277,7 @@ class MemoryStore:
         fits = [fit for fit in self._fits(query, user_id, agent_id, filters) if fit.score >= least]
         return best_of(fits, most, self.memories, lambda i: user_words(self.interaction(i).turn), as_of)
 
-    # -- reading ---
-
-    def interaction(self, interaction_id: str) -> Interaction:
-        with self._database.reading() as session:
-            row = session.get(InteractionRow, interaction_id)
-            if row is None:
-                raise NotFound(f"no interaction {interaction_id}")
-            return to_interaction(row)
-
-    def interactions(self) -> Iterator[Interaction]:
-        """Every interaction of everybody, session by session, in order; read in pages."""
-        return reading.in_pages(self._database)
-
-    def conversation(self, interaction_id: str) -> list[Message]:
-        """The prompt that was answered: the session up to this turn, without the reply."""
-        asked = self.interaction(interaction_id)
-        earlier = self._session(reading.owner_of(asked), before=asked.position)
-        return [*messages_of(earlier), *asked.turn]
-
-    def session_messages(self, user_id: str, agent_id: str, session_id: str) -> list[Message]:
-        """All that was said in a session, for the next reply."""
-        return messages_of(self._session(Owner(user_id, agent_id, session_id)))
-
-    def latest_interaction(self, user_id: str, agent_id: str, session_id: str) -> Interaction | None:
-        with self._database.reading() as session:
-            return reading.latest(session, Owner(user_id, agent_id, session_id))
-
-    def feedback(self) -> dict[str, list[Feedback]]:
-        """All feedback by interaction, oldest first."""
-        with self._database.reading() as session:
-            return reading.feedback(session)
-
-    def history(self, *, user_id: str, agent_id: str = "", subject: str | None = None) -> list[Memory]:
-        """What this user stated of each subject, in order of time: what holds and what held before."""
-        checked_owner(user_id, agent_id, "")
-        with self._database.reading() as session:
-            return statements_of(session, user_id, agent_id, subject)
-
-    def memories(self, ids: Iterable[str]) -> dict[str, Memory]:
-        """Those of `ids` that exist."""
-        with self._database.reading() as session:
-            return reading.memories(session, ids)
-
-    def sort_ids(self, ids: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Those that name memories apart from those that name interactions, or nothing: (interactions, memories)."""
-        held = self.memories(ids)
-        return tuple(i for i in ids if i not in held), tuple(i for i in ids if i in held)
+    # -- reading, where SQL alone does not do ---
 
     def request_vectors(self, interaction_ids: Iterable[str]) -> dict[str, Vector]:
         """The vector of what the user asked, by interaction; a turn of tools has that of the request it answers."""
@@ -335,26 +287,6 @@ class MemoryStore:
             asked = {i.id: turn_memory_id(source) for i in found if (source := reading.asking(session, i))}
         vectors = self._indexing.index.vectors(set(asked.values()))
         return {i: vectors[memory_id] for i, memory_id in asked.items() if memory_id in vectors}
-
-    def topics(self, now: float) -> list[Topic]:
-        """What people keep asking, most recurrent first."""
-        with self._database.reading() as session:
-            known = states(session, self.embedder.dimension)
-            return reading.topics(session, known, now, self.settings.dataset.half_life_days)
-
-    def topic_groups(self) -> dict[str, str]:
-        """Which of `topics` each interaction's own, narrow topic belongs to, by id."""
-        with self._database.reading() as session:
-            return groups(states(session, self.embedder.dimension))
-
-    def topic_labels(self, interaction_ids: Iterable[str]) -> dict[str, str]:
-        """What each of these interactions was about; those without a topic or forgotten are missing."""
-        with self._database.reading() as session:
-            return reading.topic_labels(session, interaction_ids)
-
-    def counts(self) -> dict[str, int]:
-        with self._database.reading() as session:
-            return reading.counts(session)
 
     # -- forgetting and proving ---
 
@@ -392,6 +324,7 @@ class MemoryStore:
             erase_rows(session, going, self.clock())
             release(session, going.interactions, vectors)
         self._erase_bytes()
+        self._indexing.pending()  # what was stated in other turns, too
         return going.receipt
 
     def _found(self, selection: Selection) -> set[str]:
@@ -413,19 +346,7 @@ class MemoryStore:
         return [fit for fit in found.ranked(self.weights) if filters.admit(fit.row)]
 
     def _erase_bytes(self) -> None:
-        """After the rows: the index, our exports, and what the files still hold; taken up again after a crash."""
-        with self._database.reading() as session:
-            receipts = unfinished(session)
-        if not receipts:
-            return
-        self._indexing.erase()
-        for name in exports_in(self.settings.home):
-            (self.settings.home / name).unlink(missing_ok=True)
-        for path in readers_in(self.settings.home):
-            path.unlink(missing_ok=True)
-        self._database.erase()
-        with self._writing() as session:
-            finish(session, receipts, self.clock())
+        erase_bytes(self.settings.home, self._database, self._indexing, self.clock())
 
     def rebuild_index(self, progress: Callable[[int], None] | None = None) -> int:
         """Drop the index and make it again from SQL, also with another embedder; goes on where it was interrupted.
@@ -445,10 +366,7 @@ class MemoryStore:
 
     def compact(self) -> tuple[int, int]:
         """Give back the space of what is gone, and make recall quick again: bytes of the home before and after."""
-        before = _size(self.settings.home)
-        self._indexing.erase()
-        self._database.compact()
-        return before, _size(self.settings.home)
+        return compact(self.settings.home, self._database, self._indexing)
 
     def export(self, path: Path | None = None) -> tuple[Path, Counter[str]]:
         """Write every fact as lines of JSON, into the home by default: the file, and how many lines of each type."""
@@ -464,7 +382,7 @@ class MemoryStore:
         for lines in batches(path):
             with self._writing() as session:
                 restoring.batch(session, lines)
-        self._indexing.index.delete(set(restoring.stale) - self.memories(restoring.stale).keys())
+        self._indexing.drop(restoring.stale)
         self._indexing.pending()
         with self._writing() as session:
             recentre(session, self._indexing.topic_sums(restoring.report.topics))
@@ -493,13 +411,6 @@ class MemoryStore:
         _ = self._indexing.index  # a StoreError here comes before anything is written
         return self._indexing.embed_missing({}, texts)
 
-    def _new_texts(self, conversations: Iterable[Conversation]) -> list[str]:
-        cut = [made for conversation in conversations for made, _ in interactions_of(conversation)]
-        with self._database.reading() as session:
-            held = known(session, [made.id for made in cut])
-        new = (made for made in cut if made.id not in held and request_of(made.turn))
-        return [text for made in new for text in of_turn(made).texts]
-
     def _insert(
         self,
         session: Session,
@@ -513,15 +424,4 @@ class MemoryStore:
             remove_replaced(session, gone, replaced, self._indexing.own_vectors(gone))
         self._indexing.embed_missing(vectors, (i.text for i in new if request_of(i.turn)))
         written = insert_interactions(session, new, vectors, self._topics, self.clock())
-        return written, [*drop_sources(session, gone), *add_statements(session, written)]
-
-    def _session(self, owner: Owner, before: int | None = None) -> list[Interaction]:
-        rows = reading.of_session(owner).order_by(InteractionRow.position)
-        if before is not None:
-            rows = rows.where(InteractionRow.position < before)
-        with self._database.reading() as session:
-            return [to_interaction(row) for row in session.scalars(rows)]
-
-
-def _size(home: Path) -> int:
-    return sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+        return written, add_statements(session, written, gone)

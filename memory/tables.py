@@ -170,7 +170,7 @@ class TombstoneRow(Base):
 
 
 class StateRow(Base):
-    """What the store knows of itself: the `salt` of its tombstones, and a `rebuild` of the index under way."""
+    """What the store knows of itself: the `salt` of its tombstones, a `rebuild` under way, a `naming` due."""
 
     __tablename__ = "store_state"
     name: Mapped[str] = mapped_column(ID, primary_key=True)

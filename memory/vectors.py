@@ -48,11 +48,12 @@ INDEXES = {
 
 
 class VectorIndex:
-    """The table at `url` (a folder or an object store), opened when first needed."""
+    """The table at `url`, which LanceDB is given as it is (a folder, `s3://…`), opened when first needed."""
 
     def __init__(self, url: str, dimension: int, embedder_name: str) -> None:
         self.url, self.dimension, self.embedder_name = url, dimension, embedder_name
         self._lock = RLock()
+        self._connection: Any = None
         self._table: Any = None
         self._adds = self._rows = 0  # since the last optimize
 
@@ -146,8 +147,11 @@ class VectorIndex:
     # -- the table ---
 
     def _connect(self) -> Any:
-        # Every read looks for newer versions: other processes write too.
-        return lancedb.connect(self.url, read_consistency_interval=timedelta(0))
+        """One connection for good: what is in `memory://` is known to the connection alone."""
+        if self._connection is None:
+            # Every read looks for newer versions: other processes write too.
+            self._connection = lancedb.connect(self.url, read_consistency_interval=timedelta(0))
+        return self._connection
 
     def _open(self) -> Any:
         if self._table is None:
@@ -182,13 +186,13 @@ class VectorIndex:
     def _make_indexes(self) -> None:
         """Those that are missing. Another process may be making them too: who comes second finds them made."""
         for column, config in INDEXES.items():
-            for attempt in range(CONFLICTS):
-                if any(column in index.columns for index in self._table.list_indices()):
-                    break
+            conflicts = 0
+            while not any(column in index.columns for index in self._table.list_indices()):
                 try:
                     self._table.create_index(column, config=config)
                 except RuntimeError as error:
-                    if "commit conflict" not in str(error) or attempt + 1 == CONFLICTS:
+                    conflicts += 1
+                    if "commit conflict" not in str(error) or conflicts == CONFLICTS:
                         raise
                     self._table.checkout_latest()
 

@@ -6,7 +6,7 @@ The invariant: what replaces an unanswered turn takes over everything that refer
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from sqlalchemy import and_, delete, insert, or_, select
 from sqlalchemy.orm import Session
 
-from ..errors import NotFound
-from .conversations import Owner, Planned, Review, request_of, turn_memory_id
+from ..errors import InputError, NotFound
+from .conversations import Conversation, Owner, Planned, Review, interactions_of, request_of, turn_memory_id
+from .passages import of_turn
 from .reading import before, by_id, owner_of
 from .rows import chunks, from_interaction, from_memory, from_review, to_interaction, turn_memory
 from .tables import FeedbackRow, InteractionRow, MemoryRow
@@ -26,6 +27,17 @@ Vector = NDArray[np.float32]
 Reviews = Sequence[tuple[str, Review, float]]  # interaction id, what was said of it, when
 
 SESSIONS_A_QUERY = 200
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What bringing in many conversations did; `errors` by index of conversation."""
+
+    new: int
+    known: int
+    feedback_new: int
+    errors: Mapping[int, InputError]
+    forgotten: int = 0  # turns left out, since they were forgotten before
 
 
 class Held:
@@ -72,6 +84,14 @@ def rated(session: Session, interaction_ids: Sequence[str]) -> frozenset[str]:
 def known(session: Session, interaction_ids: Sequence[str]) -> set[str]:
     column = InteractionRow.id
     return {i for some in chunks(interaction_ids) for i in session.scalars(select(column).where(column.in_(some)))}
+
+
+def new_texts(session: Session, conversations: Iterable[Conversation]) -> list[str]:
+    """What has to be embedded of them: the texts of turns that are not held yet."""
+    cut = [made for conversation in conversations for made, _ in interactions_of(conversation)]
+    held = known(session, [made.id for made in cut])
+    new = (made for made in cut if made.id not in held and request_of(made.turn))
+    return [text for made in new for text in of_turn(made).texts]
 
 
 def insert_interactions(

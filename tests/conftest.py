@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 os.environ |= {
@@ -33,13 +35,16 @@ class HashEmbedder:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.embedded += texts
-        rows = [sum(map(self._word, t.lower().split() or [""]), np.zeros(self.dimension)) for t in texts]
+        counted = [Counter(t.lower().split() or [""]) for t in texts]
+        rows = [sum(n * _of_word(word, self.dimension) for word, n in words.items()) for words in counted]
         unit = [row / np.linalg.norm(row) for row in rows]
         return np.array(unit, dtype=np.float32).reshape(len(texts), self.dimension)
 
-    def _word(self, word: str) -> NDArray[np.float64]:
-        seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
-        return np.random.default_rng(seed).normal(size=self.dimension)
+
+@lru_cache(maxsize=10_000)
+def _of_word(word: str, dimension: int) -> NDArray[np.float64]:
+    seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
+    return np.random.default_rng(seed).normal(size=dimension)
 
 
 class Clock:

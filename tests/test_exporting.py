@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from nightschool.errors import InputError
+from nightschool.memory.conversations import Owner, interaction_id
 from nightschool.memory.formats import conversation_of
 from nightschool.memory.store import MemoryStore
 
@@ -146,6 +147,12 @@ def test_interrupted_import_is_taken_up_by_the_next(told, other, monkeypatch):
     assert other.verify() == []
 
 
+def moved(record, position):
+    """The interaction at another position, under the id that it has there."""
+    owner = Owner(record["user_id"], record["agent_id"], record["session_id"])
+    return record | {"position": position, "id": interaction_id(owner, position, record["turn"], record["reply"])}
+
+
 BROKEN = {
     "not JSON": lambda r: "x" if r["type"] == "note" else r,
     "not one of nightschool, topic": lambda r: "[1]" if r["type"] == "note" else r,
@@ -162,13 +169,16 @@ BROKEN = {
     "created_utc is not a finite number": lambda r: (
         r | {"created_utc": float("nan")} if r["type"] == "interaction" else r
     ),
+    "position is -1, not a number that a session can have": lambda r: (
+        moved(r, -1) if r["type"] == "interaction" and r["reply"] == "done" else r
+    ),
     "user_id is empty": lambda r: r | {"user_id": ""} if r["type"] == "note" else r,
     "rating is .*, not a number": lambda r: r | {"rating": float("nan")} if r["type"] == "feedback" else r,
     "feedback .*: its interaction .* is not in the store": lambda r: None if r["type"] == "interaction" else r,
     "note .*: its source .* is not in the store": lambda r: None if r["type"] == "interaction" else r,
-    "version is 2; this nightschool reads": lambda r: r | {"version": 2} if r["type"] == "nightschool" else r,
-    "salt is not hexadecimal": lambda r: r | {"salt": "zz"} if r["type"] == "nightschool" else r,
-    "the first line is not the head of an export": lambda r: None if r["type"] == "nightschool" else r,
+    "the first line, and no other, is the head": lambda r: (
+        r | {"type": "nightschool", "version": 1, "salt": ""} if r["type"] == "note" else r
+    ),
 }
 
 
@@ -183,6 +193,27 @@ def test_broken_line_is_named_and_the_others_go_in(told, other, reason):
     assert all(1 <= number <= total for number in report.errors)
     assert report.new.total() > 0
     assert other.verify() == []
+
+
+HEADS = {
+    "version is 2; this nightschool reads exports of version 1": lambda r: r | {"version": 2},
+    "salt is not 16 to 64 bytes in hexadecimal": lambda r: r | {"salt": "z" * 32},
+    "salt is not 16 to 64 bytes": lambda r: r | {"salt": "00" * 65},
+    "nightschool: salt is missing or of another type": lambda r: {"type": "nightschool", "version": 1},
+    "the first line, and no other, is the head of an export": lambda _: None,
+    "not JSON": lambda _: "PK\x03\x04",
+}
+
+
+@pytest.mark.parametrize("reason", HEADS)
+def test_first_line_that_is_no_head_stops_the_import_before_anything_is_written(told, other, reason):
+    path = rewritten(told.export()[0], lambda r: HEADS[reason](r) if r["type"] == "nightschool" else r)
+    with pytest.raises(InputError, match=f"^line 1: {reason}.*; nothing was imported$"):
+        other.restore(path)
+    assert set(other.counts().values()) == {0}
+    told.export(path)
+    assert other.restore(path).errors == {}
+    assert facts(other) == facts(told)
 
 
 def test_line_that_contradicts_what_is_held_is_refused(told, other):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,22 @@ def test_forgotten_words_and_vectors_leave_no_byte_in_the_home(store, embedder, 
     assert texts(store) == ["what are the opening hours?"]
     assert [r.memory.text for r in store.recall("opening hours", user_id="ann")] == ["what are the opening hours?\nok"]
     assert store.verify() == []
+
+
+def test_no_vector_of_anything_that_was_embedded_stays_in_any_precision(quick_store, hash_embedder, bytes_in_home):
+    said(quick_store, "what are the opening hours?")
+    hash_embedder.embedded.clear()
+    windows = "The first of many sentences is here. The second one follows it at once. And a third ends what was said."
+    said(quick_store, f"I live in Kqzvtown. {SECRET}. {windows}", f"A reply on {SECRET}. {windows}", user=EVE)
+    quick_store.remember(f"{SECRET}, noted", user_id=EVE, agent_id="cook")
+    embedded = sorted(set(hash_embedder.embedded))
+    needles = [v.astype(kind).tobytes() for v in hash_embedder.embed(embedded) for kind in ("<f4", "<f2")]
+    assert len(embedded) > 8
+    assert sum(bool(bytes_in_home(needle)) for needle in needles) >= len(embedded)
+    assert bytes_in_home(b"I live in Kqzvtown.")
+    quick_store.forget_apply(quick_store.forget(user_id=EVE))
+    left = [needle for needle in [*needles, b"Kqzvtown", b"kqzvtown", EVE.encode()] if bytes_in_home(needle)]
+    assert left == []
 
 
 def test_no_copy_stays_in_the_pages_that_rows_were_moved_between(quick_store, bytes_in_home):
@@ -136,6 +153,46 @@ def test_erasing_that_cannot_be_finished_yet_leaves_the_store_usable_and_says_so
         assert "not finished yet: busy" in caplog.text
         said(store, "more")
         assert len(store.verify()) == 1
+
+
+@pytest.mark.parametrize("name", ["exports/kept.jsonl", "censor-1.safetensors"])
+def test_file_that_may_not_be_deleted_is_named_and_taken_up_again_and_the_rest_is_erased(
+    settings, hash_embedder, monkeypatch, caplog, bytes_in_home, name
+):
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (settings.home / "exports").mkdir()
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        said(store, SECRET)
+        (settings.home / name).write_text(SECRET)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", refused)
+            with pytest.raises(StoreError, match=rf"cannot be deleted: .*{name} \(Permission denied\); make them"):
+                store.forget_apply(store.forget(user_id="ann"))
+            assert bytes_in_home(SECRET.encode()) == [name]
+            with MemoryStore(settings, embedder=hash_embedder) as again:
+                assert "not finished yet: the rows are deleted, but these files" in caplog.text
+                assert said(again, "more").position == 0
+                assert len(again.verify()) == 1
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        assert bytes_in_home(SECRET.encode()) == []
+        assert store.verify() == []
+
+
+def test_exports_that_cannot_be_listed_are_not_taken_for_erased(settings, hash_embedder, monkeypatch, caplog):
+    def refused(_):
+        raise PermissionError(13, "Permission denied")
+
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        said(store, SECRET)
+        plan = store.forget(user_id="ann")
+        store.export()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "iterdir", refused)
+            with pytest.raises(StoreError, match="exports: the exports in it cannot be listed: Permission denied"):
+                store.forget_apply(plan)
+        assert texts(store) == [SECRET]
 
 
 def test_what_is_forgotten_is_gone_also_after_closing_and_opening(settings, hash_embedder, bytes_in_home):

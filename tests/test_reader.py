@@ -12,8 +12,10 @@ from nightschool.memory.reader import (
     Reader,
     features,
     fit_reader,
+    keep_reader,
     load_reader,
     platt,
+    readers_in,
     save_reader,
     shipped_reader,
     split,
@@ -154,3 +156,16 @@ def test_a_file_that_is_damaged_or_of_other_features_is_refused_by_name(reader: 
 
 def test_the_coefficients_come_with_a_card_that_names_them(reader: Reader):
     assert reader.id in SHIPPED.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_reader_of_a_night_takes_the_place_of_that_of_the_night_before(reader: Reader, tmp_path):
+    keep_reader(reader, tmp_path)
+    newer = replace(reader, without=reader.with_reaction)
+    keep_reader(newer, tmp_path)
+    (kept,) = readers_in(tmp_path)
+    assert load_reader(kept).id == newer.id != reader.id
+
+
+def test_scores_that_tell_the_labels_apart_exactly_are_calibrated_to_finite_odds():
+    slope, offset = platt(np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0.0, 0.0, 1.0, 1.0]))
+    assert slope > 1 and np.isfinite([slope, offset]).all()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from uuid import uuid4
 
 import pytest
@@ -129,32 +130,67 @@ def test_repeats_beyond_the_limit_do_not_crowd_out_what_is_different(quick_store
     assert set(texts(quick_store, limit=2)) == {"zebra", "zebra crossing"}
 
 
-OWNERS = ["ann", "o'neil", '["ann", ""]', "shared"]
+OWNERS = ["ann", "o'neil", '["ann", ""]', "shared", "ann\\", "' OR 1=1 --"]
 AGENTS = ["", "x", "y'; DROP--"]
+KINDS = {"note", "shared", "turn", "stated"}  # what a row of the property below is; one that states leaves a turn, too
+FILTERS = [
+    ({}, KINDS),
+    ({"kind": "note"}, {"note", "shared"}),
+    ({"kind": "turn"}, {"turn", "stated"}),
+    ({"kind": "preference"}, {"stated"}),
+    ({"session_id": "s"}, KINDS),
+    ({"session_id": "t"}, set()),
+    ({"since": 0.0, "until": 2e9}, KINDS),
+    ({"as_of": 2e9}, KINDS),
+    ({"as_of": 1.0}, set()),
+]
 
 
-@how(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@how(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.tuples(st.sampled_from(OWNERS), st.sampled_from(AGENTS), st.booleans()),
+        st.tuples(st.sampled_from(OWNERS), st.sampled_from(AGENTS), st.sampled_from(sorted(KINDS))),
         min_size=1,
-        max_size=8,
+        max_size=12,
     ),
-    st.sampled_from(OWNERS),
-    st.sampled_from(AGENTS),
-    st.sampled_from([{}, {"kind": "note"}, {"session_id": "s"}, {"since": 0.0}, {"as_of": 2e9}]),
+    st.lists(
+        st.tuples(
+            st.sampled_from([*OWNERS, "nobody"]),
+            st.sampled_from(AGENTS),
+            st.sampled_from(FILTERS),
+            st.sampled_from(["zebra", "zebra 3", "I like", "' OR scope IN ('shared"]),
+        ),
+        min_size=3,
+        max_size=6,
+    ),
     st.sampled_from([0, 2000]),
 )
 def test_private_row_of_another_user_is_never_given_however_it_is_asked_for(
-    settings, hash_embedder, notes, asker, agent, narrower, whole
+    settings, hash_embedder, clock, rows, questions, whole
 ):
-    with pytest.MonkeyPatch.context() as patch:
+    def numbers(memories):
+        return {int(re.search(r"zebra (\d+)", memory.text)[1]) for memory in memories}
+
+    def may_see(asker, agent, kinds):
+        return {
+            n for n, (owner, of, kind) in enumerate(rows)
+            if kind in kinds and (kind == "shared" or (owner == asker and of in ("", agent)))
+        }  # fmt: skip
+
+    home = settings.home / uuid4().hex
+    with pytest.MonkeyPatch.context() as patch, MemoryStore(Settings(home=home), embedder=hash_embedder) as store:
         patch.setattr(f"{MODULE}.RANKED_WHOLE", whole)
-        with MemoryStore(Settings(home=settings.home / uuid4().hex), embedder=hash_embedder) as store:
-            for n, (owner, of, shared) in enumerate(notes):
-                store.remember(f"zebra {n}", user_id=owner, agent_id=of, session_id="s", shared=shared)
-            found = set(texts(store, user_id=asker, agent_id=agent, **narrower))
-    allowed = {
-        f"zebra {n}" for n, (owner, of, shared) in enumerate(notes) if shared or (owner == asker and of in ("", agent))
-    }
-    assert found == allowed
+        for n, (owner, of, kind) in enumerate(rows):
+            place = {"user_id": owner, "agent_id": of, "session_id": "s", "created_utc": clock.now + n}
+            if kind in ("note", "shared"):
+                store.remember(f"zebra {n}", shared=kind == "shared", **place)
+            else:
+                words = f"I like zebra {n}." if kind == "stated" else f"zebra {n}"
+                store.record([{"role": "user", "content": words}], "ok", **place)
+        for asker, agent, (narrower, kinds), query in questions:
+            found = store.recall(query, user_id=asker, agent_id=agent, threshold=-9.0, limit=99, **narrower)
+            assert numbers(r.memory for r in found) == may_see(asker, agent, kinds)
+            stated = {n for n, (owner, of, kind) in enumerate(rows) if (owner, of, kind) == (asker, agent, "stated")}
+            assert numbers(store.history(user_id=asker, agent_id=agent)) == stated
+            going = store.memories(store.forget(user_id=asker, query=query).memory_ids)
+            assert {memory.user_id for memory in going.values()} <= {asker}

@@ -9,6 +9,7 @@ from nightschool.memory.signals import (
     correction_of,
     label,
     label_of,
+    learned_signal,
     rephrasing,
 )
 from nightschool.memory.types import Feedback, Interaction, Satisfaction, Signal
@@ -184,3 +185,11 @@ def test_any_text_can_be_assessed(text: str, reply: str, reaction: str, cosine: 
 )
 def test_labels_need_confidence_and_a_clear_score(score: float, confidence: float, expected: str | None):
     assert label_of(score, confidence, SETTINGS) == expected
+
+
+def test_odds_of_a_reader_are_a_signal_within_bounds_and_none_without_an_opinion():
+    assert learned_signal(0.0, at_home=False) is None
+    assert learned_signal(-1e9, at_home=False) == Signal("learned", -1.0)
+    assert learned_signal(1e9, at_home=True) == Signal("learned_at_home", 1.0)
+    mild = learned_signal(0.5 * COEFFICIENTS["learned"], at_home=False)
+    assert mild == Signal("learned", 0.5)

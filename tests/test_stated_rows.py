@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from uuid import uuid4
+
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as how
+from hypothesis import strategies as st
+from nightschool.content import Message
 from nightschool.interfaces.cli import app
+from nightschool.memory.conversations import Conversation, Owner
 from nightschool.memory.store import MemoryStore
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 
@@ -59,6 +68,18 @@ def test_turn_that_only_says_what_is_superseded_is_not_recalled_either(store: Me
     assert any("Rome" in text for text in texts) and not any("Oslo" in text for text in texts)
 
 
+def test_turn_is_a_record_of_what_was_said_and_shown_when_turns_are_asked_for(store: MemoryStore) -> None:
+    say(store, "I live in Oslo.", 100.0)
+    say(store, "I live in Rome.", 200.0, session_id="later")
+
+    def places(**filters: str) -> set[str]:
+        found = store.recall("Where do I live?", user_id="ada", threshold=0.0, limit=10, **filters)
+        return {place for place in ("Oslo", "Rome") for r in found if place in r.memory.text}
+
+    assert places(kind="turn") == {"Oslo", "Rome"}
+    assert places() == places(kind="fact") == {"Rome"}
+
+
 def test_statement_falls_with_its_turn_and_the_one_before_holds_again(quick_store: MemoryStore) -> None:
     say(quick_store, "I live in Oslo.", 100.0)
     rome = say(quick_store, "I live in Rome.", 200.0, session_id="later")
@@ -99,8 +120,6 @@ def test_replaced_unanswered_turn_leaves_no_statement_twice(quick_store: MemoryS
 
 
 def test_statement_whose_sources_do_not_say_it_is_named_by_verify(quick_store: MemoryStore) -> None:
-    from sqlalchemy import text
-
     say(quick_store, "I live in Oslo.", 100.0)
     with quick_store.sql.begin() as connection:
         connection.execute(text("UPDATE memories SET valid_to = 7 WHERE kind = 'fact'"))
@@ -166,3 +185,135 @@ def test_rebuild_takes_in_what_was_stated_before_there_were_statements(quick_sto
     quick_store.rebuild_index()
     assert history(quick_store) == [("I live in Oslo.", 100.0, None, 1)]
     assert quick_store.verify() == []
+
+
+def test_history_of_one_subject_leaves_out_the_others(quick_store: MemoryStore) -> None:
+    say(quick_store, "I live in Oslo. I like tea.", 1.0)
+    assert [m.text for m in quick_store.history(user_id="ada", subject="home")] == ["I live in Oslo."]
+    assert quick_store.history(user_id="ada", subject="nothing") == []
+
+
+# -- ids ---
+
+
+def ids(store: MemoryStore) -> dict[str, str]:
+    return {m.id: m.text for m in store.history(user_id="ada")}
+
+
+def answer(store: MemoryStore, shown: str, session_id: str = "shown") -> str:
+    """A reply that was shown this memory; returns its id."""
+    turn = [{"role": "user", "content": "Where do I live?"}]
+    return store.record(turn, "Oslo.", user_id="ada", session_id=session_id, memory_ids=[shown]).id
+
+
+CITIES = st.sampled_from(["Oslo", "Rome", "Bonn"])
+
+
+@how(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(CITIES, st.integers(0, 6)), min_size=1, max_size=7))
+def test_no_id_of_a_statement_goes_whatever_comes_in_later_and_from_whenever(
+    settings, hash_embedder, said: list[tuple[str, int]]
+) -> None:
+    with MemoryStore(replace(settings, home=settings.home / uuid4().hex), embedder=hash_embedder) as store:
+        seen: set[str] = set()
+        for n, (city, time) in enumerate(said):
+            say(store, f"I live in {city}.", float(time), session_id=f"s{n}")
+            assert seen <= ids(store).keys()
+            seen = set(ids(store))
+        assert store.verify() == []
+        held = {m.id: m for m in store.history(user_id="ada")}
+        in_one_go = [
+            Conversation(Owner("ada", "", f"s{n}"), messages(c), (float(t),) * 2) for n, (c, t) in enumerate(said)
+        ]
+        with MemoryStore(replace(settings, home=settings.home / uuid4().hex), embedder=hash_embedder) as other:
+            other.record_many(in_one_go)
+            assert {m.id: m for m in other.history(user_id="ada")} == held
+
+
+def messages(city: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": f"I live in {city}."}, {"role": "assistant", "content": "Noted."})
+
+
+def test_older_chat_that_says_the_same_otherwise_keeps_the_id_and_is_found_in_its_words(store: MemoryStore) -> None:
+    say(store, "I moved to Rome.", 200.0)
+    (named,) = ids(store)
+    say(store, "I live in Rome.", 100.0, session_id="older")
+    assert ids(store) == {named: "I live in Rome."}
+    (found,) = store.recall("Where do I live?", user_id="ada", kind="fact", threshold=0.0)
+    assert (found.memory.id, found.memory.created_utc) == (named, 100.0)
+    (row,) = store._indexing.index.rows(f"id = '{named}'", 9)
+    assert row.lines[0].startswith("liv rom") and row.created_utc == 100.0
+    assert store.verify() == []
+
+
+def test_reply_that_was_shown_forgotten_words_counts_as_such_though_others_say_the_same(
+    quick_store: MemoryStore, bytes_in_home
+) -> None:
+    first = say(quick_store, "I moved to Oslo last summer.", 1.0, session_id="first")
+    (named,) = ids(quick_store)
+    reply = answer(quick_store, named)
+    say(quick_store, "I live in Oslo.", 2.0, session_id="again")
+    plan = quick_store.forget(interaction_ids=[first])
+    assert named in plan.memory_ids
+    quick_store.forget_apply(plan)
+    assert bytes_in_home(b"last summer") == []
+    assert ids(quick_store) == {named: "I live in Oslo."}
+    (shown,) = quick_store.interaction(reply).memory_ids
+    assert quick_store.memories([shown]) == {}
+    say(quick_store, "I moved to Oslo last summer.", 0.0, session_id="anew")
+    assert quick_store.memories([shown]) == {}
+    assert quick_store.verify() == []
+
+
+def test_reply_that_was_shown_what_stays_follows_it_to_its_new_id(quick_store: MemoryStore) -> None:
+    first = say(quick_store, "I live in Oslo.", 1.0, session_id="1")
+    say(quick_store, "I live in Rome.", 2.0, session_id="2")
+    say(quick_store, "I live in Oslo.", 3.0, session_id="3")
+    early, _, late = (m.id for m in quick_store.history(user_id="ada"))
+    reply = answer(quick_store, late)
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[first]))
+    (shown,) = quick_store.interaction(reply).memory_ids
+    assert (shown, quick_store.memories([shown])[shown].created_utc) == (early, 3.0)
+    assert quick_store.verify() == []
+
+
+def test_reply_follows_what_it_was_shown_when_an_older_chat_comes_in(quick_store: MemoryStore) -> None:
+    shown_turn = say(quick_store, "I live in Oslo.", 50.0, session_id="1")
+    (named,) = ids(quick_store)
+    reply = answer(quick_store, named)
+    say(quick_store, "I live in Oslo.", 10.0, session_id="2")
+    say(quick_store, "I live in Rome.", 20.0, session_id="3")
+    (shown,) = quick_store.interaction(reply).memory_ids
+    assert quick_store.memories([shown])[shown].source_ids == (shown_turn,)
+    assert shown != named and named in ids(quick_store)
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[shown_turn]))
+    (shown,) = quick_store.interaction(reply).memory_ids
+    assert quick_store.memories([shown]) == {}
+    assert quick_store.verify() == []
+
+
+def test_statements_of_an_older_version_are_named_again_and_replies_keep_what_they_were_shown(
+    settings, hash_embedder
+) -> None:
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        say(store, "I live in Oslo.", 1.0)
+        say(store, "I live in Rome.", 2.0, session_id="2")
+        now = list(ids(store))
+        reply, other = answer(store, now[1]), say(store, "Good morning", 3.0, session_id="3")
+        store.recall("Rome", user_id="ada")
+        with store.sql.begin() as connection:  # as revision 0003 left it
+            for n, named in enumerate(now):
+                old = {"old": f"b2:old{n}", "new": named, "shown": f'["b2:old{n}"]', "asked": f'["{named}"]'}
+                connection.execute(text("UPDATE memories SET id = :old WHERE id = :new"), old)
+                connection.execute(text("UPDATE interactions SET memory_ids = :shown WHERE memory_ids = :asked"), old)
+            connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+        index = store._indexing.index
+        rows = [index.rows(f"id = '{named}'", 1)[0] for named in now]
+        index.delete(now)
+        index.add([replace(row, id=f"b2:old{n}") for n, row in enumerate(rows)])
+    for _ in range(2):
+        with MemoryStore(settings, embedder=hash_embedder) as store:
+            assert list(ids(store)) == now
+            assert store.interaction(reply).memory_ids == (now[1],)
+            assert store.interaction(other).memory_ids == ()
+            assert store.verify() == []

@@ -8,9 +8,6 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as how
-from hypothesis import strategies as st
 from nightschool.errors import InputError, NotFound, StoreError
 from nightschool.memory.conversations import Conversation, Owner, Review
 from nightschool.memory.store import MemoryStore
@@ -396,28 +393,6 @@ def test_note_is_recalled_at_once_and_by_an_unusual_word(quick_store):
     quick_store.record_many([conversation(*filler)])
     note = quick_store.remember("the code of the shed is xyzzy", user_id="ann")
     assert quick_store.recall("xyzzy", user_id="ann")[0].memory == note
-
-
-@how(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["ann", "o'neil"]), st.sampled_from(["", "x", "y"]), st.booleans()),
-        min_size=1,
-        max_size=6,
-        unique=True,
-    )
-)
-def test_private_memory_of_another_user_is_never_recalled(settings, hash_embedder, notes):
-    home = settings.home / uuid4().hex
-    with MemoryStore(Settings(home=home), embedder=hash_embedder) as store:
-        for n, (owner, agent, shared) in enumerate(notes):
-            store.remember(f"zebra {n}", user_id=owner, agent_id=agent, shared=shared)
-        for asker, agent in [("ann", ""), ("o'neil", "x"), ("eve", "y")]:
-            found = {r.memory.text for r in store.recall("zebra", user_id=asker, agent_id=agent, threshold=0, limit=99)}
-            allowed = {
-                f"zebra {n}" for n, (o, a, shared) in enumerate(notes) if shared or (o == asker and a in ("", agent))
-            }
-            assert found == allowed
 
 
 # -- topics and counts ---

@@ -176,6 +176,37 @@ def test_table_whose_indexes_were_never_made_gets_them(index):
     assert len(list(index._open().list_indices())) == 6
 
 
+class Contended:
+    """A table whose indexes other processes are making: so many commits fail, with this message."""
+
+    def __init__(self, table, fails: int, message: str) -> None:
+        self._table, self.fails, self.message = table, fails, message
+
+    def __getattr__(self, name: str):
+        return getattr(self._table, name)
+
+    def create_index(self, column, config):
+        if self.fails:
+            self.fails -= 1
+            raise RuntimeError(self.message)
+        return self._table.create_index(column, config=config)
+
+
+CONFLICT = "Retryable commit conflict for version 3"
+
+
+@pytest.mark.parametrize(("fails", "message"), [(3, CONFLICT), (module.CONFLICTS, CONFLICT), (1, "disk full")])
+def test_indexes_are_made_through_conflicts_unless_they_never_end_or_are_something_else(index, fails, message):
+    index._table = Contended(index._connect().create_table(module.TABLE, schema=index._schema()), fails, message)
+    if fails == 3:
+        index._make_indexes()
+        assert len(list(index._table.list_indices())) == 6
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            index._make_indexes()
+        assert index._table.fails == 0
+
+
 @pytest.mark.parametrize(("dimension", "name"), [(DIMENSION, "other"), (8, "test")])
 def test_changed_embedder_is_refused_with_the_command_that_helps(index, dimension, name):
     index.add([row("a")])

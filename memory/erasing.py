@@ -1,0 +1,58 @@
+"""The bytes on the disk: what was forgotten goes for good, and what is merely gone gives its space back.
+
+The invariant: a receipt stays unfinished until every byte is gone, so whatever stopped the erasing (a crash, a reader
+of the log, a file that may not be deleted) is taken up at the next opening. Not covered: copies that a file system, an
+object store or a backup keeps beneath the files that we can name, see docs/object-storage.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import StoreError
+from .database import Database
+from .exporting import exports_in
+from .forgetting import finish, unfinished
+from .indexing import Indexing
+from .reader import readers_in
+
+
+def erase_bytes(home: Path, database: Database, indexing: Indexing, now: float) -> None:
+    """After the rows: the index, our exports, the readers fitted on them, and what the files still hold."""
+    with database.reading() as session:
+        receipts = unfinished(session)
+    if not receipts:
+        return
+    indexing.erase()
+    kept = _undeleted([*(home / name for name in exports_in(home)), *readers_in(home)])
+    database.erase()
+    if kept:
+        raise StoreError(
+            f"the rows are deleted, but these files may hold them and cannot be deleted: {', '.join(kept)};"
+            " make them deletable and open the store again, which takes it up where it stopped"
+        )
+    with database.writing() as session:
+        finish(session, receipts, now)
+
+
+def compact(home: Path, database: Database, indexing: Indexing) -> tuple[int, int]:
+    """Give back the space of what is gone, and make recall quick again: bytes of the home before and after."""
+    before = _size(home)
+    indexing.erase()
+    database.compact()
+    return before, _size(home)
+
+
+def _undeleted(paths: list[Path]) -> list[str]:
+    """Delete them, and say which could not be deleted and why."""
+    kept: list[str] = []
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            kept.append(f"{path} ({error.strerror})")
+    return kept
+
+
+def _size(home: Path) -> int:
+    return sum(path.stat().st_size for path in home.rglob("*") if path.is_file())

@@ -1,0 +1,100 @@
+"""What SQL holds, to be read: turns, feedback, memories, topics.
+
+The invariant: nothing here writes, and nothing needs the embedder or the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ..content import Message
+from ..errors import NotFound
+from ..settings import Settings
+from . import reading
+from .conversations import Owner, checked_owner, messages_of
+from .database import Database
+from .grouping import groups
+from .rows import to_interaction
+from .stated_rows import statements_of
+from .tables import InteractionRow
+from .topic_rows import states
+from .types import Feedback, Interaction, Memory, Topic
+
+
+class Facts:
+    def __init__(self, database: Database, settings: Settings, dimension: int) -> None:
+        self._database, self.settings = database, settings
+        self._dimension = dimension  # of the centroids of topics
+
+    def interaction(self, interaction_id: str) -> Interaction:
+        with self._database.reading() as session:
+            row = session.get(InteractionRow, interaction_id)
+            if row is None:
+                raise NotFound(f"no interaction {interaction_id}")
+            return to_interaction(row)
+
+    def interactions(self) -> Iterator[Interaction]:
+        """Every interaction of everybody, session by session, in order; read in pages."""
+        return reading.in_pages(self._database)
+
+    def conversation(self, interaction_id: str) -> list[Message]:
+        """The prompt that was answered: the session up to this turn, without the reply."""
+        asked = self.interaction(interaction_id)
+        earlier = self._session(reading.owner_of(asked), before=asked.position)
+        return [*messages_of(earlier), *asked.turn]
+
+    def session_messages(self, user_id: str, agent_id: str, session_id: str) -> list[Message]:
+        """All that was said in a session, for the next reply."""
+        return messages_of(self._session(Owner(user_id, agent_id, session_id)))
+
+    def latest_interaction(self, user_id: str, agent_id: str, session_id: str) -> Interaction | None:
+        with self._database.reading() as session:
+            return reading.latest(session, Owner(user_id, agent_id, session_id))
+
+    def feedback(self) -> dict[str, list[Feedback]]:
+        """All feedback by interaction, oldest first."""
+        with self._database.reading() as session:
+            return reading.feedback(session)
+
+    def history(self, *, user_id: str, agent_id: str = "", subject: str | None = None) -> list[Memory]:
+        """What this user stated of each subject, in order of time: what holds and what held before."""
+        checked_owner(user_id, agent_id, "")
+        with self._database.reading() as session:
+            return statements_of(session, user_id, agent_id, subject)
+
+    def memories(self, ids: Iterable[str]) -> dict[str, Memory]:
+        """Those of `ids` that exist."""
+        with self._database.reading() as session:
+            return reading.memories(session, ids)
+
+    def sort_ids(self, ids: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Those that name memories apart from those that name interactions, or nothing: (interactions, memories)."""
+        held = self.memories(ids)
+        return tuple(i for i in ids if i not in held), tuple(i for i in ids if i in held)
+
+    def topics(self, now: float) -> list[Topic]:
+        """What people keep asking, most recurrent first."""
+        with self._database.reading() as session:
+            known = states(session, self._dimension)
+            return reading.topics(session, known, now, self.settings.dataset.half_life_days)
+
+    def topic_groups(self) -> dict[str, str]:
+        """Which of `topics` each interaction's own, narrow topic belongs to, by id."""
+        with self._database.reading() as session:
+            return groups(states(session, self._dimension))
+
+    def topic_labels(self, interaction_ids: Iterable[str]) -> dict[str, str]:
+        """What each of these interactions was about; those without a topic or forgotten are missing."""
+        with self._database.reading() as session:
+            return reading.topic_labels(session, interaction_ids)
+
+    def counts(self) -> dict[str, int]:
+        with self._database.reading() as session:
+            return reading.counts(session)
+
+    def _session(self, owner: Owner, before: int | None = None) -> list[Interaction]:
+        rows = reading.of_session(owner).order_by(InteractionRow.position)
+        if before is not None:
+            rows = rows.where(InteractionRow.position < before)
+        with self._database.reading() as session:
+            return [to_interaction(row) for row in session.scalars(rows)]

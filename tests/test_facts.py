@@ -1,0 +1,38 @@
+"""What is read from SQL alone, without the embedder and the index."""
+
+from __future__ import annotations
+
+from nightschool.memory.database import Database
+from nightschool.memory.facts import Facts
+
+
+def said(store, words, session="s", user="ann"):
+    return store.record([{"role": "user", "content": words}], "ok", user_id=user, session_id=session)
+
+
+def test_facts_are_read_without_an_embedder_and_without_an_index(quick_store, settings):
+    made = said(quick_store, "the opening hours")
+    facts = Facts(Database(settings.database_url), settings, quick_store.embedder.dimension)
+    assert list(facts.interactions()) == [made]
+    assert facts.counts() == quick_store.counts()
+    assert facts.topics(0.0) == quick_store.topics(0.0)
+    assert not hasattr(facts, "recall")
+
+
+def test_labels_are_given_for_turns_that_exist_and_are_about_something(quick_store):
+    about = said(quick_store, "the opening hours")
+    greeting = quick_store.record([], "Hello!", user_id="bob", session_id="s")
+    assert quick_store.topic_labels([about.id, greeting.id, "b2:gone"]) == {about.id: "opening hours"}
+    assert quick_store.topic_labels([]) == {}
+
+
+def test_every_narrow_topic_belongs_to_a_group_that_is_shown(quick_store):
+    narrow = {said(quick_store, words).topic_id for words in ("the opening hours", "zebras", "a bicycle")}
+    of = quick_store.topic_groups()
+    assert of.keys() == narrow
+    assert set(of.values()) == {topic.id for topic in quick_store.topics(0.0)}
+
+
+def test_ids_of_memories_are_told_from_those_of_turns_and_of_nothing(quick_store):
+    turn, note = said(quick_store, "zebras"), quick_store.remember("a zebra", user_id="ann")
+    assert quick_store.sort_ids([note.id, turn.id, "b2:gone"]) == ((turn.id, "b2:gone"), (note.id,))
