@@ -10,6 +10,7 @@ numbers, by dequantising them; it is the reference, and slow.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import ServingError
 
 EXPERTS = "nightschool_fp8"
+FUSED_EXPERTS = "nightschool_fp8_fused"
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
 LEAST_SCALE = 1e-12  # a row of zeros stays one
@@ -117,6 +119,28 @@ def register() -> None:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS, experts_forward)
+
+
+def fuse(model: Any, backend: str = "inductor") -> None:
+    """Compile what is many small kernels, each function once for all layers: norms, rounding, the experts' sorting.
+
+    Adapters are added outside of it. A model stays as it is where it has nothing of the kind.
+    """
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    compiled: dict[type[nn.Module], Any] = {}
+    for module in model.modules():
+        kind = type(module)
+        if kind is RoundedLinear or kind.__name__.endswith("RMSNorm"):
+            compiled.setdefault(kind, torch.compile(kind.forward, backend=backend))
+            module.forward = partial(compiled[kind], module)
+    if any(map(_has_rounded_experts, model.modules())):
+        ALL_EXPERTS_FUNCTIONS.register(FUSED_EXPERTS, torch.compile(experts_forward, backend=backend))
+        model.set_experts_implementation(FUSED_EXPERTS)
+
+
+def _has_rounded_experts(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "gate_up_proj_scale", None), Tensor)
 
 
 # -- conversion ---

@@ -157,6 +157,11 @@ class Graphs:
         self._pool = torch.cuda.graph_pool_handle() if record else None
         self._buffers: list[Buffers] = []
 
+    @property
+    def recording(self) -> bool:
+        """False from the first step on that could not be recorded."""
+        return self._record
+
     @torch.inference_mode()
     def step(
         self, deltas: Deltas, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any
