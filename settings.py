@@ -104,6 +104,7 @@ class ServingSettings:
     timeout_seconds: float = 120.0  # for one answer of a server
     parity_tolerance: float = 0.1  # nats per token between engine and trainer; what FP8 and bfloat16 may differ by
     device: str = "auto"
+    weights: str = "auto"  # of the local engine: fp8 where checkpoint and card have it; or "fp8", "full"
     threads: int = 0  # 0 = torch's own choice
     max_tokens: int = 96
     temperature: float = 0.0

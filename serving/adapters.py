@@ -46,7 +46,7 @@ SHORT = 4  # positions a row
 
 
 def read(adapter_id: str, path: Path, base_id: str, modules: Mapping[str, nn.Module], device: str) -> Lora:
-    """The adapter in `path`, or the reason why it cannot serve on this base."""
+    """The adapter in `path`, or the reason why it cannot serve on this base. On a card in bfloat16, as it computes."""
     for file in (CONFIG, WEIGHTS):
         if not (path / file).exists():
             raise ServingError(f"adapter {adapter_id}: {path} has no {file}; run `nightschool audit verify`")
@@ -60,7 +60,8 @@ def read(adapter_id: str, path: Path, base_id: str, modules: Mapping[str, nn.Mod
     tensors = _tensors(adapter_id, path)
     rank, scale = _rank_and_scale(adapter_id, config)
     _check_shapes(adapter_id, tensors, rank, modules)
-    tensors = {key: value.to(device, torch.float32) for key, value in tensors.items()}
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    tensors = {key: value.to(device, dtype) for key, value in tensors.items()}
     names = sorted({key.removesuffix(f".lora_{part}.weight") for key in tensors for part in "AB"} - set(tensors))
     return Lora({_bare(name): _pair(adapter_id, name, tensors, scale) for name in names})
 
@@ -135,12 +136,12 @@ class Delta:
     down: Tensor  # (in, ranks)
     up: Tensor  # (ranks, out)
     own: Tensor  # (rows, 1, ranks), 1 in the columns of the row's adapter
-    parts: Sequence[tuple[Tensor, Tensor, Tensor]]  # A, B and the rows of each adapter
+    parts: Sequence[tuple[Tensor, Tensor, Tensor]]  # A, B and the rows of each adapter; may be empty
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # some layers see (rows · length, in) or more dimensions; a row's positions are together in any case
         inputs = args[0].reshape(len(self.own), -1, args[0].shape[-1]).to(self.down.dtype)
-        if inputs.shape[1] <= SHORT:
+        if inputs.shape[1] <= SHORT or not self.parts:
             gain = ((inputs @ self.down) * self.own) @ self.up
             return output + gain.reshape(output.shape).to(output.dtype)
         result = output.reshape(len(self.own), inputs.shape[1], -1).clone()
@@ -157,6 +158,9 @@ class Same:
     up: Tensor
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if output.is_cuda and output.dtype == self.down.dtype:  # fewer kernels; a short step is made of little else
+            inputs = args[0].reshape(-1, args[0].shape[-1])
+            return torch.addmm(output.reshape(-1, output.shape[-1]), inputs @ self.down, self.up).reshape(output.shape)
         return output + ((args[0].to(self.down.dtype) @ self.down) @ self.up).to(output.dtype)
 
 
@@ -176,7 +180,7 @@ def _delta(name: str, rows: Sequence[Lora], loras: Sequence[Lora]) -> Delta:
     pairs = [lora.weights[name] for lora in loras]
     down, up = torch.cat([a for a, _ in pairs], 1), torch.cat([b for _, b in pairs])
     has = torch.tensor([[row is lora for lora in loras] for row in rows])
-    own = has.float().repeat_interleave(torch.tensor([len(b) for _, b in pairs]), 1)[:, None].to(down.device)
+    own = has.to(down.dtype).repeat_interleave(torch.tensor([len(b) for _, b in pairs]), 1)[:, None].to(down.device)
     where = [column.nonzero()[:, 0].to(down.device) for column in has.T]
     return Delta(down, up, own, [(a, b, at) for (a, b), at in zip(pairs, where, strict=True)])
 

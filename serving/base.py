@@ -119,11 +119,15 @@ def choose_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def is_fp8(config: Any) -> bool:
+    quantization = getattr(config, "quantization_config", None) or {}
+    return bool(quantization.get("quant_method") == "fp8")
+
+
 def _set_to_dequantise(config: Any) -> bool:
-    quantization = getattr(config, "quantization_config", None)
-    if not quantization or quantization.get("quant_method") != "fp8":
+    if not is_fp8(config):
         return False
-    config.quantization_config = {**quantization, "dequantize": True}
+    config.quantization_config = {**config.quantization_config, "dequantize": True}
     return True
 
 

@@ -6,6 +6,7 @@ generator and has its own adapter and sampling, and rows join and leave between 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn.functional import pad
 from ..errors import ServingError
 from .adapters import BASE, Deltas, Lora, blended
 from .engine import Sampling
+from .graphs import Lent, is_plain
 
 Layers = list[tuple[Tensor, Tensor]]  # keys and values a layer: (rows, heads, width, size)
 # what the adapters add, inputs → (rows, vocabulary) logits of the last position, cache
@@ -108,7 +110,8 @@ class Batch:
         inputs = {"input_ids": self._ids, "attention_mask": self._mask, "position_ids": self._positions}
         on_device = {name: value.to(self._device) for name, value in inputs.items()}
         logits, self._cache = forward(self._deltas, **on_device, past_key_values=self._cache)
-        tokens = [_grow(row.answer, scores) for row, scores in zip(self.rows, logits.float().cpu(), strict=True)]
+        best, at = (found.tolist() for found in logits.max(-1))  # on the device: of most rows no more is asked
+        tokens = [_grow(row.answer, *of_row) for row, *of_row in zip(self.rows, logits, best, at, strict=True)]
         self._ids = torch.tensor(tokens)[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(self._ids)], 1)
         self._positions = self._positions[:, -1:] + 1
@@ -121,7 +124,10 @@ class Batch:
         self.rows = [self.rows[i] for i in kept]
         self._ids, self._mask, self._positions = (t[kept] for t in (self._ids, self._mask, self._positions))
         self._deltas = blended([row.lora for row in self.rows])
-        if self._cache is not None:
+        if isinstance(self._cache, Lent):
+            self._cache = self._cache.copied(kept)
+            self._trim()
+        elif self._cache is not None:
             self._cache.batch_select_indices(torch.tensor(kept, device=self._device))
             if self.divisible:
                 self._trim()
@@ -136,10 +142,13 @@ class Batch:
     @property
     def divisible(self) -> bool:
         """Whether the cache is plain keys and values by position; windows and recurrent states cannot be shifted."""
-        return _is_plain(self._cache)
+        return is_plain(self._cache)
 
     def join(self, other: Batch) -> None:
         """Take in the rows of another divisible batch; both have made a step."""
+        for batch in (self, other):
+            if isinstance(batch._cache, Lent):
+                batch._cache = batch._cache.copied(range(len(batch.rows)))
         width = max(self._mask.shape[1], other._mask.shape[1])
         for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
             mine.keys = torch.cat([_widened(t, width - 1) for t in (mine.keys, theirs.keys)])
@@ -159,20 +168,15 @@ class Batch:
         return self.rows[row].ids[:count], [(keys.clone(), values.clone()) for keys, values in layers]
 
 
-def _is_plain(cache: Any) -> bool:
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
 def _widened(cache: Tensor, width: int) -> Tensor:
     return pad(cache, (0, 0, width - cache.shape[-2], 0))
 
 
-def _grow(answer: Answer, scores: Tensor) -> int:
+def _grow(answer: Answer, scores: Tensor, best: float, at: int) -> int:
     try:
-        token = pick(scores, answer)
+        if not math.isfinite(best):
+            raise ServingError("the model's figures are not finite; the adapter or the base is damaged")
+        token = at if answer.sampling.temperature <= 0 else drawn(scores.float().cpu(), answer)
         answer.add(token)
     except (RuntimeError, ValueError, ServingError) as error:
         answer.fail(ServingError(f"the answer broke off after {len(answer.ids)} tokens: {error}"))
@@ -196,13 +200,8 @@ def decode(forward: Callable[..., tuple[Tensor, Any]], rows: Sequence[Row], devi
         yield
 
 
-def pick(scores: Tensor, answer: Answer) -> int:
-    """The next token from (vocabulary) logits: the likeliest, or drawn from the nucleus of `top_p`."""
-    best = int(scores.argmax())
-    if not scores[best].isfinite():
-        raise ServingError("the model's figures are not finite; the adapter or the base is damaged")
-    if answer.sampling.temperature <= 0:
-        return best
+def drawn(scores: Tensor, answer: Answer) -> int:
+    """The next token from (vocabulary) logits, out of the nucleus of `top_p`."""
     chances, order = (scores / answer.sampling.temperature).softmax(-1).sort(descending=True)
     outside = chances.cumsum(-1) - chances >= answer.sampling.top_p
     outside[0] = False

@@ -14,17 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ServingError
+from ..errors import ServingError, SettingsError
 from ..settings import ServingSettings
+from . import fp8
 from .adapters import BASE, Deltas, Lora, applied, blended, read
-from .base import base_id, choose_device, load_base, load_tokenizer
+from .base import base_id, choose_device, is_fp8, load_base, load_config, load_tokenizer, locate, lora_targets
 from .batching import Batcher, Request, batches
 from .chat import Ids, answer_ids, prompt_ids
 from .decoding import Answer
 from .engine import LEAST_PROMPT, Prompt, Sampling, Score
+from .graphs import Graphs, is_plain, use_attention
 
 SCORED_TOKENS = 2048  # of one forward pass, padding included; answers on their way wait for it
 DEFAULT = Sampling()
+WEIGHTS = ("auto", "fp8", "full")
+LEAST_BYTES = 2 << 30  # a smaller base is as fast in full, and loses most by rounding
 
 
 class LocalEngine:
@@ -33,10 +37,10 @@ class LocalEngine:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._device = choose_device(settings.device)
-        # on a CPU float32 is both faster and exact; elsewhere what the checkpoint was made for
-        dtype = torch.float32 if self._device == "cpu" else torch.bfloat16
-        self._model = load_base(settings.base, dtype=dtype, device=self._device)
+        self._model = _loaded(settings, self._device)
         self._modules = dict(self._model.named_modules())
+        on_card = torch.device(self._device).type == "cuda" and use_attention(self._model)
+        self._graphs = Graphs(self._model, self._modules, record=True) if on_card else None
         self._tokenizer = load_tokenizer(settings.base)
         self._base_id = base_id(settings.base)
         self._context = int(self._model.config.get_text_config().max_position_embeddings)
@@ -111,6 +115,9 @@ class LocalEngine:
     # -- the model; only the batcher's thread comes here ---
 
     def _next(self, deltas: Deltas, **inputs: Any) -> tuple[Tensor, Any]:
+        past = inputs.get("past_key_values")
+        if self._graphs and inputs["input_ids"].shape[1] == 1 and past is not None and is_plain(past):
+            return self._graphs.step(deltas, **inputs)
         with applied(self._modules, deltas), torch.inference_mode():
             out = self._model(**inputs, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1], out.past_key_values
@@ -181,6 +188,27 @@ class LocalEngine:
             raise ServingError(f"adapter {adapter_id}: answers with it are not finite; train it again")
         if torch.equal(plain, adapted):
             raise ServingError(f"adapter {adapter_id} changes nothing: all its weights are 0")
+
+
+def _loaded(settings: ServingSettings, device: str) -> Any:
+    """On a CPU in float32, which is both faster and exact; elsewhere as the checkpoint was made for."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if not _in_fp8(settings, device):
+        return load_base(settings.base, dtype=dtype, device=device)
+    model = load_base(settings.base, dtype=dtype, device="cpu")
+    return fp8.convert(model, lora_targets(model.config, "attention+mlp"), device)
+
+
+def _in_fp8(settings: ServingSettings, device: str) -> bool:
+    wanted = settings.weights
+    if wanted not in WEIGHTS:
+        raise SettingsError(f"serving.weights is {wanted!r}; it is one of {', '.join(WEIGHTS)}")
+    if wanted == "auto":
+        on_disk = sum(path.stat().st_size for path in locate(settings.base).glob("*.safetensors"))
+        return fp8.supported(device) and on_disk >= LEAST_BYTES and is_fp8(load_config(settings.base))
+    if wanted == "fp8" and device != "cpu" and not fp8.supported(device):
+        raise ServingError(f"torch has no FP8 products for {device} (Hopper or later); set serving.weights to full")
+    return wanted == "fp8"
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -8,10 +8,12 @@ call ends on the adapter it started with, also when it is unloaded meanwhile or 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
@@ -30,6 +32,27 @@ except ModuleNotFoundError as error:
 T = TypeVar("T")
 DEFAULT = Sampling()
 CALLS = 64  # at a time; the server batches them
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """Of one call, `limit_s` seconds after its start. A stream that falls silent is noticed within twice the limit."""
+
+    limit_s: float
+    at: float
+
+    def left(self) -> float:
+        seconds = self.at - time.monotonic()
+        if seconds <= 0:
+            raise self.missed()
+        return seconds
+
+    def missed(self) -> ServingError:
+        return ServingError(f"no whole answer within timeout_s = {self.limit_s:g}; allow more time or fewer tokens")
+
+
+def _deadline(sampling: Sampling) -> Deadline | None:
+    return Deadline(sampling.timeout_s, time.monotonic() + sampling.timeout_s) if sampling.timeout_s else None
 
 
 class VLLMEngine:
@@ -67,15 +90,17 @@ class VLLMEngine:
         self, prompts: Sequence[Prompt], *, adapter: str | None = None, sampling: Sampling = DEFAULT
     ) -> list[str]:
         """One answer a prompt, in order."""
+        until = _deadline(sampling)
         bodies = [self._asked(prompt, sampling, row) for row, prompt in enumerate(prompts)]
         with self._lease(adapter) as model:
-            return self._in_parallel(lambda body: str(self._complete(model, body)["text"]), bodies)
+            return self._in_parallel(lambda body: str(self._complete(model, body, until)["text"]), bodies)
 
     def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = DEFAULT) -> Iterator[str]:
         """The pieces of what `generate` would return. Closing it ends the request on the server."""
+        until = _deadline(sampling)
         body = {**self._asked(prompt, sampling, 0), "stream": True}
         with self._lease(adapter) as model:
-            yield from self._pieces({**body, "model": model})
+            yield from self._pieces({**body, "model": model}, until)
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
         """Log-probabilities of `answers`, each with its end of turn, given their prompts."""
@@ -195,12 +220,13 @@ class VLLMEngine:
     def _listed(self) -> dict[str, Any]:
         return {model["id"]: model for model in self._answered("GET", "/v1/models").json()["data"]}
 
-    def _complete(self, model: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, model: str, body: dict[str, Any], until: Deadline | None = None) -> dict[str, Any]:
         """The one choice of a completion. A server that was started anew is given the adapter again."""
-        response = self._answered("POST", "/v1/completions", {**body, "model": model}, accepted=(200, 404))
+        asked = {**body, "model": model}
+        response = self._answered("POST", "/v1/completions", asked, accepted=(200, 404), until=until)
         if response.status_code == 404:
             self._load_again(model)
-            response = self._answered("POST", "/v1/completions", {**body, "model": model})
+            response = self._answered("POST", "/v1/completions", asked, until=until)
         choice: dict[str, Any] = response.json()["choices"][0]
         return choice
 
@@ -209,14 +235,17 @@ class VLLMEngine:
             if path := self._paths.get(model):
                 self._load(model, path)
 
-    def _pieces(self, body: dict[str, Any]) -> Iterator[str]:
+    def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Iterator[str]:
         if body["model"] not in self._listed():
             self._load_again(body["model"])
-        with self._translated(), self._client.stream("POST", "/v1/completions", json=body) as response:
+        stream = self._client.stream("POST", "/v1/completions", json=body, timeout=self._seconds(until))
+        with self._translated(until), stream as response:
             if response.status_code != 200:
                 response.read()
                 raise ServingError(f"{self._url}: {_reason(response)}")
             for line in response.iter_lines():
+                if until:
+                    until.left()
                 data = line.removeprefix("data: ")
                 if data and data != "[DONE]" and (piece := self._piece(data)):
                     yield piece
@@ -231,19 +260,29 @@ class VLLMEngine:
         self._answered("POST", path, body, accepted=(200, 404) if missing_is_fine else (200,))
 
     def _answered(
-        self, method: str, path: str, body: dict[str, Any] | None = None, accepted: Sequence[int] = (200,)
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        accepted: Sequence[int] = (200,),
+        until: Deadline | None = None,
     ) -> httpx.Response:
-        with self._translated():
-            response = self._client.request(method, path, json=body)
+        with self._translated(until):
+            response = self._client.request(method, path, json=body, timeout=self._seconds(until))
         if response.status_code not in accepted:
             raise ServingError(f"{self._url}{path} refused: {_reason(response)}")
         return response
 
+    def _seconds(self, until: Deadline | None) -> httpx.Timeout:
+        return httpx.Timeout(until.left()) if until else self._client.timeout
+
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, until: Deadline | None = None) -> Iterator[None]:
         try:
             yield
         except httpx.TimeoutException as error:
+            if until:
+                raise until.missed() from error
             seconds = self._client.timeout.read
             raise ServingError(f"{self._url} gave no answer in {seconds} s; see serving.timeout_seconds") from error
         except httpx.HTTPError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -183,6 +184,35 @@ def test_server_that_does_not_answer_is_a_clear_error(
         engine.generate([PROMPT])
     with pytest.raises(ServingError, match=reason):
         list(engine.stream(PROMPT))
+
+
+def test_answer_that_is_not_whole_in_time_is_an_error(engine: VLLMEngine, server: Server) -> None:
+    def slow(request: httpx.Request) -> None:
+        if "completions" in request.url.path and request.extensions["timeout"]["read"] < 2:
+            raise httpx.ReadTimeout("slow")
+
+    server.fails = slow
+    with pytest.raises(ServingError, match=r"no whole answer within timeout_s = 1.5; allow more time or fewer tokens"):
+        engine.generate([PROMPT, PROMPT], sampling=Sampling(timeout_s=1.5))
+    with pytest.raises(ServingError, match=r"within timeout_s = 1.5"):
+        list(engine.stream(PROMPT, sampling=Sampling(timeout_s=1.5)))
+    assert engine.generate([PROMPT], sampling=Sampling(timeout_s=60)) == ["served"]
+    assert engine.generate([PROMPT], sampling=Sampling()) == ["served"]
+
+
+def test_stream_that_goes_on_beyond_its_time_ends_with_an_error(engine: VLLMEngine, server: Server) -> None:
+    def trickle() -> Iterator[bytes]:
+        for _ in range(100):
+            time.sleep(0.02)
+            yield b'data: {"choices": [{"text": "word "}]}\n\n'
+
+    server.fails = lambda r: httpx.Response(200, content=trickle()) if "completions" in r.url.path else None
+    heard: list[str] = []
+    pieces = engine.stream(PROMPT, sampling=Sampling(timeout_s=0.5))
+    with pytest.raises(ServingError, match=r"within timeout_s = 0.5"):
+        for piece in pieces:
+            heard.append(piece)
+    assert 0 < len(heard) < 100
 
 
 def test_refusal_of_the_server_is_told_in_its_words(engine: VLLMEngine, server: Server) -> None:

@@ -1,0 +1,485 @@
+"""One card, one large mixture of experts: FP8 by our engine against bfloat16 by transformers, and LoRA training.
+
+    python bench/gpu.py [--minutes 9.5] [--toy]
+
+Qwen3-30B-A3B's shape with random weights, never more than 75 GiB of the card. Needs torch (2.11 or later),
+transformers (5.17 or later), peft, safetensors and accelerate; nothing is downloaded. Without CUDA it says so and ends
+with 0; `--toy` runs every part at toy size on a CPU, which proves the script and measures nothing.
+
+decode: tokens/s after prompts of 128 tokens, greedily, at batch 1, 8, 32 and 64. Ours is the engine's own step: experts
+and attention in FP8, static buffers, recorded as a CUDA graph; `fused` with its small kernels compiled; with and
+without an adapter (rank 16, attention). transformers' is `generate`: growing cache, and static cache, which it
+compiles.
+limit: the bytes that a step has to read (active weights, keys and values) at the bandwidth of a copy, measured here;
+random routers spread tokens evenly, so a batch of b meets a share of 1 - (1 - k/E)^b of the experts.
+train: LoRA on the bfloat16 weights, rows of 2,048 tokens, gradient checkpointing; a pair of DPO is two rows, and its
+reference, the base, is part of its time.
+agree: logits of the same weights in FP8 and in bfloat16. Random weights are a hard case: nothing is decided clearly.
+Parts for which no time is left are named and left out. The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# the package without its first import, which may need what this machine does not have
+package = types.ModuleType("nightschool")
+package.__path__ = [str(Path(__file__).resolve().parent.parent)]
+sys.modules.setdefault("nightschool", package)
+
+from nightschool.serving import fp8  # noqa: E402
+from nightschool.serving.adapters import BASE, Deltas, Lora, applied  # noqa: E402
+from nightschool.serving.base import lora_targets  # noqa: E402
+from nightschool.serving.decoding import Answer, Batch, Row  # noqa: E402
+from nightschool.serving.engine import Sampling  # noqa: E402
+from nightschool.serving.graphs import Graphs, is_plain, use_attention  # noqa: E402
+from nightschool.serving.lora import as_named  # noqa: E402
+
+GIB = 1 << 30
+MOST_GIB = 75
+RANK = 16
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    shape: dict[str, int]
+    batches: tuple[int, ...]
+    prompt: int
+    steps: int
+    train: int  # tokens a row
+    copied: int  # bytes
+    fuse: str  # backend
+
+
+BIG = Size(
+    shape={
+        **{"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768},
+        **{"num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128},
+        **{"num_experts": 128, "num_experts_per_tok": 8, "max_position_embeddings": 40960},
+    },
+    batches=(1, 8, 32, 64),
+    prompt=128,
+    steps=100,
+    train=2048,
+    copied=4 * GIB,
+    fuse="inductor",
+)
+TOY = Size(
+    shape={
+        **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
+        **{"num_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 512},
+    },
+    batches=(1, 2),
+    prompt=8,
+    steps=6,
+    train=32,
+    copied=1 << 22,
+    fuse="eager",
+)
+
+
+def main() -> None:
+    args = parse()
+    if not args.toy and not torch.cuda.is_available():
+        print("skipped: torch finds no CUDA device; `--toy` runs every part at toy size on the CPU")
+        return
+    if not args.toy and not fp8.supported("cuda"):
+        print(
+            f"skipped: {torch.cuda.get_device_name()} is older than Hopper; torch has no scaled grouped product for it"
+        )
+        return
+    bench = Bench(TOY if args.toy else BIG, "cpu" if args.toy else "cuda", args.minutes)
+    found = bench.run()
+    print(bench.table())
+    print(json.dumps({**found, **circumstances(args.toy)}))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=9.5)
+    parser.add_argument("--toy", action="store_true")
+    return parser.parse_args()
+
+
+def circumstances(toy: bool) -> Found:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "safetensors")},
+        "card": "none, toy size on the CPU" if toy else torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+    }
+
+
+class OutOfTime(Exception):
+    pass
+
+
+class Bench:
+    def __init__(self, size: Size, device: str, minutes: float) -> None:
+        from transformers import Qwen3MoeConfig
+
+        self.size, self.device = size, device
+        self.ends = time.monotonic() + 60 * minutes
+        self.config = Qwen3MoeConfig(**size.shape, norm_topk_prob=True, tie_word_embeddings=False)
+        self.speeds: dict[str, dict[int, float]] = {}
+        self.bytes: dict[str, dict[int, float]] = {}
+        self.recorded = device == "cuda"  # whether our steps were CUDA graphs to the end
+        self.found: Found = {"left_out": {}}
+
+    def run(self) -> Found:
+        if self.device == "cuda":
+            torch.cuda.set_per_process_memory_fraction(MOST_GIB * GIB / torch.cuda.mem_get_info()[1])
+        self.found["copy_gb_per_s"] = round(self.copy_bandwidth() / 1e9, 1)
+        torch.manual_seed(1)
+        rows, width = max(self.size.batches), self.size.prompt
+        self.prompts = torch.randint(self.config.vocab_size, (rows, width)).tolist()
+        logits = self.in_fp8()
+        self.in_bfloat16(logits)
+        self.compare()
+        return self.found
+
+    # -- the two models ---
+
+    def build(self) -> Any:
+        """The same weights every time."""
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            # a copy: a model's config remembers how its experts are computed
+            model = AutoModelForCausalLM.from_config(deepcopy(self.config), dtype=torch.bfloat16)
+        return model.eval()
+
+    def in_fp8(self) -> Tensor:
+        pattern = lora_targets(self.config, "attention")
+        model = fp8.convert(self.build(), pattern, self.device)
+        use_attention(model)
+        self.tidy()
+        logits, lora = self.logits(model), adapter(model, pattern)
+        self.note_memory("fp8", model)
+        for suffix in ("", "_fused"):
+            if suffix:
+                torch._dynamo.config.recompile_limit = 64  # shapes of layers times batches
+                fp8.fuse(model, self.size.fuse)
+            for name, one in ((f"fp8{suffix}", BASE), (f"fp8{suffix}_adapter", lora)):
+                for rows in self.size.batches:
+                    self.attempt(
+                        f"{name}, batch {rows}", 45, 240, lambda o=one, n=name, r=rows: self.ours(n, model, o, r)
+                    )
+        self.found["recorded"] = self.recorded
+        return logits
+
+    def in_bfloat16(self, fp8_logits: Tensor) -> None:
+        self.tidy()
+        model = self.build()
+        self.found["agree"] = agreement(self.logits(model), fp8_logits)
+        self.note_memory("bf16", model)
+        for rows in self.size.batches:
+            self.attempt(f"bf16, batch {rows}", 20, 60, lambda r=rows: self.theirs("bf16", model, r, static=False))
+        for name, step in (("sft", sft_loss), ("dpo", dpo_loss)):
+            self.attempt(name, 30, 90, lambda n=name, s=step: self.train(n, model, s))
+        for rows in reversed(self.size.batches):
+            self.attempt(
+                f"bf16_static, batch {rows}", 60, 300, lambda r=rows: self.theirs("bf16_static", model, r, static=True)
+            )
+
+    def tidy(self) -> None:
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def note_memory(self, name: str, model: Any) -> None:
+        held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+        self.found[f"weights_gib_{name}"] = round(held / GIB, 3)
+        self.bytes[name] = {rows: self.bytes_a_step(model, rows) for rows in self.size.batches}
+
+    # -- decoding ---
+
+    def ours(self, name: str, model: Any, lora: Lora, rows: int) -> None:
+        """The engine's own batch and step, without a tokenizer."""
+        step = self.stepper(model)
+        answers = [Answer(Mute(), Sampling(max_tokens=1 << 20)) for _ in range(rows)]
+        batch = Batch([Row(self.prompts[i], answers[i], lora) for i in range(rows)], self.device)
+        for _ in range(3):  # the prompt, the step that is recorded, one more
+            batch.step(step)
+        self.note_speed(name, rows, self.seconds(lambda: [batch.step(step) for _ in range(self.size.steps)]))
+
+    def stepper(self, model: Any) -> Callable[..., tuple[Tensor, Any]]:
+        modules = dict(model.named_modules())
+        graphs = Graphs(model, modules, record=self.device == "cuda")
+
+        def step(deltas: Deltas, **inputs: Any) -> tuple[Tensor, Any]:
+            past = inputs["past_key_values"]
+            if past is not None and is_plain(past):
+                made = graphs.step(deltas, **inputs)
+                self.recorded &= graphs.recording
+                return made
+            with applied(modules, deltas), torch.inference_mode():
+                out = model(**inputs, use_cache=True, logits_to_keep=1)
+            return out.logits[:, -1], out.past_key_values
+
+        return step
+
+    def theirs(self, name: str, model: Any, rows: int, *, static: bool) -> None:
+        """`generate`, timed from its second token on; compiled by a first run where it compiles."""
+        ids = torch.tensor(self.prompts[:rows], device=self.device)
+        more = {"cache_implementation": "static"} if static else {}
+        tokens = self.size.steps + 2
+        for _ in range(2):
+            clock = Clock()
+            with torch.inference_mode():
+                model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=tokens,
+                    min_new_tokens=tokens,
+                    do_sample=False,
+                    pad_token_id=0,
+                    stopping_criteria=[clock],
+                    **more,
+                )
+        seconds = (clock.times[-1] - clock.times[1]) / (len(clock.times) - 2)
+        self.note_speed(name, rows, seconds * self.size.steps)
+
+    def note_speed(self, name: str, rows: int, seconds: float) -> None:
+        speed = rows * self.size.steps / seconds
+        self.speeds.setdefault(name, {})[rows] = round(speed, 1)
+        print(f"{name}, batch {rows}: {speed:.1f} tokens/s", flush=True)
+
+    def seconds(self, act: Callable[[], object]) -> float:
+        self.wait()
+        start = time.perf_counter()
+        act()
+        self.wait()
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    # -- what a step has to read ---
+
+    def copy_bandwidth(self) -> float:
+        source = torch.ones(self.size.copied, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        target.copy_(source)
+        return 2 * 10 * self.size.copied / self.seconds(lambda: [target.copy_(source) for _ in range(10)])
+
+    def bytes_a_step(self, model: Any, rows: int) -> float:
+        share = 1 - (1 - self.config.num_experts_per_tok / self.config.num_experts) ** rows
+        held = dict([*model.named_parameters(), *model.named_buffers()])
+        sizes = {name: t.numel() * t.element_size() for name, t in held.items() if "embed_tokens" not in name}
+        weights = sum(size * (share if ".experts." in name else 1) for name, size in sizes.items())
+        a_token = 2 * 2 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
+        return weights + rows * (self.size.prompt + self.size.steps / 2) * a_token
+
+    # -- numbers ---
+
+    def logits(self, model: Any) -> Tensor:
+        ids = torch.tensor(self.prompts[: min(4, len(self.prompts))], device=self.device)
+        with torch.inference_mode():
+            logits: Tensor = model(ids, use_cache=False).logits.float().cpu()
+        return logits
+
+    # -- training ---
+
+    def train(self, name: str, model: Any, loss_of: Callable[[Any, Tensor], Tensor]) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        pattern = lora_targets(self.config, "attention")
+        with as_named(model):
+            tuned = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules=pattern))
+        try:
+            tuned.train()
+            tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.note_training(name, tuned, loss_of)
+        finally:
+            tuned.gradient_checkpointing_disable()
+            tuned.unload()
+            model.eval()
+            self.tidy()
+
+    def note_training(self, name: str, tuned: Any, loss_of: Callable[[Any, Tensor], Tensor]) -> None:
+        trained = [p for p in tuned.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=1e-4)
+        torch.manual_seed(2)
+        rows = torch.randint(self.config.vocab_size, (2, self.size.train), device=self.device)
+
+        def step() -> None:
+            loss = loss_of(tuned, rows)
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(float(loss.detach()))
+
+        losses: list[float] = []
+        step()
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds = self.seconds(lambda: [step() for _ in range(3)])
+        tokens = self.size.train * (2 if name == "dpo" else 1)
+        peak = torch.cuda.max_memory_allocated() / GIB if self.device == "cuda" else None
+        self.found[name] = {
+            "tokens_per_s": round(3 * tokens / seconds, 1),
+            "peak_gib": peak and round(peak, 2),
+            "loss_first": round(losses[0], 4),
+            "loss_last": round(losses[-1], 4),
+        }
+        print(f"{name}: {self.found[name]}", flush=True)
+
+    # -- time ---
+
+    def attempt(self, name: str, least: float, most: float, act: Callable[[], object]) -> None:
+        """Run a part if `least` seconds are left, for `most` at most; one that fails leaves the others alone."""
+        left = self.ends - time.monotonic()
+        if left < least:
+            self.found["left_out"][name] = f"{left:.0f} s left, {least:.0f} wanted"
+            return
+        try:
+            with limited(min(left, most)):
+                act()
+        except Exception as error:  # an unattended run reports what it has
+            self.found["left_out"][name] = f"{type(error).__name__}: {error}"[:300]
+            print(f"{name} failed: {error}", flush=True)
+        self.tidy()
+
+    # -- the answer ---
+
+    def compare(self) -> None:
+        best = {name: self.best(name) for name in ("fp8", "fp8_adapter", "bf16")}
+        bandwidth = 1e9 * self.found["copy_gb_per_s"]
+        self.found["tokens_per_s"] = self.speeds
+        self.found["gb_a_step"] = {n: {r: round(b / 1e9, 4) for r, b in of.items()} for n, of in self.bytes.items()}
+        self.found["share_of_limit"] = {
+            name: {r: round(s * self.bytes[name.split("_")[0]][r] / r / bandwidth, 4) for r, s in of.items()}
+            for name, of in self.speeds.items()
+        }
+        last = self.size.batches[-1]
+        self.found["fp8_over_bf16_last_batch"] = ratio(best["fp8"].get(last), best["bf16"].get(last))
+        self.found["share_of_limit_b1"] = self.limit_share(best["fp8"].get(1), bandwidth)
+        self.found["adapter_overhead"] = {
+            r: round(1 - best["fp8_adapter"][r] / s, 4) for r, s in best["fp8"].items() if r in best["fp8_adapter"]
+        }
+
+    def limit_share(self, speed: float | None, bandwidth: float) -> float | None:
+        return None if speed is None else round(speed * self.bytes["fp8"][1] / bandwidth, 4)
+
+    def best(self, name: str) -> dict[int, float]:
+        """The faster one of a name's two settings, by batch."""
+        other = name.replace("fp8", "fp8_fused") if name.startswith("fp8") else "bf16_static"
+        settings = [self.speeds.get(one, {}) for one in (name, other)]
+        return {r: max(s[r] for s in settings if r in s) for r in self.size.batches if any(r in s for s in settings)}
+
+    def table(self) -> str:
+        head = ["| tokens/s (share of the limit) |", *(f" batch {rows} |" for rows in self.size.batches)]
+        lines = ["".join(head), "| --- |" + " --- |" * len(self.size.batches)]
+        for name, of in self.speeds.items():
+            share = self.found["share_of_limit"][name]
+            cells = [f"{of[r]:,.1f} ({share[r]:.1%})" if r in of else "-" for r in self.size.batches]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        rest = {k: v for k, v in self.found.items() if k not in ("tokens_per_s", "share_of_limit")}
+        return "\n".join(
+            [*lines, "", "| figure | value |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in rest.items())]
+        )
+
+
+class Mute:
+    """A tokenizer that says nothing."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return ""
+
+
+class Clock:
+    """When each token came; it ends nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise OutOfTime(f"not done after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def adapter(model: Any, pattern: str) -> Lora:
+    import re
+
+    weights: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, module in model.named_modules():
+        if re.fullmatch(pattern, name):
+            down = torch.randn(module.in_features, RANK, dtype=torch.bfloat16, device=model.device)
+            up = torch.randn(RANK, module.out_features, dtype=torch.bfloat16, device=model.device)
+            weights[name] = down / module.in_features**0.5, 0.01 * up
+    return Lora(weights)
+
+
+def agreement(wanted: Tensor, found: Tensor) -> dict[str, float]:
+    ours, theirs = found.log_softmax(-1), wanted.log_softmax(-1)
+    return {
+        "logits_relative": round(float((found - wanted).norm() / wanted.norm()), 4),
+        "kl_nats": round(float((theirs.exp() * (theirs - ours)).sum(-1).mean()), 5),
+        "same_first_choice": round(float((found.argmax(-1) == wanted.argmax(-1)).float().mean()), 4),
+    }
+
+
+def ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else round(one / other, 3)
+
+
+def nll(model: nn.Module, rows: Tensor) -> Tensor:
+    """Of each row, summed over its tokens."""
+    logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
+    targets = rows[:, 1:]
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(targets.shape).sum(1)
+
+
+def sft_loss(model: Any, rows: Tensor) -> Tensor:
+    return nll(model, rows[:1]).sum() / (rows.shape[1] - 1)
+
+
+def dpo_loss(model: Any, rows: Tensor) -> Tensor:
+    with torch.no_grad(), model.disable_adapter():
+        reference = nll(model, rows)
+    chosen, rejected = reference - nll(model, rows)
+    return -F.logsigmoid(0.1 * (chosen - rejected))
+
+
+if __name__ == "__main__":
+    main()

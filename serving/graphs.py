@@ -1,0 +1,257 @@
+"""Decoding in place: keys, values and inputs in buffers that never move, so that a step can be a recorded CUDA graph.
+
+A step of a small batch is hundreds of small kernels, and starting them one by one costs more than running them. The
+invariant: a cache that was lent is valid until the next step or until nobody holds it, and belongs to one batch alone;
+what a batch does to its rows in between it does to a copy, which is read in at the step after. A model that cannot be
+recorded is stepped without, in the same buffers.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from .adapters import Delta, Deltas, Same, applied
+
+ATTENTION = "nightschool"
+LEAST_WIDTH = 256  # tokens a row; doubled as they grow
+KEPT = 8  # buffers, each with its graph; the longest unused leave
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether it is keys and values by position; windows and recurrent states cannot be shifted."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if isinstance(cache, Lent):
+        return True
+    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A layer's keys and values, (rows, heads, columns, size)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Lent:
+    """The filled part of buffers, as the cache of a batch."""
+
+    def __init__(self, buffers: Buffers, rows: int) -> None:
+        self.buffers, self.rows = buffers, rows
+
+    @property
+    def layers(self) -> list[Filled]:
+        rows, filled = slice(self.rows), slice(self.buffers.filled)
+        return [Filled(x.keys[rows, :, filled], x.values[rows, :, filled]) for x in self.buffers.cache.layers]
+
+    def get_seq_length(self) -> int:
+        return self.buffers.filled
+
+    def copied(self, kept: Sequence[int]) -> Any:
+        """Some of its rows as a cache that belongs to nobody else."""
+        from transformers import DynamicCache
+
+        rows = list(kept)
+        return DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in self.layers])
+
+
+class Buffers:
+    """What one step reads and writes, for so many rows and columns and for adapters that stay in place."""
+
+    def __init__(self, model: Any, key: object, rows: int, width: int, deltas: Deltas) -> None:
+        from transformers import StaticCache
+
+        self.key, self.rows, self.width, self.filled = key, rows, width, 0
+        self.deltas = {name: _in_place(delta, rows) for name, delta in deltas.items()}
+        self.cache = StaticCache(model.config, max_cache_len=width)
+        device = model.device
+        self.ids, self.positions = torch.zeros((2, rows, 1), dtype=torch.long, device=device)
+        self.mask = torch.zeros((rows, 1, 1, width), dtype=torch.bool, device=device)
+        self.logits: Tensor | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._tenant: weakref.ref[Lent] | None = None
+
+    @property
+    def free(self) -> bool:
+        return self._tenant is None or self._tenant() is None
+
+    def lend(self, rows: int) -> Lent:
+        lent = Lent(self, rows)
+        self._tenant = weakref.ref(lent)
+        return lent
+
+    def read_in(self, layers: Sequence[Any], mask: Tensor, deltas: Deltas) -> None:
+        """The keys, values and mask of a batch before its step, and which adapter each of its rows has."""
+        rows, filled = layers[0].keys.shape[0], layers[0].keys.shape[-2]
+        for mine, theirs in zip(self.cache.layers, layers, strict=True):
+            if not mine.is_initialized:
+                mine.lazy_initialization(*(_more_rows(t, self.rows) for t in (theirs.keys, theirs.values)))
+            mine.keys[:rows, :, :filled] = theirs.keys
+            mine.values[:rows, :, :filled] = theirs.values
+        self.mask.zero_()
+        self.mask[rows:, ..., 0] = True  # a row that is not used attends to something, so it stays finite
+        self.mask[:rows, 0, 0, :filled] = mask[:, :filled].bool()
+        for name, delta in deltas.items():
+            own = self.deltas[name]
+            if isinstance(delta, Delta) and isinstance(own, Delta):
+                own.own.copy_(_more_rows(delta.own, self.rows))
+        self._fill(filled)
+
+    def _fill(self, filled: int) -> None:
+        self.filled = filled
+        for layer in self.cache.layers:
+            layer.cumulative_length.fill_(filled)
+
+    def put(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor) -> None:
+        rows = len(input_ids)
+        self.ids[:rows], self.positions[:rows] = input_ids, position_ids
+        self.mask[:rows, 0, 0, self.filled] = mask[:, self.filled].bool()
+
+    def run(self, model: Any, modules: Mapping[str, nn.Module]) -> Tensor:
+        """The logits of the last token of every row, and one more column in the cache."""
+        with applied(modules, self.deltas), torch.inference_mode():
+            out = model(
+                input_ids=self.ids,
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def record(self, model: Any, modules: Mapping[str, nn.Module], pool: Any) -> None:
+        """One step as a graph. Steps that warm up write the same column again and again."""
+        filled = self.filled
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.run(model, modules)
+                self._fill(filled)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            self.logits = self.run(model, modules)
+        self._fill(filled)
+        self.graph = graph
+
+
+class Graphs:
+    """Steps of decoding for one model; only one thread at a time comes here. `record` needs a CUDA device."""
+
+    def __init__(self, model: Any, modules: Mapping[str, nn.Module], *, record: bool) -> None:
+        self._model, self._modules, self._record = model, modules, record
+        # intermediate results of all graphs share their memory: one step runs at a time
+        self._pool = torch.cuda.graph_pool_handle() if record else None
+        self._buffers: list[Buffers] = []
+
+    @property
+    def recording(self) -> bool:
+        """False from the first step on that could not be recorded."""
+        return self._record
+
+    @torch.inference_mode()
+    def step(
+        self, deltas: Deltas, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any
+    ) -> tuple[Tensor, Lent]:
+        """As the model does it: logits (rows, vocabulary), valid until the next step, and the cache to go on with."""
+        rows, width = attention_mask.shape
+        lent = past_key_values if isinstance(past_key_values, Lent) else None
+        if lent is None or width > lent.buffers.width:
+            buffers = self._find(deltas, _bucket(rows, 1), _bucket(width, LEAST_WIDTH))
+            buffers.read_in(past_key_values.layers, attention_mask, deltas)
+            lent = buffers.lend(rows)
+        buffers = lent.buffers
+        buffers.put(input_ids, position_ids, attention_mask)
+        logits = self._run(buffers)
+        buffers.filled += 1
+        return logits[:rows], lent
+
+    def _run(self, buffers: Buffers) -> Tensor:
+        if self._record and buffers.graph is None:
+            try:
+                buffers.record(self._model, self._modules, self._pool)
+            except RuntimeError as error:
+                warnings.warn(f"decoding cannot be recorded as a CUDA graph and is slower: {error}", stacklevel=2)
+                self._record = False
+        if buffers.graph is None or buffers.logits is None:
+            return buffers.run(self._model, self._modules)
+        buffers.graph.replay()
+        return buffers.logits
+
+    def _find(self, deltas: Deltas, rows: int, width: int) -> Buffers:
+        key = (rows, width, _identity(deltas))
+        found = next((buffers for buffers in self._buffers if buffers.key == key and buffers.free), None)
+        if found:
+            self._buffers.remove(found)
+        else:
+            found = Buffers(self._model, key, rows, width, deltas)
+        self._buffers = [*self._buffers[1 - KEPT :], found]
+        return found
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
+) -> tuple[Tensor, None]:
+    """As `sdpa` of transformers; of a single position, the queries that share a key go in as positions of one head.
+
+    Else it would copy all keys and values once a query head at every step (as 5.17 does).
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    rows, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    if length > 1 or groups == 1:
+        found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+        return found
+    packed = query.reshape(rows, key.shape[1], groups, size)
+    made = scaled_dot_product_attention(packed, key, value, attn_mask=attention_mask, scale=rest.get("scaling"))
+    return made.reshape(rows, 1, heads, -1), None
+
+
+def use_attention(model: Any) -> bool:
+    """False where a model has an attention of its own kind, which is not replaced."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if model.config._attn_implementation not in ("sdpa", ATTENTION):
+        return False
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
+    model.set_attn_implementation(ATTENTION)
+    return True
+
+
+def _bucket(size: int, least: int) -> int:
+    while least < size:
+        least *= 2
+    return least
+
+
+def _identity(deltas: Deltas) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The adapters by the tensors that they consist of; buffers hold them, so no other tensor gets their place."""
+    return tuple(
+        (name, (id(d.up),) if isinstance(d, Same) else (0, *(id(up) for _, up, _ in d.parts)))
+        for name, d in deltas.items()
+    )
+
+
+def _in_place(delta: Delta | Same, rows: int) -> Delta | Same:
+    """Which adapter a row has is read from `own` alone, which can be written over."""
+    return delta if isinstance(delta, Same) else replace(delta, own=_more_rows(delta.own, rows).clone(), parts=())
+
+
+def _more_rows(values: Tensor, rows: int) -> Tensor:
+    return pad(values, (*[0, 0] * (values.dim() - 1), 0, rows - values.shape[0]))
