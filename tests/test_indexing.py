@@ -31,10 +31,11 @@ def test_what_could_not_be_indexed_is_kept_and_indexed_later(quick_store, monkey
 
     monkeypatch.setattr(VectorIndex, fault, fail)
     with pytest.raises(StoreError, match="no space left"):
-        said(quick_store, "the zebra")
+        said(quick_store, "I like zebras.")
     monkeypatch.undo()
-    assert [i.text for i in quick_store.interactions()] == ["one", "the zebra"]
-    assert quick_store.recall("zebra", user_id="ann")[0].memory.text == "the zebra\nok"
+    assert [i.text for i in quick_store.interactions()] == ["one", "I like zebras."]
+    for kind, text in (("turn", "I like zebras.\nok"), ("preference", "I like zebras.")):
+        assert text in [r.memory.text for r in quick_store.recall("zebras", user_id="ann", kind=kind, threshold=0.0)]
     assert quick_store.verify() == []
 
 

@@ -23,7 +23,8 @@ def told_and_forgotten(store):
     said(store, SECRET)
     said(store, "when do you open?", user="bob")
     store.remember("the vault is blue", user_id="ann", shared=True)
-    assert SECRET in store.recall("the vault", user_id="ann", threshold=0.0)[0].memory.text
+    found = {r.memory.text for r in store.recall("the vault", user_id="ann", threshold=0.0)}
+    assert found == {f"{SECRET}\nok", "the vault is blue"}
     store.forget_apply(store.forget(user_id="ann"))
     assert store.recall("the vault", user_id="ann", threshold=0.0) == []
     assert len(store.recall("open", user_id="bob", threshold=0.0)) == 1

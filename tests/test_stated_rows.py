@@ -281,8 +281,8 @@ def test_reply_follows_what_it_was_shown_when_an_older_chat_comes_in(quick_store
     shown_turn = say(quick_store, "I live in Oslo.", 50.0, session_id="1")
     (named,) = ids(quick_store)
     reply = answer(quick_store, named)
-    say(quick_store, "I live in Oslo.", 10.0, session_id="2")
-    say(quick_store, "I live in Rome.", 20.0, session_id="3")
+    say(quick_store, "I live in Rome.", 20.0, session_id="2")
+    say(quick_store, "I live in Oslo.", 10.0, session_id="3")
     (shown,) = quick_store.interaction(reply).memory_ids
     assert quick_store.memories([shown])[shown].source_ids == (shown_turn,)
     assert shown != named and named in ids(quick_store)
