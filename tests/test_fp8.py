@@ -110,6 +110,16 @@ def test_sizes_that_the_kernels_refuse_stay_as_they_are_or_are_refused(toy_base:
         fp8.convert(odd, "nothing", "cpu")
 
 
+def test_fused_functions_compute_the_same(toy_base: str) -> None:
+    """By the tracer alone: the compiler of the machine is not needed to see that nothing of it is lost."""
+    model, ids = load_base(toy_base, dtype=torch.float32, device="cpu"), torch.randint(0, 256, (1, 8))
+    model = fp8.convert(model, lora_targets(model.config, "attention+mlp"), "cpu")
+    wanted = logits_of(model, ids)
+    fp8.fuse(model, "eager")
+    assert model.config._experts_implementation == fp8.FUSED_EXPERTS
+    assert away(logits_of(model, ids), wanted) < 1e-5
+
+
 def test_torch_accepts_the_calls_of_its_kernels() -> None:
     """On the meta device nothing is computed, but types, strides and scales are checked as on a card."""
     inputs = torch.empty(24, 64, dtype=torch.bfloat16, device="meta")
