@@ -76,7 +76,8 @@ class Restored:
 class Restoring:
     """One run over one file; `batch` takes some lines in the caller's transaction."""
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, file: str, dimension: int) -> None:
+        self._file = file
         self.report = Restored()
         self.stale: list[str] = []  # memories that are no more, and may be in the index
         self._centroid = np.zeros(dimension, dtype=np.float32).tobytes()
@@ -97,7 +98,7 @@ class Restoring:
                 self._take(session, tombstones, kind, values, grown, wordless)
             except InputError as error:
                 if self._lines == 1:
-                    raise InputError(f"line 1: {error}; nothing was imported") from None
+                    raise InputError(f"{self._file}:1: {error}; nothing was imported") from None
                 self.report.errors[self._lines] = str(error)
         for topic_id, more in grown.items():
             session.execute(update(TopicRow).where(TopicRow.id == topic_id).values(size=TopicRow.size + more))

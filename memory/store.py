@@ -377,7 +377,7 @@ class MemoryStore(Facts):
 
     def restore(self, path: Path) -> Restored:
         """Bring an export in. What is held already is known again, and what was forgotten here stays out."""
-        restoring = Restoring(self.embedder.dimension)
+        restoring = Restoring(path.name, self.embedder.dimension)
         _ = self._indexing.index  # a StoreError here comes before anything is written
         for lines in batches(path):
             with self._writing() as session:

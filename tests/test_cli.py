@@ -249,4 +249,4 @@ def test_store_is_exported_imported_elsewhere_and_compacted(run: Run, tmp_path: 
     Path(file).write_text("{}\n")
     broken = run("memory", "import", file)
     assert broken.exit_code == 1
-    assert "line 1: type is not one of" in str(broken.exception)
+    assert "mine.jsonl:1: type is not one of" in str(broken.exception)

@@ -208,7 +208,7 @@ HEADS = {
 @pytest.mark.parametrize("reason", HEADS)
 def test_first_line_that_is_no_head_stops_the_import_before_anything_is_written(told, other, reason):
     path = rewritten(told.export()[0], lambda r: HEADS[reason](r) if r["type"] == "nightschool" else r)
-    with pytest.raises(InputError, match=f"^line 1: {reason}.*; nothing was imported$"):
+    with pytest.raises(InputError, match=rf"^{path.name}:1: {reason}.*; nothing was imported$"):
         other.restore(path)
     assert set(other.counts().values()) == {0}
     told.export(path)
