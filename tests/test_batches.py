@@ -79,3 +79,16 @@ def test_tokens_of_replay_are_counted_apart(pupil: t.Student) -> None:
     sizes = [len(lesson.answers[0]) for lesson in lessons]
     assert (imitated, rows, replayed) == (sizes[-1], 0, sum(sizes[:-1]))
     assert not (made["imitated"] & made["replayed"]).any()
+
+
+def test_what_is_taught_beside_replay_is_learnt_as_it_would_be_alone(moved: t.Student) -> None:
+    made, _ = batch(moved, replayed=True)
+
+    def steps(values: torch.Tensor) -> list[torch.Tensor]:
+        moved.model.zero_grad()
+        values[made["imitated"]].sum().backward()
+        return [p.grad.clone() for p in moved.model.parameters() if p.grad is not None]
+
+    alone, beside = steps(logps(moved.model, made)), steps(anchored_logps(moved.model, made))
+    assert len(alone) == len(beside) and max(float(step.abs().max()) for step in alone) > 1e-3
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(alone, beside, strict=True))
