@@ -1,15 +1,17 @@
 """Reading unrated turns with the learned part of the Censor, and fitting it anew on the ratings given here.
 
 The reader that ships knows other people and other bots. With `censor.refit_from` ratings from enough people (or
-sessions) a reader is fitted on those, from nothing, every night: so it has never seen what was forgotten. Its
-coefficients lie in the home as `censor-<id>.safetensors`, of the last night only, and are erased whenever anything is
-forgotten. The invariant: the same memory is read with the same numbers, whenever it is read.
+sessions) a reader is fitted on those, from nothing, every night: so it has never seen what was forgotten. Its evidence
+is how far a turn stands from what is usual here. Its coefficients lie in the home as `censor-<id>.safetensors`, of the
+last night only, and are erased whenever anything is forgotten. The invariant: the same memory is read with the same
+numbers, whenever it is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import log
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,9 +59,16 @@ def read(store: MemoryStore, prompts: Prompts, feedback: Given, vectors: Vectors
     reader = refitted(taught, rated, exchanges, vector_of, shipped) or shipped
     if reader.at_home:
         keep_reader(reader, store.settings.home)
-    odds = reader.log_odds([exchanges[i.id] for i in unread], vector_of)
+    usual = _usual(taught, rated) if reader.at_home else 0.0  # the one that ships is 0 at the average already
+    odds = reader.log_odds([exchanges[i.id] for i in unread], vector_of) - usual
     found = {i.id: learned_signal(float(o), reader.at_home) for i, o in zip(unread, odds, strict=True)}
     return Reading(reader.id, {name: signal for name, signal in found.items() if signal})
+
+
+def _usual(taught: Sequence[Interaction], rated: Mapping[str, float]) -> float:
+    """Log-odds that an answer satisfies here. Where nine of ten do, nine in ten is no evidence for any of them."""
+    satisfied = sum((rated[i.id] + 1) / 2 for i in taught) / len(taught)
+    return log(satisfied / (1 - satisfied))
 
 
 def rating_of(interaction: Interaction, given: Sequence[Feedback]) -> float | None:

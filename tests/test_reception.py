@@ -1,4 +1,5 @@
 from dataclasses import replace
+from math import log
 
 import pytest
 from nightschool.evolve.dataset import freeze
@@ -6,6 +7,7 @@ from nightschool.evolve.prompts import Prompts
 from nightschool.evolve.reception import Reading, read
 from nightschool.memory.conversations import Review
 from nightschool.memory.reader import load_reader, shipped_reader
+from nightschool.memory.signals import COEFFICIENTS
 from nightschool.memory.store import MemoryStore
 from nightschool.settings import CensorSettings
 
@@ -67,6 +69,17 @@ def test_enough_ratings_of_ones_own_make_a_reader_of_ones_own(rated: MemoryStore
     assert found.signals[short.id].value > found.signals[long.id].value
     (kept,) = rated.settings.home.glob("censor-*.safetensors")
     assert load_reader(kept).id == found.reader_id != shipped_reader().id
+
+
+def test_being_liked_as_often_as_is_usual_is_no_evidence(store: MemoryStore):
+    for n in range(40):
+        talk(store, f"u{n}", f"question {n}", f"answer {n}", thumbs={1: -1.0 if n % 10 == 0 else 1.0})
+    talk(store, "silent", "question 77", "answer 77")
+    found = reading(store)
+    silent = next(i for i in store.interactions() if i.user_id == "silent")
+    assert found.reader_id != shipped_reader().id
+    evidence = found.signals[silent.id].value * COEFFICIENTS["learned_at_home"] if silent.id in found.signals else 0.0
+    assert abs(evidence) < 1.0 < log(9)  # nine of ten are liked
 
 
 def test_too_few_or_one_sided_ratings_leave_the_shipped_reader(rated: MemoryStore):
