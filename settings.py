@@ -68,19 +68,18 @@ class NightSettings:
     lora_alpha: int = 32
     max_tokens: int = 512  # prompt and answer; the prompt is cut from the left
     batch_size: int = 8
-    few_rows: int = 500  # epochs and rates suit so many examples; trainer.suited makes them gentler for fewer
+    few_rows: int = 800  # epochs and rates suit so many examples; trainer.suited makes them gentler for fewer
     # phase 1
     sft_epochs: float = 1.0
     sft_lr: float = 3e-3
     replay_share: float = 0.25  # as a share of the rows of each phase: the base's own text, so that it does not forget
-    replay_weight: float = 1.0  # of each of these rows; few examples make it greater, see trainer.suited
+    replay_weight: float = 1.0  # rho, of each of these rows; few examples make it greater, see trainer.suited
     # phase 2
     preference_epochs: float = 1.0
     preference_lr: float = 1e-3
     beta: float = 0.1  # DPO on pairs
     thumb_beta: float = 0.2  # the unpaired loss on thumbs
     sft_term: float = 0.2  # alpha, NLL of the chosen answer
-    replay_term: float = 0.3  # rho, KL to the base on its own text
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     Σ w_i·[−log σ(β(Δ_i,chosen − Δ_i,rejected))]   over pairs
   + Σ w_i·[−log σ(±β'·Δ_i)]                        over thumbs, each over the number of rows, `balanced`
   + α·Σ w_i·NLL(chosen or liked)                   over the number of their tokens
-  + ρ·Σ KL(base ‖ policy) on the base's own text   over the number of its tokens
+  + ρ·Σ KL(base ‖ policy) on the base's own text   over the number of its tokens; ρ is `replay_weight`
 
 with Δ = log π − log π_ref and π_ref the adapter that phase 1 made, whose log-probabilities are computed once before
 training. The NLL term keeps answers from collapsing: without it the margin grows as well by making both unlikely. The
@@ -119,6 +119,6 @@ def objective(night: NightSettings) -> Callable[[Tensor, dict[str, Tensor], Tens
         imitated, replayed = batch["imitated"], batch["replayed"]
         liked = weighted_sft_loss(logps[imitated], weight[imitated], tokens)
         kept = weighted_sft_loss(logps[replayed], weight[replayed], own)
-        return pairs + thumbs + night.sft_term * liked + night.replay_term * kept
+        return pairs + thumbs + night.sft_term * liked + kept
 
     return loss
