@@ -253,7 +253,8 @@ def weighted_auc(values: Vector, positive: NDArray[np.bool_], weights: NDArray[A
     above, below = (np.add.reduceat((weights * side)[:, order], starts, axis=1) for side in (positive, ~positive))
     won = (above * (np.cumsum(below, axis=1) - below / 2)).sum(1)
     pairs = above.sum(1) * below.sum(1)
-    return np.divide(won, pairs, out=np.full(len(pairs), 0.5), where=pairs > 0)
+    areas: Vector = np.divide(won, pairs, out=np.full(len(pairs), 0.5), where=pairs > 0)
+    return areas
 
 
 def interval(values: Sequence[float] | Vector, confidence: float) -> tuple[float, float]:
