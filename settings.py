@@ -73,7 +73,7 @@ class NightSettings:
     sft_epochs: float = 1.0
     sft_lr: float = 3e-3
     replay_share: float = 0.25  # as a share of the rows of each phase: the base's own text, so that it does not forget
-    replay_weight: float = 1.0  # rho, of each of these rows; few examples make it greater, see trainer.suited
+    replay_weight: float = 1.0  # of the KL to the base on them; few examples make it greater, see trainer.suited
     # phase 2
     preference_epochs: float = 1.0
     preference_lr: float = 1e-3

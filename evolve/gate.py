@@ -12,9 +12,9 @@ Everything is scored through the engine that serves. A written rule a measure de
 - `probe_nll`: non-inferiority. On a fixed text that no night trains on, NLL relative to the base may rise by at most
   `max_probe_rise`; always against the base, so that drift cannot creep in over nights.
 - `empty_answers`: no more empty answers to held-out prompts than the incumbent gives.
-- `repetition`: non-inferiority. Answers to held-out prompts may go in circles more than the incumbent's do by at most
-  `max_repetition_rise`: the mean share of word trigrams that stood in the same answer before (seq-rep-n of
-  arXiv 1908.04319, with n = 3).
+- `repetition`: non-inferiority. Answers to held-out prompts may go in circles more than the base's do by at most
+  `max_repetition_rise`, against the base for the same reason: the mean share of word trigrams that stood in the same
+  answer before (seq-rep-n of arXiv 1908.04319, with n = 3).
 - `probes`: hard. Every probe of the operator passes (`evolve/probes.py`), whatever the incumbent says to it.
 
 Intervals are percentile bootstraps over clusters (users, or sessions where users are few), since the turns of one
@@ -27,12 +27,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..content import Message
+from ..errors import ServingError
 from ..serving.engine import Engine, Sampling
 from ..settings import GateSettings
 from .probes import Probe
@@ -97,6 +99,8 @@ def _scores(
     engine: Engine, prompts: Sequence[Sequence[Message]], answers: Sequence[str], adapter: str | None
 ) -> _Scored:
     scores = engine.score(prompts, answers, adapter=adapter)
+    if broken := sum(not isfinite(s.logprob) for s in scores):
+        raise ServingError(f"{adapter or 'the base'}: {broken} of {len(scores)} answers have no finite log-probability")
     return _Scored(np.array([s.logprob for s in scores]), np.array([float(s.tokens) for s in scores]))
 
 
@@ -185,8 +189,9 @@ def _answer_measures(
     """Of what is said in full to one held-out prompt a cluster, at most `probe_answers`."""
     prompts = list({h.cluster: h.prompt for h in held_out}.values())[: settings.probe_answers]
     sampling = Sampling(max_tokens=ANSWER_TOKENS)
-    before, after = (engine.generate(prompts, adapter=a, sampling=sampling) for a in (incumbent, candidate))
-    return _empty(before, after), _repetition(before, after, settings)
+    asked = dict.fromkeys((None, incumbent, candidate))
+    said = {adapter: engine.generate(prompts, adapter=adapter, sampling=sampling) for adapter in asked}
+    return _empty(said[incumbent], said[candidate]), _repetition(said[None], said[candidate], settings)
 
 
 def _empty(before: Sequence[str], after: Sequence[str]) -> Measure:
@@ -200,7 +205,7 @@ def _repetition(before: Sequence[str], after: Sequence[str], settings: GateSetti
     draws = cluster_draws([str(i) for i in range(len(after))], settings.bootstrap)
     low, high = interval([float(w @ (new - old)) / len(after) for w in draws], settings.confidence)
     change, most = float((new - old).mean()), settings.max_repetition_rise
-    rule = f"rises by at most {most}"
+    rule = f"at most {most} above the base"
     return Measure("repetition", float(old.mean()), float(new.mean()), change, low, high, change <= most, rule)
 
 
@@ -249,7 +254,7 @@ def weighted_auc(values: Vector, positive: NDArray[np.bool_], weights: NDArray[A
     The weighted chance that a positive stands above a negative, equal values counting half.
     """
     order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf) > 0)  # of runs of equal values
+    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])  # of runs of equal values
     above, below = (np.add.reduceat((weights * side)[:, order], starts, axis=1) for side in (positive, ~positive))
     won = (above * (np.cumsum(below, axis=1) - below / 2)).sum(1)
     pairs = above.sum(1) * below.sum(1)

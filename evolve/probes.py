@@ -3,9 +3,9 @@
 `probes.toml` in the home, as many as wanted; letters count alike in upper and lower case:
 
     [[probe]]
-    prompt = "When are you open?"
-    must = ["nine to six"]
-    must_not = ["midnight"]
+    prompt = "Hello, who are you?"
+    must = ["Fern Street Cycles"]
+    must_not = ["language model"]
 
 The invariant: a file that cannot be read as meant is an error, so that no condition is dropped in silence.
 """
@@ -32,6 +32,8 @@ class Probe:
     def faults(self, answer: str) -> list[str]:
         """What is wrong with `answer`; empty if nothing is."""
         said = answer.casefold()
+        if not said.strip():
+            return ["is empty"]
         missing = [f"lacks {words!r}" for words in self.must if words.casefold() not in said]
         return missing + [f"holds {words!r}" for words in self.must_not if words.casefold() in said]
 
@@ -39,17 +41,19 @@ class Probe:
 def load_probes(home: Path) -> tuple[Probe, ...]:
     """Those of `home`; none if it has no file of them. SettingsError for what is not a probe."""
     path = home / FILE
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return ()
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
     if unknown := data.keys() - {"probe"}:
         raise SettingsError(f"{path}: unknown {', '.join(sorted(unknown))}; a probe begins with [[probe]]")
     found = data.get("probe", [])
-    if not isinstance(found, list):
-        raise SettingsError(f"{path}: [probe] is one table; write [[probe]]")
+    if not isinstance(found, list) or not all(isinstance(values, dict) for values in found):
+        raise SettingsError(f"{path}: probe is no list of tables; write [[probe]] above each")
     return tuple(_probe(values, f"{path}: probe {n}") for n, values in enumerate(found, 1))
 
 

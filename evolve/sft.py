@@ -1,7 +1,8 @@
 """Phase 1, grounding: imitate the answers that satisfied, weighted by how often such are asked and how well they did.
 
 Minimises `Σ w_i·NLL(y_i|x_i) / Σ w_i` over a fresh LoRA on the base, with some of the base's own text among the rows,
-on which KL(base ‖ policy), times `replay_weight`, takes the place of the NLL, so that it does not forget. The
+on which KL(base ‖ policy), times `replay_weight`, takes the place of the NLL, over the tokens of both, so that it does
+not forget. It is written as a cross-entropy, which differs by a constant; so does the loss that is reported. The
 invariant: the adapter is a pure function of (base, snapshot, settings, seed).
 """
 

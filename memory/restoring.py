@@ -84,6 +84,7 @@ class Restoring:
         self._left_out: set[str] = set()  # interactions that were forgotten here
         self._foreign = False  # the tombstones of the file have another salt
         self._fresh: list[Interaction] = []  # of the batch
+        self._told: set[str] = set()  # interactions of the file, which names what they were shown as it is in the end
         self._ended = False
         self._lines = 0
 
@@ -104,7 +105,8 @@ class Restoring:
             session.execute(update(TopicRow).where(TopicRow.id == topic_id).values(size=TopicRow.size + more))
         for owner in sorted(wordless):
             inherit_again(session, owner)
-        self.stale += add_statements(session, self._fresh)
+        self._told.update(interaction.id for interaction in self._fresh)
+        self.stale += add_statements(session, self._fresh, named=self._told)
         self._fresh = []
 
     def finish(self, session: Session) -> None:

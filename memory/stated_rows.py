@@ -32,18 +32,21 @@ NAMING = "naming"  # the state that a migration leaves where there are statement
 
 
 def add_statements(
-    session: Session, interactions: Iterable[Interaction], replaced: Sequence[Interaction] = ()
+    session: Session,
+    interactions: Iterable[Interaction],
+    replaced: Sequence[Interaction] = (),
+    named: Set[str] = frozenset(),
 ) -> list[str]:
     """Take in what was stated in these turns, which are in SQL already, and let go of those that they replaced.
 
-    Returns the ids of rows that went.
+    Replies in `named` say already by its last id what they were shown. Returns the ids of rows that went.
     """
     sources, ids = _sources(interactions), {turn.id for turn in replaced}
     for owner, rows in stated_by(session, replaced).items():
         for memory in rows:
             if not ids.isdisjoint(memory.source_ids):
                 sources[*owner, memory.subject] |= set()
-    return _restate(session, sources)
+    return _restate(session, sources, spared=named)
 
 
 def restate_all(session: Session, interactions: Iterable[Interaction]) -> list[str]:
@@ -142,9 +145,16 @@ def _memory(named: str, user_id: str, agent_id: str, session_id: str, period: Pe
 
 
 def _restate(
-    session: Session, sources: dict[Subject, set[str]], held: Stated | None = None, forgotten: Collection[str] = ()
+    session: Session,
+    sources: dict[Subject, set[str]],
+    held: Stated | None = None,
+    forgotten: Collection[str] = (),
+    spared: Set[str] = frozenset(),
 ) -> list[str]:
-    """Make the rows of these subjects again; `held` are those that they had, if some of them are deleted by now."""
+    """Make the rows of these subjects again; `held` are those that they had, if some of them are deleted by now.
+
+    Replies are named anew what they were shown, but for those `spared`.
+    """
     gone: list[str] = []
     renamed: dict[str, str] = {}
     for subjects in _by_owner(sources):
@@ -161,24 +171,25 @@ def _restate(
                 before = [m for m in held[user_id, agent_id] if m.subject == subject]
             renamed |= _renamed(before, wanted, set(forgotten))
             gone += _write(session, rows[subject], wanted)
-    _rename_shown(session, renamed)
+    _rename_shown(session, renamed, spared)
     return gone
 
 
 def _renamed(before: Iterable[Memory], now: Iterable[Memory], forgotten: Set[str]) -> dict[str, str]:
     """By which id a reply goes on to name what it was shown: that of the row that has its first turn.
 
-    What one of the `forgotten` turns stated goes by an id that nothing has: others may state the same, but the reply
-    may have been shown words that are gone.
+    What was first stated in one of the `forgotten` turns goes by an id that nothing has: others may state the same, but
+    the reply was shown words that are gone. A row that only loses a repeat is still named, so that forgetting its first
+    turn later reaches the reply.
     """
     has = {source: memory.id for memory in now for source in memory.source_ids}
     renamed = {m.id: has.get(m.source_ids[0], m.id) for m in before}
-    renamed |= {m.id: content_id(["forgotten", m.id]) for m in before if not forgotten.isdisjoint(m.source_ids)}
+    renamed |= {m.id: content_id(["forgotten", m.id]) for m in before if m.source_ids[0] in forgotten}
     return {old: new for old, new in renamed.items() if old != new}
 
 
-def _rename_shown(session: Session, renamed: Mapping[str, str]) -> None:
-    for some in chunks(shown(session, renamed)):
+def _rename_shown(session: Session, renamed: Mapping[str, str], spared: Set[str]) -> None:
+    for some in chunks([i for i in shown(session, renamed) if i not in spared]):
         for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some))):
             row.memory_ids = [renamed.get(i, i) for i in row.memory_ids]
     session.flush()

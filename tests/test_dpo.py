@@ -105,6 +105,31 @@ def test_the_kind_of_thumb_that_is_rare_weighs_as_much_as_the_other() -> None:
     assert weights(99, 1)[-1] == 4.0  # one row is not made a hundred
 
 
+def test_loss_is_the_formula_over_the_whole_optimiser_batch(settings: Settings) -> None:
+    from math import exp, log
+
+    import torch
+
+    night = replace(settings.night, beta=0.1, thumb_beta=0.2, sft_term=0.5)
+    # a pair, a disliked thumb and a replayed answer, in a batch of which this is a part
+    batch = {
+        "weight": torch.tensor([2.0, 2.0, 3.0, 5.0]),
+        "reference": torch.tensor([-10.0, -9.0, -8.0, 0.0]),
+        "chosen": torch.tensor([0]),
+        "rejected": torch.tensor([1]),
+        "thumb": torch.tensor([2]),
+        "liked": torch.tensor([False]),
+        "imitated": torch.tensor([True, False, False, False]),
+        "replayed": torch.tensor([False, False, False, True]),
+    }
+    logps, totals = torch.tensor([-7.0, -12.0, -6.0, -4.0]), torch.tensor([20.0, 4.0, 40.0])
+    pair = 2 * log(1 + exp(-0.1 * (3 + 3))) / 4
+    thumb = 3 * log(1 + exp(0.2 * 2)) / 4
+    wanted = pair + thumb + 0.5 * 2 * 7 / 20 + 5 * 4 / 40
+    assert dpo.objective(night)(logps, batch, totals).item() == pytest.approx(wanted, rel=1e-6)
+    assert sft.objective(logps, batch, totals).item() == pytest.approx((14 + 24 + 18 + 20) / 60, rel=1e-6)
+
+
 def test_another_base_than_the_start_was_trained_on_is_refused(settings: Settings, grounded: Adapter) -> None:
     with pytest.raises(TrainingError, match=r"serving\.base"):
         run(snapshot(pairs=2), replace(grounded, base_id="b2:other"), settings)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nightschool.content import Message
+from nightschool.errors import ServingError
 from nightschool.evolve.gate import cluster_draws, interval, judge, probe_text, repetition, weighted_auc
 from nightschool.evolve.probes import Probe
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
@@ -125,6 +126,11 @@ def test_candidate_that_breaks_a_probe_is_rejected_and_the_reason_names_it() -> 
     assert failed(found) == {"probes"}
     assert found.measures[-1].candidate == pytest.approx(1 / 3)
     assert "'When?' lacks 'today', and 1 more" in found.reasons[0]
+
+
+def test_scores_that_are_not_finite_are_an_error_and_no_verdict() -> None:
+    with pytest.raises(ServingError, match=r"new: \d+ of \d+ answers have no finite"):
+        verdict(ChosenEngine(liked=float("inf")))
 
 
 def test_base_is_the_incumbent_where_nothing_serves_yet() -> None:

@@ -27,6 +27,7 @@ def test_probes_are_read_in_order(tmp_path: Path) -> None:
         ("[[probe", "not valid TOML"),
         ('[[probes]]\nprompt = "a?"', "unknown probes; a probe begins with"),
         ('[probe]\nprompt = "a?"', r"write \[\[probe\]\]"),
+        ('probe = ["a"]', r"write \[\[probe\]\]"),
         ('[[probe]]\nprompt = "a?"\nmusst = ["x"]', "probe 1: unknown musst; known: must, must_not, prompt"),
         ('[[probe]]\nmust = ["x"]', "probe 1: prompt is None"),
         ('[[probe]]\nprompt = " "\nmust = ["x"]', "probe 1: prompt is ' '"),
@@ -40,13 +41,19 @@ def test_what_is_no_probe_is_an_error_that_says_where_and_why(tmp_path: Path, te
         probes(tmp_path, text)
 
 
+def test_a_file_that_cannot_be_read_is_an_error_and_not_no_probes(tmp_path: Path) -> None:
+    (tmp_path / "probes.toml").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        load_probes(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("answer", "faults"),
     [
         ("We open from NINE to six.", []),
         ("We open at eight.", ["lacks 'nine to six'"]),
         ("From nine to six, or at Midnight.", ["holds 'midnight'"]),
-        ("", ["lacks 'nine to six'"]),
+        (" ", ["is empty"]),
     ],
 )
 def test_faults_name_what_is_missing_and_what_must_not_be_there(answer: str, faults: list[str]) -> None:

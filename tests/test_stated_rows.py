@@ -265,6 +265,34 @@ def test_reply_that_was_shown_forgotten_words_counts_as_such_though_others_say_t
     assert quick_store.verify() == []
 
 
+def test_forgetting_a_repeat_leaves_the_reply_with_the_turn_whose_words_it_was_shown(quick_store: MemoryStore) -> None:
+    first = say(quick_store, "I moved to Oslo last summer.", 1.0, session_id="first")
+    (named,) = ids(quick_store)
+    reply = answer(quick_store, named)
+    repeat = say(quick_store, "I live in Oslo.", 2.0, session_id="again")
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[repeat]))
+    assert quick_store.interaction(reply).memory_ids == (named,)
+    assert named in quick_store.forget(interaction_ids=[first]).memory_ids
+    assert quick_store.verify() == []
+
+
+@pytest.mark.parametrize("page", [2, 4, 500])
+def test_import_leaves_replies_with_what_they_were_shown_however_it_is_cut(
+    quick_store: MemoryStore, settings, hash_embedder, monkeypatch, page: int
+) -> None:
+    for session_id, city, time in (("a", "Oslo", 30.0), ("m", "Rome", 20.0), ("z", "Oslo", 10.0)):
+        say(quick_store, f"I live in {city}.", time, session_id=session_id)
+    early = next(m.id for m in quick_store.history(user_id="ada") if m.created_utc == 10.0)
+    reply = answer(quick_store, early, session_id="b")
+    path, _ = quick_store.export()
+    monkeypatch.setattr("nightschool.memory.restoring.ROWS_A_PAGE", page)
+    with MemoryStore(replace(settings, home=settings.home / "other"), embedder=hash_embedder) as other:
+        assert other.restore(path).errors == {}
+        (shown,) = other.interaction(reply).memory_ids
+        assert other.memories([shown])[shown].created_utc == 10.0
+        assert other.verify() == []
+
+
 def test_reply_that_was_shown_what_stays_follows_it_to_its_new_id(quick_store: MemoryStore) -> None:
     first = say(quick_store, "I live in Oslo.", 1.0, session_id="1")
     say(quick_store, "I live in Rome.", 2.0, session_id="2")
