@@ -82,7 +82,7 @@ def balanced(lessons: Sequence[Lesson]) -> list[Lesson]:
     """Liked and disliked thumbs at the same weight together, each kind at most `MOST_BALANCE` times its own.
 
     Where nine of ten answers are liked the unpaired loss would otherwise learn to raise everything. (arXiv 2402.01306
-    balances its two kinds likewise.)
+    balances its two kinds likewise.) A row of the rare kind may weigh more than `dataset.weight_cap` by it.
     """
     kinds = [[le.weight for le in lessons if le.kind == kind] for kind in ("liked", "disliked")]
     if not all(kinds):
