@@ -63,7 +63,7 @@ def judge(
             *_held_out_measures(candidate, before, held_out, engine, settings),
             _probe_measure(candidate.id, engine, settings),
             *_answer_measures(candidate.id, before, held_out, engine, settings),
-            *([_probes_measure(candidate.id, before, probes, engine)] if probes else []),
+            *([_operator_measure(candidate.id, before, probes, engine)] if probes else []),
         )
         reasons = [_reason(m) for m in measures if not m.passed]
     accepted = not reasons
@@ -209,7 +209,7 @@ def _repetition(before: Sequence[str], after: Sequence[str], settings: GateSetti
     return Measure("repetition", float(old.mean()), float(new.mean()), change, low, high, change <= most, rule)
 
 
-def _probes_measure(candidate: str, incumbent: str | None, probes: Sequence[Probe], engine: Engine) -> Measure:
+def _operator_measure(candidate: str, incumbent: str | None, probes: Sequence[Probe], engine: Engine) -> Measure:
     old, new = (probe_faults(probes, engine, adapter) for adapter in (incumbent, candidate))
     before, after = (sum(not f for f in faults) / len(probes) for faults in (old, new))
     rule = "every probe passes"

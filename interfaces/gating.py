@@ -96,7 +96,7 @@ WORDS: dict[str, Callable[[Measure], str]] = {
     ),
     "empty_answers": lambda m: f"{m.candidate:.0%} of held-out prompts got no answer, it was {m.incumbent:.0%}",
     "repetition": lambda m: (
-        f"{m.candidate:.1%} of what it says to held-out prompts it said just before, of the base's {m.incumbent:.1%}"
+        f"{m.candidate:.1%} of what it says to held-out prompts it said just before, the base {m.incumbent:.1%}"
     ),
     "probes": lambda m: f"{m.candidate:.0%} of the probes pass, it was {m.incumbent:.0%}",
 }
