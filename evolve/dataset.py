@@ -25,7 +25,7 @@ from .curation import CURATION, as_taught, curate
 from .prompts import Prompts
 from .reception import NOTHING, Reading, read
 from .types import Example, Judged, Pair, Snapshot, Thumb
-from .weights import example_weight, limit_share, normalise, thumb_weight
+from .weights import balanced, example_weight, limit_share, normalise, thumb_weight
 
 if TYPE_CHECKING:
     from ..memory.store import MemoryStore
@@ -157,7 +157,8 @@ def _examples(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSett
 
 
 def _thumbs(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettings) -> tuple[Thumb, ...]:
-    weights = [thumb_weight(a.confidence, a.score, a.recurrence) for a in answers]
+    given = [thumb_weight(a.confidence, a.score, a.recurrence) for a in answers]
+    weights = balanced(given, [a.liked for a in answers])
     return tuple(
         Thumb(**_words(a, prompts), liked=a.liked, weight=w, interaction_ids=a.sources, correction_id=a.correction_id)
         for a, w in zip(answers, _weighted(weights, answers, settings), strict=True)

@@ -1,7 +1,7 @@
 """Phase 2, preference: what people preferred, weighted by how often such is asked; from the adapter of phase 1.
 
     Σ w_i·[−log σ(β(Δ_i,chosen − Δ_i,rejected))]   over pairs
-  + Σ w_i·[−log σ(±β'·Δ_i)]                        over thumbs, each over the number of rows, `balanced`
+  + Σ w_i·[−log σ(±β'·Δ_i)]                        over thumbs, each over the number of rows
   + α·Σ w_i·NLL(chosen or liked)                   over the number of their tokens
   + ρ·Σ KL(base ‖ policy) on the base's own text   over the number of its tokens; ρ is `replay_weight`
 
@@ -12,8 +12,7 @@ last term keeps the rest of what the base can say; it is written as a cross-entr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .lessons import Kind, Lesson
-
-MOST_BALANCE = 4.0
 
 
 def run(
@@ -75,21 +72,7 @@ def lessons_of(snapshot: Snapshot, tokenizer: Any, max_tokens: int) -> tuple[lis
     kept = [(row, ids) for row, ids in found if ids]
     weights = unit_mean([row.weight for row, _ in kept])
     lessons = [Lesson(*ids, _kind(row), w) for (row, ids), w in zip(kept, weights, strict=True)]
-    return balanced(lessons), len(found) - len(kept)
-
-
-def balanced(lessons: Sequence[Lesson]) -> list[Lesson]:
-    """Liked and disliked thumbs at the same weight together, each kind at most `MOST_BALANCE` times its own.
-
-    Where nine of ten answers are liked the unpaired loss would otherwise learn to raise everything. (arXiv 2402.01306
-    balances its two kinds likewise.) A row of the rare kind may weigh more than `dataset.weight_cap` by it.
-    """
-    kinds = [[le.weight for le in lessons if le.kind == kind] for kind in ("liked", "disliked")]
-    if not all(kinds):
-        return list(lessons)
-    half = sum(map(sum, kinds)) / 2
-    factor = dict(zip(("liked", "disliked"), (min(MOST_BALANCE, half / sum(own)) for own in kinds), strict=True))
-    return [replace(le, weight=le.weight * factor.get(le.kind, 1.0)) for le in lessons]
+    return lessons, len(found) - len(kept)
 
 
 def _answers(row: Pair | Thumb) -> list[str]:

@@ -228,7 +228,8 @@ def train(
         chosen = [passages[i] for i in planned.batches[step]]
         made = collate(chosen, lessons, student.pad, student.merges)
         if references:
-            made["reference"] = torch.tensor([known[lesson, answer] for lesson, answer in made["answer"].tolist()])
+            keys = [(lesson, answer) for lesson, answer in made["answer"].tolist()]
+            made["reference"] = torch.tensor([known.get(key, math.nan) for key in keys])  # no loss reads a replayed one
         return made
 
     watch = Watch(name, progress)
@@ -279,11 +280,12 @@ def _arguments(scratch: str, student: Student, steps: int, rate: float, seed: in
 def reference_logps(
     student: Student, passages: Sequence[Passage], lessons: Sequence[Lesson], planned: Plan
 ) -> dict[tuple[int, int], float]:
-    """log π_ref of every answer that the plan shows, with the adapter as it stands before training."""
+    """log π_ref of every answer that the plan shows but the replayed, with the adapter as it stands before training."""
     student.model.eval()
     known: dict[tuple[int, int], float] = {}
+    read = [any(lessons[placed.lesson].kind != "replay" for placed in passage.placed) for passage in passages]
     for chosen in planned.batches:
-        fresh = [passages[i] for i in chosen if (passages[i].placed[0].lesson, 0) not in known]
+        fresh = [passages[i] for i in chosen if read[i] and (passages[i].placed[0].lesson, 0) not in known]
         if not fresh:
             continue
         batch = collate(fresh, lessons, student.pad, student.merges)

@@ -5,9 +5,10 @@
     thumb      w = c · |s| · log(1 + n_k)
 
 c in [0, 1] is the confidence in the satisfaction, s in [-1, 1] its score, and n_k the decayed count of the topic over
-distinct sessions (`memory.topics.recurrence`). The weights of one part of a snapshot are then scaled to mean 1 and
-capped (`normalise`). Where several people use one adapter, the rows of a user who supplies more than a set share of the
-weight are scaled down to that share (`limit_share`); nobody else's are scaled up, so the mean is 1 or less.
+distinct sessions (`memory.topics.recurrence`). Liked and disliked thumbs are brought to the same weight together
+(`balanced`). The weights of one part of a snapshot are then scaled to mean 1 and capped (`normalise`). Where several
+people use one adapter, the rows of a user who supplies more than a set share of the weight are scaled down to that
+share (`limit_share`); nobody else's are scaled up, so the mean is 1 or less.
 
 The invariant: frequency multiplies satisfaction and never replaces it. n_k ≥ 0 enters through a factor that is never
 negative, so it turns no sign: what was not preferred weighs 0 however often it is asked, and what nobody is sure about
@@ -20,6 +21,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from itertools import accumulate
 from math import log1p
+
+MOST_BALANCE = 4.0
 
 
 def pair_weight(confidence: float, margin: float, recurrence: float) -> float:
@@ -36,6 +39,20 @@ def example_weight(confidence: float, score: float, recurrence: float) -> float:
 
 def thumb_weight(confidence: float, score: float, recurrence: float) -> float:
     return pair_weight(confidence, abs(score), recurrence)
+
+
+def balanced(weights: Sequence[float], liked: Sequence[bool]) -> list[float]:
+    """`weights` with the liked and the disliked at the same sum, neither raised more than `MOST_BALANCE` times.
+
+    Where nine of ten answers are liked, an unpaired loss would otherwise learn to raise everything. (arXiv 2402.01306
+    balances its two kinds likewise.)
+    """
+    sums = {kind: sum(w for w, like in zip(weights, liked, strict=True) if like is kind) for kind in (True, False)}
+    if not all(sums.values()):
+        return list(weights)
+    half = sum(sums.values()) / 2
+    factor = {kind: min(MOST_BALANCE, half / own) for kind, own in sums.items()}
+    return [w * factor[like] for w, like in zip(weights, liked, strict=True)]
 
 
 def normalise(weights: Sequence[float], cap: float) -> list[float]:

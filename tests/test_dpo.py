@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from nightschool.errors import TrainingError
 from nightschool.evolve import dpo, sft
-from nightschool.evolve.lessons import Lesson
 from nightschool.evolve.types import Adapter, Example, Pair, Snapshot, Thumb
 from nightschool.settings import Settings
 
@@ -92,17 +91,6 @@ def test_weights_are_relative_and_zero_is_absence(settings: Settings, grounded: 
     assert run(snapshot(pairs=4, thumbs=4, weight=2.0), grounded, settings).id == first
     more = Thumb(asked(40), "never mind", True, 0.0, ("b2:40",))  # type: ignore[arg-type]
     assert run(replace(plain, thumbs=(*plain.thumbs, more)), grounded, settings).id == first
-
-
-def test_the_kind_of_thumb_that_is_rare_weighs_as_much_as_the_other() -> None:
-    def weights(liked: int, disliked: int) -> list[float]:
-        kinds = ["pair", *["liked"] * liked, *["disliked"] * disliked]
-        return [le.weight for le in dpo.balanced([Lesson((1,), ((2,),), kind, 1.0) for kind in kinds])]  # type: ignore[arg-type]
-
-    assert weights(6, 2) == pytest.approx([1.0, *[2 / 3] * 6, *[2.0] * 2])
-    assert weights(3, 3) == [1.0] * 7
-    assert weights(5, 0) == [1.0] * 6  # nothing to balance with
-    assert weights(99, 1)[-1] == 4.0  # one row is not made a hundred
 
 
 def test_loss_is_the_formula_over_the_whole_optimiser_batch(settings: Settings) -> None:

@@ -3,7 +3,15 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nightschool.evolve.weights import example_weight, limit_share, normalise, pair_margin, pair_weight, thumb_weight
+from nightschool.evolve.weights import (
+    balanced,
+    example_weight,
+    limit_share,
+    normalise,
+    pair_margin,
+    pair_weight,
+    thumb_weight,
+)
 from nightschool.memory.topics import DAY, recurrence
 
 unit = st.floats(0, 1)
@@ -117,3 +125,14 @@ def test_no_owner_exceeds_the_share_where_there_are_enough_of_them(given_rows: l
 
 def test_only_who_exceeds_the_share_is_scaled_down():
     assert limit_share([3.0, 3.0, 1.0, 1.0, 1.0, 1.0], "aabcde", 0.25) == pytest.approx([2 / 3, 2 / 3, 1, 1, 1, 1])
+
+
+def test_the_kind_of_thumb_that_is_rare_weighs_as_much_as_the_other():
+    def weights(liked: int, disliked: int) -> list[float]:
+        return balanced([1.0] * (liked + disliked), [True] * liked + [False] * disliked)
+
+    assert weights(6, 2) == pytest.approx([*[2 / 3] * 6, *[2.0] * 2])
+    assert weights(3, 3) == [1.0] * 6
+    assert weights(5, 0) == [1.0] * 5  # nothing to balance with
+    assert weights(99, 1)[-1] == 4.0  # one row is not made a hundred
+    assert balanced([], []) == []
