@@ -24,8 +24,9 @@ person are not independent. Not covered here: facts, safety, and preferences of 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from math import isfinite
 from typing import Any
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..content import Message
+from ..content import Message, content_id
 from ..errors import ServingError
 from ..serving.engine import Engine, Sampling
 from ..settings import GateSettings
@@ -43,6 +44,7 @@ from .types import Adapter, Judged, Measure, Snapshot, Verdict
 Vector = NDArray[np.float64]
 ANSWER_TOKENS = 48
 PROBE_TOKENS = 128
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Han
 
 
 def judge(
@@ -69,7 +71,12 @@ def judge(
     accepted = not reasons
     reasons = reasons or [_reason(m) for m in measures]
     ids = (candidate.id, incumbent.id if incumbent else None, snapshot.id)
-    return Verdict(*ids, accepted, measures, tuple(reasons))
+    return Verdict(*ids, accepted, measures, tuple(reasons), criteria(settings, probes))
+
+
+def criteria(settings: GateSettings, probes: Sequence[Probe]) -> str:
+    """The id of what decides; another id may lead to another verdict on the same adapter."""
+    return content_id([asdict(settings), [asdict(probe) for probe in probes]])
 
 
 def too_little(held_out: Sequence[Judged], settings: GateSettings) -> list[str]:
@@ -227,8 +234,11 @@ def probe_faults(probes: Sequence[Probe], engine: Engine, adapter: str | None) -
 
 
 def repetition(text: str) -> float:
-    """The share of word trigrams that stood before in the same text; 0 for fewer than four words."""
-    words = text.lower().split()
+    """The share of word trigrams that stood before in the same text; 0 for fewer than four words.
+
+    Where a script sets no spaces, a character counts as a word.
+    """
+    words = [part for word in text.lower().split() for part in (word if _UNSPACED.search(word) else [word])]
     grams = list(zip(words, words[1:], words[2:], strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 

@@ -219,16 +219,18 @@ class Registry:
             values = {**asdict(verdict), "reasons": list(verdict.reasons)}
             session.add(VerdictRow(**values, created_utc=self.clock()))
 
-    def verdict(self, candidate_id: str) -> Verdict | None:
-        """The newest verdict on that adapter."""
+    def verdict(self, candidate_id: str, by: float | None = None) -> Verdict | None:
+        """The newest verdict on that adapter, or the newest that was reached `by` a time (seconds since 1970)."""
         with Session(self.sql) as session:
             query = select(VerdictRow).where(VerdictRow.candidate_id == candidate_id).order_by(VerdictRow.id.desc())
+            if by is not None:
+                query = query.where(VerdictRow.created_utc <= by)
             row = session.scalars(query.limit(1)).first()
             if row is None:
                 return None
             measures = tuple(Measure(**m) for m in row.measures)
             ids = (row.candidate_id, row.incumbent_id, row.snapshot_id)
-            return Verdict(*ids, row.accepted, measures, tuple(row.reasons))
+            return Verdict(*ids, row.accepted, measures, tuple(row.reasons), row.criteria)
 
     # -- the live alias ---
 
@@ -268,7 +270,7 @@ class Registry:
             raise GateRefused(
                 "the base is serving: there is nothing to roll back from; see `nightschool adapters list`"
             )
-        target = self._predecessor(live.id)
+        target = self.predecessor(live.id)
         self._deploy(target.id if target else None, f"rolled back from {live.id}")
         return target
 
@@ -279,11 +281,12 @@ class Registry:
             deployed = row.adapter_id if row else None
         if deployed is None or deployed not in self.tainted():
             return self.live()
-        target = self._predecessor(deployed)
+        target = self.predecessor(deployed)
         self._deploy(target.id if target else None, f"withdrew {deployed}: tainted")
         return target
 
-    def _predecessor(self, adapter_id: str) -> Adapter | None:
+    def predecessor(self, adapter_id: str) -> Adapter | None:
+        """What served before that adapter was first deployed and may still serve; None is the base."""
         with Session(self.sql) as session:
             first = select(func.min(DeploymentRow.id)).where(DeploymentRow.adapter_id == adapter_id)
             earlier = select(DeploymentRow).where(DeploymentRow.id < first.scalar_subquery())
@@ -322,11 +325,15 @@ class Registry:
             row = session.get(CycleRow, cycle_id)
             if row is None:
                 raise NotFound(f"no cycle {cycle_id}; `nightschool report` lists the nights")
-            verdict = self.verdict(row.candidate_id) if row.candidate_id else None
+            verdict = self.verdict(row.candidate_id, row.finished_utc) if row.candidate_id else None
             accepted = verdict.accepted if verdict else None
             return Cycle(
                 row.id, row.started_utc, row.finished_utc, row.snapshot_id, row.candidate_id, accepted, row.error
             )
+
+    def cycle_verdict(self, cycle: Cycle) -> Verdict | None:
+        """What was decided that night."""
+        return self.verdict(cycle.candidate_id, cycle.finished_utc) if cycle.candidate_id else None
 
     def latest_cycle(self) -> Cycle:
         with Session(self.sql) as session:

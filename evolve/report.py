@@ -75,7 +75,7 @@ def report(store: MemoryStore, registry: Registry, cycle_id: str | None = None) 
     """Of the night `cycle_id`, or of the latest. NotFound if there is none."""
     cycle = registry.cycle(cycle_id) if cycle_id else registry.latest_cycle()
     rows = registry.snapshot_rows(cycle.snapshot_id) if cycle.snapshot_id else []
-    verdict = registry.verdict(cycle.candidate_id) if cycle.candidate_id else None
+    verdict = registry.cycle_verdict(cycle)
     excluded = registry.excluded(cycle.snapshot_id) if cycle.snapshot_id else ()
     return Report(
         cycle=cycle,
@@ -117,7 +117,7 @@ def _phase(adapter: Adapter) -> Phase:
 
 
 def _night(registry: Registry, cycle: Cycle) -> Night:
-    verdict = registry.verdict(cycle.candidate_id) if cycle.candidate_id else None
+    verdict = registry.cycle_verdict(cycle)
     measures = {m.name: m.candidate for m in verdict.measures} if verdict else {}
     return Night(cycle.id, cycle.started_utc, cycle.outcome, measures)
 
@@ -128,7 +128,7 @@ def side_by_side(
     """`count` held-out prompts of that night, one a user or session, answered by the incumbent and by the candidate."""
     if cycle.candidate_id is None or cycle.snapshot_id is None or not count:
         return []
-    verdict = registry.verdict(cycle.candidate_id)
+    verdict = registry.cycle_verdict(cycle)
     incumbent = verdict.incumbent_id if verdict else None
     for adapter_id in filter(None, (incumbent, cycle.candidate_id)):
         ensure_loaded(engine, registry.adapter(adapter_id), tolerance)

@@ -133,6 +133,7 @@ class Verdict:
     accepted: bool
     measures: tuple[Measure, ...]
     reasons: tuple[str, ...]
+    criteria: str = ""  # id of the gate's settings and the operator's probes; none in verdicts of old
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
 
         n = nightschool
         cycle = nightly.run(n.store, n.registry, n.engine, n.settings, progress)
-        verdict = n.registry.verdict(cycle.candidate_id) if cycle.candidate_id else None
+        verdict = n.registry.cycle_verdict(cycle)
     value = {**asdict(cycle), "outcome": cycle.outcome, "verdict": asdict(verdict) if verdict else None}
     show(value, as_json, [f"night {cycle.id}: {cycle.outcome}"])
     raise typer.Exit(NIGHT_EXIT[cycle.outcome])

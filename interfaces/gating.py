@@ -26,7 +26,7 @@ def explain(
     """What decided that night: every condition in words, with its numbers."""
     with assistant(home) as n:
         found = n.registry.cycle(cycle) if cycle else n.registry.latest_cycle()
-        verdict = n.registry.verdict(found.candidate_id) if found.candidate_id else None
+        verdict = n.registry.cycle_verdict(found)
     value = {"cycle": found.id, "outcome": found.outcome, "verdict": asdict(verdict) if verdict else None}
     show(value, as_json, explained(found, verdict))
 

@@ -129,6 +129,7 @@ class VerdictRow(Base):
     accepted: Mapped[bool] = mapped_column(Boolean)
     measures: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     reasons: Mapped[list[str]] = mapped_column(JSON)
+    criteria: Mapped[str] = mapped_column(NAME, server_default="")  # id of the gate's settings and the probes
     created_utc: Mapped[float] = mapped_column(Float)
 
 

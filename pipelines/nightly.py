@@ -1,7 +1,8 @@
 """The whole night on one page: freeze what was heard, ground, prefer, judge, promote.
 
 Whatever fails, the incumbent goes on serving: the live alias moves only in the last step, and only for an accepted
-verdict. A night that already ran on the same memory with the same settings is not run again.
+verdict. What was trained on the same memory with the same settings is not trained again, and judged again only where
+the rules have changed: the gate's settings or the operator's probes.
 """
 
 from __future__ import annotations
@@ -41,26 +42,38 @@ def _night(
     probes = load_probes(settings.home)  # a mistake in them shows before the work, not after
     snapshot = _gather(store, registry, settings, progress)
     registry.update_cycle(cycle_id, snapshot_id=snapshot.id)
-    if reason := nothing_to_learn(snapshot, registry, settings):
+    known = trained_before(snapshot, registry, settings, engine.base_id)
+    if reason := nothing_to_learn(snapshot, known, registry, settings, probes):
         progress(f"nothing to learn: {reason}")
         return
-    candidate = _learn(snapshot, registry, settings, progress)
+    if known:
+        progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
+    candidate = known or _learn(snapshot, registry, settings, progress)
     verdict = _judge(candidate, snapshot, probes, registry, engine, settings, progress)
     registry.update_cycle(cycle_id, candidate_id=candidate.id)
-    if verdict.accepted:
-        registry.promote(candidate.id)
-    progress(f"{'promoted' if verdict.accepted else 'rejected'} {candidate.id}")
+    _decide(candidate, verdict, registry, progress)
 
 
-def nothing_to_learn(snapshot: Snapshot, registry: Registry, settings: Settings) -> str | None:
-    """Why this snapshot teaches nothing new; None if it does."""
+def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, base_id: str) -> Adapter | None:
+    """The adapter that training would make again, if it may still serve."""
+    night, tainted = asdict(settings.night), registry.tainted()
+    phase = "dpo" if snapshot.pairs or snapshot.thumbs else "sft"
+    for adapter in registry.adapters():
+        same = (adapter.snapshot_id, adapter.base_id, adapter.phase) == (snapshot.id, base_id, phase)
+        if same and adapter.details.get("night") == night and adapter.id not in tainted:
+            return adapter
+    return None
+
+
+def nothing_to_learn(
+    snapshot: Snapshot, known: Adapter | None, registry: Registry, settings: Settings, probes: Sequence[Probe]
+) -> str | None:
+    """Why this snapshot teaches nothing new; None if it does, or if what it taught is to be judged by new rules."""
     if len(snapshot.examples) < settings.dataset.min_liked:
         return f"{len(snapshot.examples)} liked answers, at least {settings.dataset.min_liked} are needed"
-    night = asdict(settings.night)
-    for adapter in registry.adapters():
-        known = adapter.snapshot_id == snapshot.id and adapter.details.get("night") == night
-        if known and registry.verdict(adapter.id) and adapter.id not in registry.tainted():
-            return f"adapter {adapter.id} was already trained on this memory with these settings, and judged"
+    verdict = registry.verdict(known.id) if known else None
+    if known and verdict and verdict.criteria == gate.criteria(settings.gate, probes):
+        return f"adapter {known.id} was already trained on this memory with these settings, and judged"
     return None
 
 
@@ -98,6 +111,8 @@ def _judge(
     progress: Progress,
 ) -> Verdict:
     incumbent = registry.live()
+    if incumbent and incumbent.id == candidate.id:  # judged again, by new rules: against what it took over from
+        incumbent = registry.predecessor(candidate.id)
     grounded = registry.adapter(candidate.parent_id) if candidate.parent_id else None
     for adapter in filter(None, (candidate, grounded, incumbent)):
         ensure_loaded(engine, adapter, settings.serving.parity_tolerance)
@@ -107,3 +122,13 @@ def _judge(
     for reason in verdict.reasons:
         progress(f"  {reason}")
     return verdict
+
+
+def _decide(candidate: Adapter, verdict: Verdict, registry: Registry, progress: Progress) -> None:
+    live = registry.live()
+    serves = bool(live and live.id == candidate.id)
+    if verdict.accepted and not serves:
+        registry.promote(candidate.id)
+    progress(f"{'promoted' if verdict.accepted else 'rejected'} {candidate.id}")
+    if serves and not verdict.accepted:
+        progress("  it is what serves now; `nightschool adapters rollback` takes it out of service")

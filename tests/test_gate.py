@@ -112,7 +112,15 @@ def test_candidate_that_goes_in_circles_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "share"), [("", 0.0), ("one two", 0.0), ("a b c d", 0.0), ("a b c a b c", 0.25), ("Yes yes YES yes", 0.5)]
+    ("text", "share"),
+    [
+        ("", 0.0),
+        ("one two", 0.0),
+        ("a b c d", 0.0),
+        ("a b c a b c", 0.25),
+        ("Yes yes YES yes", 0.5),
+        ("你好你好你好", 0.5),
+    ],
 )
 def test_repetition_is_the_share_of_trigrams_said_before(text: str, share: float) -> None:
     assert repetition(text) == pytest.approx(share)

@@ -125,3 +125,29 @@ def test_second_night_at_once_is_refused(assistant: Assistant) -> None:
     with night_lock(assistant.settings.home), pytest.raises(NightRunning, match="another night is running"):
         night(assistant)
     assert issubclass(NightRunning, NightschoolError)
+
+
+def test_what_was_trained_is_judged_again_without_training_when_the_rules_change(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it is not trained again")
+
+    listen(assistant)
+    first = night(assistant)
+    monkeypatch.setattr(sft, "run", fail)
+    (assistant.settings.home / "probes.toml").write_text('[[probe]]\nprompt = "Hi"\nmust = ["xyzzy"]\n')
+    said: list[str] = []
+    second = night(assistant, said)
+    assert (second.outcome, second.candidate_id) == ("rejected", first.candidate_id)
+    assert "rollback" in said[-1]
+    verdict = assistant.registry.cycle_verdict(second)
+    assert verdict and [m.name for m in verdict.measures if not m.passed] == ["probes"]
+    assert assistant.registry.cycle(first.id).outcome == "promoted"  # what was decided then stands
+    live = assistant.registry.live()
+    assert live and live.id == first.candidate_id  # the alias moves only for an accepted verdict
+    assert night(assistant).outcome == "nothing to learn"
+
+    (assistant.settings.home / "probes.toml").unlink()
+    assert night(assistant).outcome == "promoted"
+    assert len(assistant.registry.deployments()) == 1
