@@ -1,0 +1,368 @@
+"""What a night learns of people's own ratings, against stock trl on the same data: a scorer, and what the model says.
+
+    make bench NAME=preference ARGS="--jobs 2 --keep FOLDER"
+
+tm4: Taskmaster-4 rewards, held out by opening, five folds. convai2: thumbs of ConvAI2, held out by user, `--users`
+folds. In every fold one phase 1 is trained, and from it each arm of phase 2: `full` (ours), `equal` (all weights 1),
+`shuffled` (the weights dealt out anew), and trl's DPO on the pairs and KTO on the thumbs of the same snapshot, at our
+learning rate, with no more rows than ours sees and everything else as it comes. `sft` is phase 1 itself against the
+base. The learnt preference of a held-out answer is the rise of its log-probability over the arm's start; its AUC is
+within a fold and averaged, its accuracy that of calling as many liked as were. Generations: one answer a held-out
+opening, drawn with the same seed from phase 1 and from `full`; a scorer fitted on people's ratings in the other folds
+(TF-IDF and logistic regression) says which is better. 95 % intervals are bootstraps over openings or users.
+The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import loop
+import numpy as np
+import sources
+
+Conversation = dict[str, Any]
+Rows = list[dict[str, Any]]  # prompt (messages), answer, liked, cluster
+OURS = ("full", "equal", "shuffled")
+STOCK = ("trl_dpo", "trl_kto")
+ARMS = ("sft", *OURS, *STOCK)
+MOST_PAIR_EPOCHS = 3  # of trl's DPO, where pairs are few
+DRAWS = 1000
+
+
+# -- one fold, in a process of its own ---
+
+
+def tm4_fold(data: Path, number: int) -> dict[str, Any]:
+    conversations = [c for c in sources.taskmaster4(data) if len(c["messages"]) > 1]
+    held = sources.folds([c["user_id"] for c in conversations], 5)[number]
+    train = [c for c in conversations if c["user_id"] not in held]
+    test = [_row(c["messages"], len(c["messages"]) - 1, c["user_id"]) for c in conversations if c["user_id"] in held]
+    return fold(train, test, speaks=True)
+
+
+def convai2_fold(data: Path, number: int) -> dict[str, Any]:
+    conversations = sources.convai2(data)
+    held = sources.folds([c["user_id"] for c in conversations], 5)[number]
+    test = [
+        _row(c["messages"], i, c["user_id"])
+        for c in conversations
+        if c["user_id"] in held
+        for i, m in enumerate(c["messages"])
+        if "rating" in m and i
+    ]
+    return fold([c for c in conversations if c["user_id"] not in held], test, speaks=False)
+
+
+def _row(messages: Sequence[dict[str, Any]], at: int, cluster: str) -> dict[str, Any]:
+    prompt = [{"role": m["role"], "content": m["content"]} for m in messages[:at]]
+    return {
+        "prompt": prompt,
+        "answer": messages[at]["content"],
+        "liked": messages[at]["rating"] > 0,
+        "cluster": cluster,
+    }
+
+
+def fold(train: Sequence[Conversation], test: Rows, *, speaks: bool) -> dict[str, Any]:
+    """Per held-out row what each arm makes of it, and whose answers the scorer prefers."""
+    import torch
+    from nightschool.evolve import sft
+    from nightschool.evolve.trainer import student
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        snapshot, settings = frozen(train, home)
+        grounded = sft.run(snapshot, settings, folder=made(home), progress=tell)
+        base, start = (scores(student(settings, path), test) for path in (None, grounded.path))
+        rise: dict[str, list[float]] = {"sft": (start - base).tolist()}
+        seconds: dict[str, float] = {}
+        after: Path | None = None
+        for arm in (*OURS, *STOCK):
+            began = time.monotonic()
+            if arm in OURS:
+                path = ours(arm, snapshot, grounded, settings, home)
+                after = path if arm == "full" else after
+                rise[arm] = (scores(student(settings, path), test) - start).tolist()
+            else:
+                rise[arm] = stock(arm, snapshot, grounded, settings, home, test).tolist()
+            seconds[arm] = round(time.monotonic() - began, 1)
+        found = {"rise": rise, "seconds": seconds, "liked": [r["liked"] for r in test]}
+        found["cluster"] = [r["cluster"] for r in test]
+        if speaks and after:
+            found["better"] = better(train, test, grounded.path, after, settings)
+    return found
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def made(home: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=home))
+
+
+def frozen(train: Sequence[Conversation], home: Path) -> tuple[Any, Any]:
+    """The snapshot that a night would learn from, and the settings it would learn by."""
+    from nightschool.evolve import dataset
+    from nightschool.memory.importer import import_files
+    from nightschool.memory.store import MemoryStore
+    from nightschool.settings import Settings
+
+    settings = Settings(home=home / "home")
+    with MemoryStore(settings) as store:
+        report = import_files(store, [sources.write_lines(home / "in.jsonl", train)], now=sources.CLOCK)
+        if report.errors:
+            sys.exit(f"{report.errors[0]}: the data was not read whole")
+        return dataset.freeze(store, settings, now=store.clock()), settings
+
+
+def ours(arm: str, snapshot: Any, grounded: Any, settings: Any, home: Path) -> Path:
+    from nightschool.evolve import dpo
+
+    weighed = {"full": lambda rows: rows, "equal": equal, "shuffled": shuffled}[arm]
+    changed = replace(snapshot, pairs=weighed(snapshot.pairs), thumbs=weighed(snapshot.thumbs))
+    return Path(dpo.run(changed, grounded, settings, folder=made(home), progress=tell).path)
+
+
+def equal(rows: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(replace(row, weight=1.0) for row in rows)
+
+
+def shuffled(rows: Sequence[Any]) -> tuple[Any, ...]:
+    order = np.random.default_rng(0).permutation(len(rows))
+    return tuple(replace(row, weight=rows[i].weight) for row, i in zip(rows, order, strict=True))
+
+
+# -- stock trl, on phase 1 merged into the base ---
+
+
+def stock(arm: str, snapshot: Any, grounded: Any, settings: Any, home: Path, test: Rows) -> Any:
+    """How far the log-probabilities of `test` rise. A fresh adapter, so that without it the model is its reference."""
+    from nightschool.evolve import trainer as t
+    from nightschool.serving.lora import as_named
+    from peft import get_peft_model
+
+    night = t.suited(settings.night, snapshot)
+    pupil = t.student(settings, grounded.path)
+    shape = pupil.model.peft_config["default"]
+    merged = pupil.model.merge_and_unload()
+    with as_named(merged):
+        pupil.model = get_peft_model(merged, replace(shape, inference_mode=False))
+        before = scores(pupil, test)
+        trainer = _dpo(pupil, snapshot, night, home) if arm == "trl_dpo" else _kto(pupil, snapshot, night, home)
+    trainer._send_telemetry = lambda: None
+    trainer.train()
+    return scores(pupil, test) - before
+
+
+def _common(night: Any, home: Path, epochs: float) -> dict[str, Any]:
+    return {
+        "output_dir": str(made(home)),
+        "per_device_train_batch_size": night.batch_size,
+        "num_train_epochs": epochs,
+        "learning_rate": night.preference_lr,
+        "max_length": night.max_tokens,
+        "seed": night.seed,
+        "use_cpu": True,
+        "bf16": False,
+        "router_aux_loss_coef": 0.0,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _dpo(pupil: Any, snapshot: Any, night: Any, home: Path) -> Any:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    rows = [
+        {"prompt": list(p.prompt), "chosen": _said(p.chosen), "rejected": _said(p.rejected)} for p in snapshot.pairs
+    ]
+    epochs = min(MOST_PAIR_EPOCHS, (len(snapshot.pairs) + len(snapshot.thumbs)) / len(rows))
+    args = DPOConfig(**_common(night, home, epochs), activation_checkpointing=False)
+    return DPOTrainer(pupil.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=pupil.tokenizer)
+
+
+def _kto(pupil: Any, snapshot: Any, night: Any, home: Path) -> Any:
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    rows = [{"prompt": list(t.prompt), "completion": _said(t.completion), "label": t.liked} for t in snapshot.thumbs]
+    args = KTOConfig(**_common(night, home, 1.0))
+    return KTOTrainer(pupil.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=pupil.tokenizer)
+
+
+# -- what is learnt ---
+
+
+def scores(pupil: Any, test: Rows) -> Any:
+    """The log-probability of each held-out answer."""
+    import torch
+    from nightschool.evolve.batches import collate, logps
+    from nightschool.evolve.lessons import Lesson, encode, lay_out
+
+    encoded = [encode(pupil.tokenizer, r["prompt"], [r["answer"] or " "], 4096) for r in test]
+    lessons = [Lesson(*(ids or ((0,), ((0,),))), "imitate", 1.0) for ids in encoded]
+    values = np.full(len(test), np.nan)
+    pupil.model.eval()
+    with torch.no_grad():
+        for passage in lay_out(lessons, 1024, 8, pupil.merges):
+            batch = collate([passage], lessons, pupil.pad, pupil.merges)
+            for (i, _), value in zip(batch["answer"].tolist(), logps(pupil.model, batch).tolist(), strict=True):
+                values[i] = value
+    assert np.isfinite(values).all()
+    return values
+
+
+# -- what is said ---
+
+
+def better(train: Sequence[Conversation], test: Rows, before: Path, after: Path, settings: Any) -> list[list[Any]]:
+    """Per opening: how the answers of phase 1 and of `full` score, and their lengths in words."""
+    from nightschool.serving.engine import Sampling
+    from nightschool.serving.local import LocalEngine
+
+    asked = list({r["cluster"]: r for r in test}.values())
+    prompts = [r["prompt"] for r in asked]
+    engine = LocalEngine(settings.serving)
+    said = []
+    for name, path in (("before", before), ("after", after)):
+        engine.load(name, path)
+        sampling = Sampling(max_tokens=48, temperature=0.7, seed=0)
+        said.append(
+            [a for k in range(0, len(prompts), 32) for a in _drawn(engine, prompts[k : k + 32], name, sampling)]
+        )
+    engine.close()
+    judge = scorer(train)
+    marks = [judge([_context(p, a) for p, a in zip(prompts, answers, strict=True)]) for answers in said]
+    lengths = [[len(a.split()) for a in answers] for answers in said]
+    return [list(v) for v in zip([r["cluster"] for r in asked], *marks, *lengths, strict=True)]
+
+
+def _drawn(engine: Any, prompts: Any, name: str, sampling: Any) -> list[str]:
+    found: list[str] = engine.generate(prompts, adapter=name, sampling=sampling)
+    return found
+
+
+def _context(prompt: Sequence[dict[str, Any]], answer: str) -> str:
+    return " ".join(m["content"] for m in prompt[-4:]) + " || " + answer
+
+
+def scorer(train: Sequence[Conversation]) -> Callable[[Sequence[str]], list[float]]:
+    """Fitted on people's ratings in the other folds: the chance that an answer in its context is liked."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    texts = [_context(c["messages"][:-1], c["messages"][-1]["content"]) for c in train]
+    model = LogisticRegression(C=3, max_iter=500, class_weight="balanced")
+    model.fit(vectorizer.fit_transform(texts), [c["messages"][-1]["rating"] > 0 for c in train])
+    return lambda said: [float(p) for p in model.predict_proba(vectorizer.transform(said))[:, 1]]
+
+
+# -- the whole ---
+
+
+def summary(folds: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """AUC and accuracy by arm, ours minus each other arm, with intervals; prints the table."""
+    rng = np.random.default_rng(0)
+    index = [np.unique(f["cluster"], return_inverse=True) for f in folds]
+    ones = [np.ones(len(f["liked"])) for f in folds]
+    point = areas(folds, ones)
+    drawn = []
+    for _ in range(DRAWS):
+        drawn.append(areas(folds, [rng.multinomial(len(n), np.full(len(n), 1 / len(n)))[i] for n, i in index]))
+    print(f"\n{name}, {len(folds)} folds: arm | AUC [95 %] | full minus it | accuracy | seconds a fold")
+    result: dict[str, Any] = {}
+    for arm in ARMS:
+        less = [d["full"] - d[arm] for d in drawn]
+        seconds = np.mean([f["seconds"].get(arm, np.nan) for f in folds])
+        difference = f"{point['full'] - point[arm]:+.3f} {interval(less)}"
+        print(
+            f"{arm} | {point[arm]:.3f} {interval([d[arm] for d in drawn])} | {difference}"
+            f" | {accuracy(folds, arm):.3f} | {seconds:.0f}"
+        )
+        result[f"{name}_auc" if arm == "full" else f"{name}_auc_{arm}"] = round(point[arm], 4)
+        if arm in STOCK:
+            result[f"{name}_full_minus_{arm}"] = interval(less)
+    return result
+
+
+def areas(folds: Sequence[dict[str, Any]], weights: Sequence[Any]) -> dict[str, float]:
+    def area(arm: str) -> float:
+        pairs = zip(folds, weights, strict=True)
+        return float(np.mean([loop.auc(np.array(f["liked"]), np.array(f["rise"][arm]), w) for f, w in pairs]))
+
+    return {arm: area(arm) for arm in ARMS}
+
+
+def accuracy(folds: Sequence[dict[str, Any]], arm: str) -> float:
+    right = []
+    for f in folds:
+        rise = np.array(f["rise"][arm])
+        liked = np.array(f["liked"])
+        right.append(np.mean((rise > np.quantile(rise, 1 - liked.mean())) == liked))
+    return float(np.mean(right))
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    return [round(float(np.quantile(values, q)), 4) for q in (0.025, 0.975)]
+
+
+def generations(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The share of openings at which the answer after phase 2 scores above that before it, equal scores halved."""
+    rows = [row for f in folds for row in f["better"]]
+    old, new = (np.array([row[k] for row in rows]) for k in (1, 2))
+    won = (new > old) + (new == old) / 2
+    draws = np.random.default_rng(0).integers(0, len(won), (DRAWS, len(won)))
+    words = [float(np.mean([row[k] for row in rows])) for k in (3, 4)]
+    print(f"\ngenerations: {len(rows)} openings, the answer after phase 2 scores higher in {won.mean():.1%}")
+    print(f"  mean score {old.mean():.3f} before, {new.mean():.3f} after; words {words[0]:.1f} and {words[1]:.1f}")
+    return {"tm4_better_generations": round(float(won.mean()), 4), "ci": interval(won[draws].mean(1).tolist())}
+
+
+PARTS = {"tm4": tm4_fold, "convai2": convai2_fold}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="tm4,convai2")
+    parser.add_argument("--folds", type=int, default=5, help="of the five of Taskmaster-4")
+    parser.add_argument("--users", type=int, default=5, help="of the five of ConvAI2")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--data", type=Path, default=sources.DATA)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part:
+        print(json.dumps(PARTS[args.part](args.data, args.number)))
+        return
+    result: dict[str, Any] = {}
+    for name, count in (("tm4", args.folds), ("convai2", args.users)):
+        if name in args.only.split(","):
+            folds = loop.run_parts(name, count, args, script=__file__)
+            result |= summary(folds, name)
+            if name == "tm4":
+                result |= generations(folds)
+    print(json.dumps({**result, **loop.circumstances()}))
+
+
+if __name__ == "__main__":
+    main()
