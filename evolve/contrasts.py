@@ -1,8 +1,9 @@
 """A liked answer against a disliked one: what phase 2 compares.
 
-Three sources: a correction against what it corrected; a liked against a disliked answer to the same prompt, or to
-nearly the same (the same but for the last request, whose vector is close); and the answer that was liked when the
-request was put in other words, against the one before it that was not. The invariant: the work is bounded by
+Four sources: a correction against what it corrected; a reply that was asked for in place of another against that one,
+if the one was liked or kept or the other disliked; a liked against a disliked answer to the same prompt, or to nearly
+the same (the same but for the last request, whose vector is close); and the answer that was liked when the request was
+put in other words, against the one before it that was not. The invariant: the work is bounded by
 POOL², however much is remembered, and no prompt supplies more than PAIRS_PER_PROMPT contrasts on either side.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +35,17 @@ Order = Callable[[Answer], float]
 class Contrast:
     chosen: Answer
     rejected: Answer
-    rephrased: bool = False  # the request of `rejected` is the prompt: what should have been said at once
+    # how `chosen` answers the request of `rejected`, whose prompt is the pair's then: what was to be said at once
+    again: Literal["regeneration", "rephrasing"] | None = None
 
     @property
     def how(self) -> PairSource:
-        return "correction" if self.corrects else "rephrasing" if self.rephrased else "contrast"
+        return "correction" if self.corrects else self.again or "contrast"
 
     @property
     def asked(self) -> Answer:
         """The one whose prompt is the pair's."""
-        return self.rejected if self.rephrased else self.chosen
+        return self.rejected if self.again else self.chosen
 
     @property
     def corrects(self) -> bool:
@@ -87,7 +90,7 @@ def find_rephrased(answers: Sequence[Answer], prompts: Prompts, vectors: Vectors
         if asked is None or asked_again is None or better.completion == answer.completion:
             continue
         if float(asked @ asked_again) >= REPHRASED:
-            found.append(Contrast(better, answer, rephrased=True))
+            found.append(Contrast(better, answer, again="rephrasing"))
     return found
 
 

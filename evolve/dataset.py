@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..content import content_id
 from ..errors import NotFound, StoreError
+from ..memory.signals import censor_id
 from ..memory.topics import DAY
 from ..memory.types import Feedback, Interaction, Memory
 from ..settings import DatasetSettings, Settings
-from .answers import Answer, ClusterOf, Exclusions, Vectors, fold, gather, hold_out
+from .answers import NOTHING, Answer, ClusterOf, Exclusions, Reading, Vectors, fold, gather, hold_out
 from .contrasts import Contrast, Order, find_contrasts, find_rephrased, fold_contrasts
 from .curation import CURATION, as_taught, curate
 from .prompts import Prompts
-from .reception import NOTHING, Reading, read
+from .reception import read
 from .types import Example, Judged, Pair, Snapshot, Thumb
 from .weights import balanced, example_weight, limit_share, normalise, thumb_weight
 
@@ -63,7 +64,7 @@ def build(
     excluded.add("dated later than now", (i.id for i in interactions if i.created_utc > now and i.id in feedback))
     prompts = Prompts((i for i in interactions if i.created_utc <= now), memories)
     order = _recent_first(prompts, settings.dataset)
-    gathered = gather(prompts, feedback, vectors, settings, excluded, reading.signals)
+    gathered = gather(prompts, feedback, vectors, settings, excluded, reading)
     gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded)
     cluster_of, held = hold_out(gathered.answers, settings)
 
@@ -72,6 +73,8 @@ def build(
     judged = _held_out(gathered.answers, cluster_of, held, settings, excluded)
     judged = _unseen(judged, taught, excluded)
     corrections = [Contrast(*pair) for pair in gathered.corrected if cluster_of(pair[0].interaction) not in held]
+    again = [pair for pair in gathered.regenerated if cluster_of(pair[0].interaction) not in held]
+    corrections += [Contrast(*pair, again="regeneration") for pair in again]
     near = find_contrasts(taught, vectors, settings.dataset.same_prompt_cosine, order)
     contrasts = fold_contrasts([*corrections, *find_rephrased(ours, prompts, vectors), *near])
 
@@ -84,6 +87,7 @@ def build(
         thumbs=_thumbs(rated, prompts, settings.dataset),
         held_out=_judged(heard, prompts, cluster_of),
         excluded=excluded.report(),
+        censor=censor_id(reading.reader_id),
     )
 
 
@@ -223,7 +227,8 @@ def resolve(rows: Sequence[Mapping[str, Any]], prompts: Prompts, corrections: Ma
         names = {f.name for f in fields(PARTS[row["part"]])} - TEXT
         kept = {name: row[name] for name in names} | {"interaction_ids": tuple(row["interaction_ids"])}
         parts[row["part"]].append(PARTS[row["part"]](**_text(row, prompts, corrections), **kept))
-    return Snapshot(**{part: tuple(found) for part, found in parts.items()})
+    examples, pairs, thumbs, held_out = (tuple(parts[part]) for part in PARTS)
+    return Snapshot(examples, pairs, thumbs, held_out)
 
 
 def _text(row: Mapping[str, Any], prompts: Prompts, corrections: Mapping[str, str]) -> dict[str, Any]:
@@ -236,7 +241,7 @@ def _text(row: Mapping[str, Any], prompts: Prompts, corrections: Mapping[str, st
     words = {"completion": text}
     if row["part"] == "pairs":
         other = head if row["how"] == "correction" else prompts.interactions[row["interaction_ids"][1]]
-        asked = other if row["how"] == "rephrasing" else head
+        asked = other if row["how"] in ("regeneration", "rephrasing") else head
         words = {"chosen": text, "rejected": other.reply.strip()}
     return as_taught(version, prompts.prompt(asked), words)
 

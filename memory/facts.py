@@ -37,6 +37,10 @@ class Facts:
         """Every interaction of everybody, session by session, in order; read in pages."""
         return reading.in_pages(self._database)
 
+    def session_of(self, interaction_id: str) -> list[Interaction]:
+        """Every interaction of its session, in order; NotFound if it is not held."""
+        return self._session(reading.owner_of(self.interaction(interaction_id)))
+
     def conversation(self, interaction_id: str) -> list[Message]:
         """The prompt that was answered: the session up to this turn, without the reply."""
         asked = self.interaction(interaction_id)

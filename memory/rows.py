@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from .conversations import Review, feedback_id, turn_memory_id, turn_memory_text
 from .tables import FeedbackRow, InteractionRow, MemoryRow
-from .types import Feedback, Interaction, Memory, MemoryKind
+from .types import Feedback, FeedbackEvent, Interaction, Memory, MemoryKind
 
 IDS_A_QUERY = ROWS_A_PAGE = 500
 
@@ -40,7 +40,12 @@ def from_interaction(interaction: Interaction) -> dict[str, Any]:
 
 
 def to_feedback(row: FeedbackRow) -> Feedback:
-    return Feedback(row.id, row.interaction_id, row.rating, row.correction, row.comment, row.created_utc)
+    event = cast(FeedbackEvent | None, row.event)
+    return Feedback(row.id, row.interaction_id, row.rating, row.correction, row.comment, row.created_utc, event)
+
+
+def review_of(feedback: Feedback) -> Review:
+    return Review(feedback.rating, feedback.correction, feedback.comment, feedback.event)
 
 
 def from_review(interaction_id: str, review: Review, created_utc: float) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class FeedbackRow(Base):
     rating: Mapped[float | None] = mapped_column(Float)
     correction: Mapped[str | None] = mapped_column(Text)
     comment: Mapped[str | None] = mapped_column(Text)
+    event: Mapped[str | None] = mapped_column(String(16))
     created_utc: Mapped[float] = mapped_column(Float)
 
 
@@ -95,6 +96,7 @@ class SnapshotRow(Base):
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     rows: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # references and weights, see evolve/dataset.py
     excluded: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    censor: Mapped[str] = mapped_column(ID, server_default="")  # the version that scored it; empty: before they had one
     created_utc: Mapped[float] = mapped_column(Float)
 
 

@@ -11,12 +11,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..errors import StoreError
-from .conversations import Review, feedback_id, interaction_id, note_id, request_of, turn_memory_id
+from .conversations import feedback_id, interaction_id, note_id, request_of, turn_memory_id
 from .database import Database
 from .forgetting import unfinished
 from .indexing import Indexing
 from .reading import owner_of
-from .rows import ROWS_A_PAGE, to_memory, turn_memory
+from .rows import ROWS_A_PAGE, review_of, to_feedback, to_memory, turn_memory
 from .stated_rows import Subject, derived
 from .statements import stated
 from .tables import FeedbackRow, MemoryRow
@@ -66,7 +66,7 @@ def _wrong_interaction(interaction: Interaction, text: str, topic_id: str | None
 
 def _wrong_feedback(session: Session, known: set[str]) -> Iterator[str]:
     for row in session.scalars(select(FeedbackRow).order_by(FeedbackRow.id)).yield_per(ROWS_A_PAGE):
-        derived = feedback_id(row.interaction_id, Review(row.rating, row.correction, row.comment))
+        derived = feedback_id(row.interaction_id, review_of(to_feedback(row)))
         if row.id != derived:
             yield f"feedback {row.id}: its content has the id {derived}"
         if row.interaction_id not in known:

@@ -51,6 +51,7 @@ def tainted(store):
 def test_forgotten_words_and_vectors_leave_no_byte_in_the_home(store, embedder, bytes_in_home):
     said(store, "what are the opening hours?")
     store.rate(said(store, SECRET, f"I keep that {SECRET}", user=EVE).id, comment=SECRET, correction=SECRET + "!")
+    store.rate(said(store, SECRET, f"also {SECRET}", user=EVE).id, correction=SECRET + "?", event="edited")
     store.remember(SECRET, user_id=EVE, shared=True)
     said(store, "thanks", user=EVE)
     planted = embedder.embed([SECRET])[0].astype(np.float32).tobytes()

@@ -323,6 +323,15 @@ def test_feedback_with_its_own_time_changes_nothing_when_it_is_known(quick_store
     assert quick_store.rate(made.id, rating=1, created_utc=9) == first
 
 
+def test_what_was_done_with_a_reply_is_feedback_of_its_own(quick_store, clock):
+    made = said(quick_store, "hi")
+    thumb, copied = quick_store.rate(made.id, rating=1), quick_store.rate(made.id, event="copied")
+    edited = quick_store.rate(made.id, correction="hello", event="edited")
+    assert sorted(quick_store.feedback()[made.id], key=lambda f: f.event or "") == [thumb, copied, edited]
+    assert quick_store.rate(made.id, event="copied") == copied
+    assert quick_store.verify() == []
+
+
 def test_feedback_on_nothing_or_with_nothing_in_it_is_refused(quick_store):
     with pytest.raises(NotFound, match="b2:gone"):
         quick_store.rate("b2:gone", rating=1)

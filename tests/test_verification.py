@@ -27,6 +27,7 @@ def told(quick_store):
         ("UPDATE interactions SET topic_id = 't:gone'", "topic t:gone: it has turns and no row"),
         ("UPDATE topics SET size = 3", "topic .*: its size is 3, it has 1 turns"),
         ("UPDATE feedback SET rating = -1", "feedback .*: its content has the id"),
+        ("UPDATE feedback SET event = 'copied'", "feedback .*: its content has the id"),
         ("UPDATE feedback SET interaction_id = 'b2:gone'", "feedback .*: its interaction b2:gone does not exist"),
         ("UPDATE memories SET text = 'else' WHERE kind = 'note'", "memory .*: its content has another id"),
         ("UPDATE memories SET text = 'else' WHERE kind = 'turn'", "memory .*: it is not the memory of its turn"),
