@@ -17,6 +17,7 @@ from typing import Any
 from .errors import SettingsError
 
 PREFIX = "NIGHTSCHOOL_"
+MOST_EXPANDED = 0.3
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,15 @@ class DatasetSettings:
     max_rows: int = 3000  # per part; a seeded, recency-weighted sample beyond it
     min_liked: int = 20  # fewer liked turns: nothing to learn
     same_prompt_cosine: float = 0.92  # "nearly the same prompt" for a contrast pair
+    # synthetic pairs, see evolve/expansion.py: what a reader predicts is weaker than what people say, so off
+    expand_share: float = 0.0  # of the weight of the pairs, at most 0.3; 0 = off
     # what is held out, by user where there are enough users, else by session
     held_out_share: float = 0.2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.expand_share <= MOST_EXPANDED:
+            raise SettingsError(f"dataset.expand_share is {self.expand_share}; it is 0 (off) to {MOST_EXPANDED}")
 
 
 @dataclass(frozen=True)

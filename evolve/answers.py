@@ -39,6 +39,7 @@ class Answer:
     key_without_request: str
     sources: tuple[str, ...]  # the interaction first, see `types`
     correction_id: str | None = None
+    draft_id: str | None = None  # of what nobody said: the base wrote it
 
     @property
     def liked(self) -> bool:
@@ -118,7 +119,7 @@ class _Gathering:
     ) -> None:
         self._prompts, self._feedback, self._vectors = prompts, feedback, vectors
         self._censor, self._excluded, self._reading = settings.censor, excluded, reading
-        self._recurs = _recurrence(prompts, settings.dataset)
+        self._recurs = recurrences(prompts, settings.dataset)
         self._latest = max((i.created_utc for i in prompts.interactions.values()), default=0.0)
         old = (i for i in prompts.interactions.values() if "regenerated" in events_of(self._given(i)))
         self.again = [(i, new) for i in old if (new := prompts.another(i))]
@@ -226,7 +227,7 @@ def _neutral(answer: Answer) -> Answer:
     return replace(answer, score=0.0, confidence=1.0)
 
 
-def _recurrence(prompts: Prompts, settings: DatasetSettings) -> dict[str, Recurrence]:
+def recurrences(prompts: Prompts, settings: DatasetSettings) -> dict[str, Recurrence]:
     interactions = prompts.interactions.values()
     visits = [(topic_of(i), session_key(i), i.created_utc) for i in interactions]
     latest = max((i.created_utc for i in interactions), default=0.0)

@@ -53,7 +53,7 @@ def read(store: MemoryStore, prompts: Prompts, feedback: Given, vectors: Vectors
     taught = [i for i in recent if i.id in rated and i.reply.strip()][: settings.read_turns]
     taught = taught if len(taught) >= settings.refit_from else []
     exchanges = {i.id: _exchange(i, prompts, feedback) for i in (*unread, *taught)}
-    vector_of = _vectors_of(store, prompts, exchanges, vectors)
+    vector_of = vectors_of(store, exchanges, _requests(prompts, vectors))
     reader = refitted(taught, rated, exchanges, vector_of, shipped) or shipped
     if reader.at_home:
         keep_reader(reader, store.settings.home)
@@ -69,15 +69,15 @@ def met(store: MemoryStore, interaction_id: str, settings: CensorSettings) -> Sa
     prompts, feedback = Prompts(session, {}), store.feedback()
     asked = prompts.interactions[interaction_id]
     given, vectors = feedback.get(asked.id, ()), store.request_vectors([i.id for i in session])
-    reader = _at_hand(store) if settings.read_turns and asked.reply.strip() else None
+    reader = reader_at_hand(store) if settings.read_turns and asked.reply.strip() else None
     reading = NOTHING
     if reader and rating_of(asked, given) is None:
         exchanges = {asked.id: _exchange(asked, prompts, feedback)}
-        reading = _reading(reader, exchanges, _vectors_of(store, prompts, exchanges, vectors))
+        reading = _reading(reader, exchanges, vectors_of(store, exchanges, _requests(prompts, vectors)))
     return assessed(asked, given, prompts, vectors, reading, store.clock())
 
 
-def _at_hand(store: MemoryStore) -> Reader | None:
+def reader_at_hand(store: MemoryStore) -> Reader | None:
     """The reader that reads now, without fitting one anew; none for vectors of another embedder."""
     kept = [load_reader(path) for path in readers_in(store.settings.home)]
     reader = kept[0] if kept else shipped_reader()
@@ -130,11 +130,12 @@ def _groupings(interactions: Sequence[Interaction]) -> tuple[list[str], list[str
     return [i.user_id for i in interactions], [session_cluster(i) for i in interactions]
 
 
-def _vectors_of(
-    store: MemoryStore, prompts: Prompts, exchanges: Mapping[str, Exchange], vectors: Vectors
-) -> dict[str, NDArray[np.float32]]:
-    """By text: those of requests are at hand, those of replies are made."""
-    held = {i.text: vectors[i.id] for i in prompts.interactions.values() if i.id in vectors}
+def vectors_of(store: MemoryStore, exchanges: Mapping[str, Exchange], held: Vectors) -> dict[str, NDArray[np.float32]]:
+    """By text, of all that the exchanges say: what is not `held` is embedded."""
     texts = {text for exchange in exchanges.values() for text in exchange.texts if text.strip()}
     missing = sorted(texts - held.keys())
-    return held | dict(zip(missing, store.embedder.embed(missing), strict=True))
+    return dict(held) | dict(zip(missing, store.embedder.embed(missing), strict=True))
+
+
+def _requests(prompts: Prompts, vectors: Vectors) -> dict[str, NDArray[np.float32]]:
+    return {i.text: vectors[i.id] for i in prompts.interactions.values() if i.id in vectors}

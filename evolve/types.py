@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ..content import Message, content_id
 
 Phase = Literal["sft", "dpo"]
-PairSource = Literal["correction", "regeneration", "contrast", "rephrasing"]
+PairSource = Literal["correction", "regeneration", "contrast", "rephrasing", "synthetic"]
 Prompt = tuple[Message, ...]
 
 
@@ -40,6 +40,7 @@ class Pair:
     interaction_ids: tuple[str, ...]
     how: PairSource
     correction_id: str | None = None  # the feedback whose correction is `chosen`
+    draft_ids: tuple[str, ...] = ()  # of a synthetic pair: the drafts that are `chosen` and `rejected`
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Excluded:
     interaction_ids: tuple[str, ...]
 
 
+def without_nothing(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row; a pair that is not synthetic has those, and the id, that it had before there were any."""
+    return {name: value for name, value in row.items() if name != "draft_ids" or value}
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The frozen data of one night. `excluded` is a report and not part of the id, and no more is `censor`, the version
@@ -89,7 +95,8 @@ class Snapshot:
 
     def __post_init__(self) -> None:
         parts = {
-            name: [asdict(row) for row in getattr(self, name)] for name in ("examples", "pairs", "thumbs", "held_out")
+            name: [without_nothing(asdict(row)) for row in getattr(self, name)]
+            for name in ("examples", "pairs", "thumbs", "held_out")
         }
         object.__setattr__(self, "id", content_id(parts))
 

@@ -77,6 +77,10 @@ def feedback_id(interaction_id: str, review: Review) -> str:
     return content_id(["feedback", interaction_id, review.rating, review.correction, review.comment, *event])
 
 
+def draft_id(interaction_id: str, base_id: str, text: str) -> str:
+    return content_id(["draft", interaction_id, base_id, text])
+
+
 # -- what a turn says ---
 
 

@@ -18,7 +18,7 @@ from .rows import to_interaction
 from .stated_rows import statements_of
 from .tables import InteractionRow
 from .topic_rows import states
-from .types import Feedback, Interaction, Memory, Topic
+from .types import Draft, Feedback, Interaction, Memory, Topic
 
 
 class Facts:
@@ -59,6 +59,11 @@ class Facts:
         """All feedback by interaction, oldest first."""
         with self._database.reading() as session:
             return reading.feedback(session)
+
+    def drafts(self, interaction_ids: Iterable[str]) -> dict[str, list[Draft]]:
+        """What the base wrote by night to the prompts of these interactions, by interaction."""
+        with self._database.reading() as session:
+            return reading.drafts(session, interaction_ids)
 
     def history(self, *, user_id: str, agent_id: str = "", subject: str | None = None) -> list[Memory]:
         """What this user stated of each subject, in order of time: what holds and what held before."""

@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 from .conversations import Owner, request_of
 from .database import Database
 from .grouping import groups, labels
-from .rows import ROWS_A_PAGE, chunks, to_feedback, to_interaction, to_memory
-from .tables import AdapterRow, Base, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
+from .rows import ROWS_A_PAGE, chunks, to_draft, to_feedback, to_interaction, to_memory
+from .tables import AdapterRow, Base, DraftRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
 from .topics import TopicState, recurrence
-from .types import Feedback, Interaction, Memory, Topic
+from .types import Draft, Feedback, Interaction, Memory, Topic
 
 PLACE = (InteractionRow.user_id, InteractionRow.agent_id, InteractionRow.session_id, InteractionRow.position)
 
@@ -70,6 +70,15 @@ def feedback(session: Session) -> dict[str, list[Feedback]]:
     found: dict[str, list[Feedback]] = {}
     for row in session.scalars(select(FeedbackRow).order_by(FeedbackRow.created_utc, FeedbackRow.id)):
         found.setdefault(row.interaction_id, []).append(to_feedback(row))
+    return found
+
+
+def drafts(session: Session, interaction_ids: Iterable[str]) -> dict[str, list[Draft]]:
+    found: dict[str, list[Draft]] = {}
+    for some in chunks(list(interaction_ids)):
+        rows = select(DraftRow).where(DraftRow.interaction_id.in_(some)).order_by(DraftRow.id)
+        for row in session.scalars(rows):
+            found.setdefault(row.interaction_id, []).append(to_draft(row))
     return found
 
 

@@ -62,6 +62,7 @@ from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release
 from .types import (
+    Draft,
     Feedback,
     FeedbackEvent,
     ForgetPlan,
@@ -77,6 +78,7 @@ from .writing import (
     Held,
     Recorded,
     check_sources,
+    insert_drafts,
     insert_interactions,
     insert_reviews,
     new_texts,
@@ -254,6 +256,11 @@ class MemoryStore(Facts):
             session.execute(insert(MemoryRow), [from_memory(note)])
         self._indexing.pending()
         return note
+
+    def keep_drafts(self, drafts: Sequence[Draft]) -> int:
+        """Keep what the base wrote, but nothing written to what was forgotten meanwhile. Returns how many are new."""
+        with self._writing() as session:
+            return insert_drafts(session, drafts)
 
     # -- recalling ---
 

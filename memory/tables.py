@@ -68,6 +68,19 @@ class FeedbackRow(Base):
     created_utc: Mapped[float] = mapped_column(Float)
 
 
+class DraftRow(Base):
+    """What the base wrote to a remembered prompt (`evolve/expansion.py`): no snapshot holds text, so it lies here."""
+
+    __tablename__ = "drafts"
+    __table_args__ = (Index("ix_drafts_interaction_id", "interaction_id"),)
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    interaction_id: Mapped[str] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"))
+    text: Mapped[str] = mapped_column(Text)
+    base_id: Mapped[str] = mapped_column(NAME)
+    source_ids: Mapped[list[str]] = mapped_column(JSON)
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
 class MemoryRow(Base):
     __tablename__ = "memories"
     __table_args__ = (

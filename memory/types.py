@@ -59,6 +59,21 @@ class Feedback:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """An answer that the base wrote by night to a remembered prompt, and nobody was given.
+
+    `source_ids`: the interaction whose prompt it is, and every other whose words are in that prompt.
+    """
+
+    id: str
+    interaction_id: str
+    text: str
+    base_id: str
+    source_ids: tuple[str, ...]
+    created_utc: float
+
+
+@dataclass(frozen=True)
 class Memory:
     """A stored unit: a `turn` made from an interaction, a `note` that somebody asked to be remembered, or a `fact` or
     `preference` that a user stated of a `subject`. A statement holds from `created_utc` to `valid_to`, None: it still

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nightschool.errors import InputError, NotFound, StoreError
-from nightschool.memory.conversations import Conversation, Owner
+from nightschool.memory.conversations import Conversation, Owner, draft_id
 from nightschool.memory.database import Database
 from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import AdapterRow, ReceiptRow, SnapshotRow, SnapshotSourceRow, TopicRow
-from nightschool.memory.types import ForgetReceipt
+from nightschool.memory.types import Draft, ForgetReceipt
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
@@ -54,6 +54,8 @@ def test_forgotten_words_and_vectors_leave_no_byte_in_the_home(store, embedder, 
     store.rate(told.id, comment=SECRET, correction=SECRET + "!")
     store.rate(told.id, correction=SECRET + "?", event="edited")
     store.remember(SECRET, user_id=EVE, shared=True)
+    text = f"well, {SECRET}"
+    store.keep_drafts([Draft(draft_id(told.id, "base", text), told.id, text, "base", (told.id,), 1.0)])
     said(store, "thanks", user=EVE)
     planted = embedder.embed([SECRET])[0].astype(np.float32).tobytes()
     assert bytes_in_home(SECRET.encode()) and bytes_in_home(planted)

@@ -9,8 +9,9 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from nightschool.errors import InputError, NotFound, StoreError
-from nightschool.memory.conversations import Conversation, Owner, Review
+from nightschool.memory.conversations import Conversation, Owner, Review, draft_id
 from nightschool.memory.store import MemoryStore
+from nightschool.memory.types import Draft
 from nightschool.settings import MemorySettings, Settings
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
@@ -341,6 +342,35 @@ def test_feedback_on_nothing_or_with_nothing_in_it_is_refused(quick_store):
 
 
 # -- notes ---
+
+
+def draft(interaction, text, *sources):
+    named = draft_id(interaction.id, "base", text)
+    return Draft(named, interaction.id, text, "base", (interaction.id, *(s.id for s in sources)), 5.0)
+
+
+def test_drafts_are_kept_once_and_read_by_the_prompt_they_were_written_to(quick_store):
+    first, second = said(quick_store, "hi"), said(quick_store, "and?")
+    drafts = [draft(first, "one"), draft(first, "two"), draft(first, "one"), draft(second, "three", first)]
+    assert quick_store.keep_drafts(drafts) == 3
+    assert quick_store.keep_drafts(drafts) == 0
+    held = quick_store.drafts([first.id, second.id, "b2:gone"])
+    assert {i: {d.text for d in found} for i, found in held.items()} == {first.id: {"one", "two"}, second.id: {"three"}}
+    assert held[second.id] == [drafts[-1]]
+    assert quick_store.verify() == []
+
+
+def test_draft_to_a_prompt_of_which_anything_is_forgotten_is_not_kept(quick_store):
+    first, second = said(quick_store, "hi"), said(quick_store, "and?")
+    note = quick_store.remember("a zebra", user_id="ann")
+    shown = quick_store.record(
+        [{"role": "user", "content": "what?"}], "ok", user_id="ann", session_id="t", memory_ids=[note.id]
+    )
+    assert quick_store.keep_drafts([draft(shown, "a zebra is striped")]) == 1
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[first.id], memory_ids=[note.id]))
+    assert quick_store.drafts([shown.id]) == {}
+    gone = [draft(first, "one"), draft(second, "two", first), draft(shown, "a zebra is striped")]
+    assert quick_store.keep_drafts(gone) == 0
 
 
 def test_note_is_kept_once_by_owner_and_text(quick_store, clock):
