@@ -109,14 +109,16 @@ def test_night_with_expansion_drafts_from_the_base_and_everything_re_derives(ass
     listen(assistant)
     for u in range(24):
         owner = {"user_id": f"user{u}", "session_id": "s9"}
-        assistant.record(f"{QUESTIONS[u % 4]} I am rider {u}.", "We will see.", **owner)
+        fixed = assistant.record(f"{QUESTIONS[u % 4]} I am rider {u}.", DISLIKED, **owner)
+        assistant.rate(fixed, correction=LIKED[u % 4])
+        assistant.record(f"{QUESTIONS[u % 4]} It is rider {u} again.", "We will see.", **owner)
     censor = replace(assistant.settings.censor, refit_from=20)
     dataset = DatasetSettings(held_out_share=0.3, expand_share=0.3)
     assistant.settings = replace(assistant.settings, censor=censor, dataset=dataset)
     said: list[str] = []
     cycle = night(assistant, said)
     drafted = assistant.store.drafts([i.id for i in assistant.store.interactions()])
-    assert [line for line in said if line.startswith("drafting")]
+    assert [line for line in said if line.startswith("drafting")], said
     assert {d.base_id for drafts in drafted.values() for d in drafts} == {assistant.engine.base_id}
     rows = assistant.registry.snapshot_rows(cycle.snapshot_id or "")
     assert sum(row["weight"] for row in rows if row.get("draft_ids")) <= 0.3 * sum(
