@@ -48,6 +48,7 @@ class DatasetSettings:
     half_life_days: float = 30.0
     weight_cap: float = 3.0
     max_user_share: float = 0.25  # of the weight of a part by one user; binds from 1 / share users on; 1 = off
+    max_user_recurrence: float = 0.0  # sessions that one user adds to a topic; a service of many wants 3; 0 = no bound
     # what is curated, see evolve/curation.py
     min_topic_users: int = 1  # before a topic teaches everyone; a service of many users wants 3 or more
     # what goes in
@@ -63,6 +64,8 @@ class DatasetSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.expand_share <= MOST_EXPANDED:
             raise SettingsError(f"dataset.expand_share is {self.expand_share}; it is 0 (off) to {MOST_EXPANDED}")
+        if not self.max_user_recurrence >= 0:
+            raise SettingsError(f"dataset.max_user_recurrence is {self.max_user_recurrence}; it is 0 (off) or more")
 
 
 @dataclass(frozen=True)

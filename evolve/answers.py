@@ -231,7 +231,7 @@ def recurrences(prompts: Prompts, settings: DatasetSettings) -> dict[str, Recurr
     interactions = prompts.interactions.values()
     visits = [(topic_of(i), session_key(i), i.created_utc) for i in interactions]
     latest = max((i.created_utc for i in interactions), default=0.0)
-    return recurrence(visits, latest, settings.half_life_days)
+    return recurrence(visits, latest, settings.half_life_days, settings.max_user_recurrence)
 
 
 def topic_of(interaction: Interaction) -> str:

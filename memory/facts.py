@@ -85,7 +85,7 @@ class Facts:
         """What people keep asking, most recurrent first."""
         with self._database.reading() as session:
             known = states(session, self._dimension)
-            return reading.topics(session, known, now, self.settings.dataset.half_life_days)
+            return reading.topics(session, known, now, self.settings.dataset)
 
     def topic_groups(self) -> dict[str, str]:
         """Which of `topics` each interaction's own, narrow topic belongs to, by id."""

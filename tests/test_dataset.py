@@ -170,6 +170,18 @@ def test_a_reply_given_a_forgotten_memory_is_left_out_with_the_reason():
     assert reasons(snapshot) == {"a memory that the reply was given is forgotten": (left_out,)}
 
 
+def test_one_user_who_asks_again_and_again_makes_no_topic_weigh_more_than_the_bound():
+    def weights(**dataset: object) -> list[float]:
+        world = World()
+        for n in range(20):
+            world.says(f"the bell, version {n}?", f"ten {n}", 1.0, topic="t:bell")
+        world.says("the lock?", "five", 1.0, user="bob", topic="t:lock")
+        return [e.weight for e in world.freeze(max_user_share=1.0, **dataset).examples]
+
+    assert max(weights()) > 4 * min(weights())
+    assert max(weights(max_user_recurrence=1.0)) == min(weights(max_user_recurrence=1.0))
+
+
 def test_a_session_of_another_user_with_the_same_name_is_another_session():
     world = World()
     world.says("hello", "hi", session="a", user="ada")

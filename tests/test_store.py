@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Thread
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ from nightschool.errors import InputError, NotFound, StoreError
 from nightschool.memory.conversations import Conversation, Owner, Review, draft_id
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.types import Draft
-from nightschool.settings import MemorySettings, Settings
+from nightschool.settings import DatasetSettings, MemorySettings, Settings
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -447,6 +448,15 @@ def test_topics_count_sessions_and_forget_with_time(quick_store, clock):
     assert (zebras.sessions, zebras.last_seen_utc) == (1, clock.now)
     later = clock.now + 30 * 86400
     assert quick_store.topics(later)[0].recurrence == pytest.approx(1.0)
+
+
+def test_topics_are_counted_with_the_bound_on_one_user(settings, hash_embedder, clock):
+    bounded = replace(settings, dataset=DatasetSettings(max_user_recurrence=2.0))
+    with MemoryStore(bounded, embedder=hash_embedder, clock=clock) as store:
+        for n in range(5):
+            said(store, "the opening hours", session_id=f"s{n}", created_utc=clock.now)
+        (topic,) = store.topics(clock.now)
+    assert (topic.recurrence, topic.sessions) == (2.0, 5)
 
 
 def test_topics_follow_what_another_process_wrote(quick_store, settings, hash_embedder):
