@@ -65,13 +65,13 @@ def met(store: MemoryStore, interaction_id: str, settings: CensorSettings) -> Sa
 
     NotFound if there is no such interaction.
     """
-    session = store.session_of(interaction_id)
-    prompts, feedback = Prompts(session, {}), store.feedback()
-    asked = prompts.interactions[interaction_id]
-    given, vectors = feedback.get(asked.id, ()), store.request_vectors([i.id for i in session])
-    reader = reader_at_hand(store) if settings.read_turns and asked.reply.strip() else None
-    reading = NOTHING
-    if reader and rating_of(asked, given) is None:
+    session, feedback = store.session_of(interaction_id), store.feedback()
+    prompts, reading = Prompts(session, {}), NOTHING
+    asked, given = prompts.interactions[interaction_id], feedback.get(interaction_id, ())
+    inferred = rating_of(asked, given) is None
+    vectors = store.request_vectors([i.id for i in session]) if inferred else {}
+    reader = reader_at_hand(store) if settings.read_turns and asked.reply.strip() and inferred else None
+    if reader:
         exchanges = {asked.id: _exchange(asked, prompts, feedback)}
         reading = _reading(reader, exchanges, vectors_of(store, exchanges, _requests(prompts, vectors)))
     return assessed(asked, given, prompts, vectors, reading, store.clock())

@@ -47,7 +47,7 @@ def settings(store: MemoryStore, share: float = 0.3, refit_from: int = 20) -> Se
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, embedder: MiniLM) -> Path:
-    """Sixty people who like kind answers and correct rude ones, and say nothing of what they are told the second time."""
+    """Sixty people who like kind answers and correct rude ones, and say nothing of their second answer."""
     folder = tmp_path_factory.mktemp("rated") / "home"
     with MemoryStore(Settings(home=folder), embedder=embedder, clock=lambda: 1.7e9) as store:
         for n in range(60):
