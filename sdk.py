@@ -19,6 +19,7 @@ from .errors import GateRefused, InputError, ServingError, SettingsError
 from .memory.types import (
     DEFAULT_USER,
     Feedback,
+    FeedbackEvent,
     ForgetPlan,
     ForgetReceipt,
     Interaction,
@@ -153,10 +154,15 @@ class Assistant:
         *,
         correction: str | None = None,
         comment: str | None = None,
+        event: FeedbackEvent | None = None,
     ) -> Feedback:
-        """What a person said of a reply: `rating` in [-1, 1] (a thumb is ±1), the answer they wanted, or a comment."""
+        """What a person said of a reply: `rating` in [-1, 1] (a thumb is ±1), the answer they wanted, or a comment.
+
+        Or did with it, `event`: "copied", "accepted", "edited" (into `correction`) or "regenerated"; then ask for the
+        other reply by the same request in the same session.
+        """
         interaction_id = reply if isinstance(reply, str) else reply.id
-        return self.store.rate(interaction_id, rating=rating, correction=correction, comment=comment)
+        return self.store.rate(interaction_id, rating=rating, correction=correction, comment=comment, event=event)
 
     def remember(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str = "", shared: bool = False

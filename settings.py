@@ -17,6 +17,7 @@ from typing import Any
 from .errors import SettingsError
 
 PREFIX = "NIGHTSCHOOL_"
+MOST_EXPANDED = 0.3
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,24 @@ class DatasetSettings:
     half_life_days: float = 30.0
     weight_cap: float = 3.0
     max_user_share: float = 0.25  # of the weight of a part by one user; binds from 1 / share users on; 1 = off
+    max_user_recurrence: float = 0.0  # sessions that one user adds to a topic; a service of many wants 3; 0 = no bound
     # what is curated, see evolve/curation.py
     min_topic_users: int = 1  # before a topic teaches everyone; a service of many users wants 3 or more
     # what goes in
     max_rows: int = 3000  # per part; a seeded, recency-weighted sample beyond it
     min_liked: int = 20  # fewer liked turns: nothing to learn
     same_prompt_cosine: float = 0.92  # "nearly the same prompt" for a contrast pair
+    # synthetic pairs, see evolve/expansion.py: what a reader predicts is weaker than what people say, so off
+    expand_share: float = 0.0  # of the weight of the pairs, at most 0.3; 0 = off
     # what is held out, by user where there are enough users, else by session
     held_out_share: float = 0.2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.expand_share <= MOST_EXPANDED:
+            raise SettingsError(f"dataset.expand_share is {self.expand_share}; it is 0 (off) to {MOST_EXPANDED}")
+        if not self.max_user_recurrence >= 0:
+            raise SettingsError(f"dataset.max_user_recurrence is {self.max_user_recurrence}; it is 0 (off) or more")
 
 
 @dataclass(frozen=True)

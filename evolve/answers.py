@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..content import canonical_json, content_id
-from ..memory.signals import assess, correction_of, label
+from ..memory.signals import KEPT, assess, correction_of, events_of, label, label_of
 from ..memory.topics import Recurrence, recurrence
 from ..memory.types import Feedback, Interaction, Satisfaction, Signal
 from ..settings import CensorSettings, DatasetSettings, Settings
@@ -39,6 +39,7 @@ class Answer:
     key_without_request: str
     sources: tuple[str, ...]  # the interaction first, see `types`
     correction_id: str | None = None
+    draft_id: str | None = None  # of what nobody said: the base wrote it
 
     @property
     def liked(self) -> bool:
@@ -54,6 +55,18 @@ class Answer:
 class Gathered:
     answers: list[Answer]  # liked or disliked
     corrected: list[tuple[Answer, Answer]]  # what should have been said, and what was
+    regenerated: list[tuple[Answer, Answer]]  # the reply that was asked for in place of another, and that one
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader made of turns, by interaction; `reader_id` is empty where nothing was read."""
+
+    reader_id: str = ""
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+
+
+NOTHING = Reading()
 
 
 @dataclass(frozen=True)
@@ -78,61 +91,131 @@ def gather(
     vectors: Vectors,
     settings: Settings,
     excluded: Exclusions,
-    learned: Mapping[str, Signal],
+    reading: Reading,
 ) -> Gathered:
-    """Every reply that the Censor labels and every correction. Recurrence is as of the latest interaction.
+    """Every reply that the Censor labels, every correction, and what was asked for in place of another.
 
-    `learned` is what a reader made of unrated turns, by interaction.
+    Recurrence and silence are as of the latest interaction; `reading` is what a reader made of unrated turns.
     """
-    gathered = Gathered([], [])
-    recurs = _recurrence(prompts, settings.dataset)
+    gathering = _Gathering(prompts, feedback, vectors, settings, excluded, reading)
     for interaction in prompts.interactions.values():
-        given = feedback.get(interaction.id, ())
-        satisfaction = _assess(interaction, given, prompts, vectors, learned.get(interaction.id))
-        labelled = label(satisfaction, settings.censor) is not None
-        if not (labelled or given):
-            continue
-        if prompts.missing_memories(interaction):
-            excluded.add("a memory that the reply was given is forgotten", [interaction.id])
-            continue
-        if not (interaction.position or interaction.turn):
-            excluded.add("a greeting that answers nobody", [interaction.id])
-            continue
-        reply = _answer(interaction, satisfaction, prompts, recurs[topic_of(interaction)].value)
-        correction = correction_of(interaction, given)
+        gathering.take(interaction)
+    for old, new in gathering.again:
+        gathering.compare(old, new)
+    return gathering.gathered
+
+
+class _Gathering:
+    """One pass over the memory. `again` are the replies for which another was asked for, each with that other one."""
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        feedback: Mapping[str, Sequence[Feedback]],
+        vectors: Vectors,
+        settings: Settings,
+        excluded: Exclusions,
+        reading: Reading,
+    ) -> None:
+        self._prompts, self._feedback, self._vectors = prompts, feedback, vectors
+        self._censor, self._excluded, self._reading = settings.censor, excluded, reading
+        self._recurs = recurrences(prompts, settings.dataset)
+        self._latest = max((i.created_utc for i in prompts.interactions.values()), default=0.0)
+        old = (i for i in prompts.interactions.values() if "regenerated" in events_of(self._given(i)))
+        self.again = [(i, new) for i in old if (new := prompts.another(i))]
+        self._instead = {new.id for _, new in self.again if not new.turn}  # of no turn of their own
+        self.gathered = Gathered([], [], [])
+
+    def take(self, interaction: Interaction) -> None:
+        """The reply, if it is labelled, and what should have been said instead; or why nothing of it is learnt."""
+        given, satisfaction = self._given(interaction), self._met(interaction)
+        labelled = label(satisfaction, self._censor) is not None
+        said = any((f.rating, f.correction, f.comment) != (None, None, None) for f in given)
+        if not (labelled or said):
+            return
+        if why := self._unfit(interaction) or self._in_place(interaction):
+            self._excluded.add(why, [interaction.id])
+            return
+        reply, correction = self._answer(interaction, satisfaction), correction_of(interaction, given)
         if correction:
-            better = _corrected(reply, correction)
-            gathered.answers.append(better)
-            if reply.completion:
-                gathered.corrected.append((better, reply))
+            self._correct(reply, correction)
         if labelled and reply.completion:
-            gathered.answers.append(reply)
-        elif given and not correction:
-            excluded.add("rated neither good nor bad" if reply.completion else "the reply is empty", [interaction.id])
-    return gathered
+            self.gathered.answers.append(reply)
+        elif said and not correction:
+            why = "rated neither good nor bad" if reply.completion else "the reply is empty"
+            self._excluded.add(why, [interaction.id])
+
+    def compare(self, old: Interaction, new: Interaction) -> None:
+        """The pair, if the new reply was liked or kept or the old one disliked, and nothing speaks against it.
+
+        That another was asked for is too little alone. A side that is not judged counts as neutral: half the margin.
+        """
+        if self._unfit(old) or self._unfit(new):
+            return
+        chosen, rejected = (self._answer(i, self._met(i)) for i in (new, old))
+        met_new, met_old = (label_of(a.score, a.confidence, self._censor) for a in (chosen, rejected))
+        better = met_new == "liked" or not KEPT.isdisjoint(events_of(self._given(new)))
+        worse = met_old == "disliked"
+        against = chosen.score < 0 or met_old == "liked" or chosen.completion == rejected.completion
+        if (better or worse) and not against and chosen.completion and rejected.completion:
+            pair = chosen if better else _neutral(chosen), rejected if worse else _neutral(rejected)
+            self.gathered.regenerated.append(pair)
+
+    def _given(self, interaction: Interaction) -> Sequence[Feedback]:
+        return self._feedback.get(interaction.id, ())
+
+    def _met(self, interaction: Interaction) -> Satisfaction:
+        given = self._given(interaction)
+        return assessed(interaction, given, self._prompts, self._vectors, self._reading, now=self._latest)
+
+    def _answer(self, interaction: Interaction, satisfaction: Satisfaction) -> Answer:
+        prompts = self._prompts
+        return Answer(
+            interaction,
+            interaction.reply.strip(),
+            satisfaction.score,
+            satisfaction.confidence,
+            self._recurs[topic_of(interaction)].value,
+            prompts.key(interaction),
+            prompts.key_without_request(interaction),
+            prompts.sources(interaction),
+        )
+
+    def _correct(self, reply: Answer, correction: Feedback) -> None:
+        better = _corrected(reply, correction)
+        self.gathered.answers.append(better)
+        if reply.completion:
+            self.gathered.corrected.append((better, reply))
+
+    def _unfit(self, interaction: Interaction) -> str | None:
+        """Why nothing can be learnt from it, if so."""
+        if self._prompts.missing_memories(interaction):
+            return "a memory that the reply was given is forgotten"
+        return None if interaction.position or interaction.turn else "a greeting that answers nobody"
+
+    def _in_place(self, interaction: Interaction) -> str | None:
+        in_place = interaction.id in self._instead
+        return "it stands in place of a reply that its prompt would hold" if in_place else None
 
 
-def _assess(
-    interaction: Interaction, given: Sequence[Feedback], prompts: Prompts, vectors: Vectors, learned: Signal | None
+def assessed(
+    interaction: Interaction,
+    given: Sequence[Feedback],
+    prompts: Prompts,
+    vectors: Vectors,
+    reading: Reading,
+    now: float,
 ) -> Satisfaction:
+    """How it went, with what the turns around it show as of `now`, seconds since 1970."""
     reaction = prompts.reaction(interaction)
     cosine = None
     if reaction and interaction.id in vectors and reaction.id in vectors:
         cosine = float(vectors[interaction.id] @ vectors[reaction.id])
-    return assess(interaction, given, reaction, cosine, prompts.earlier_replies(interaction), learned)
-
-
-def _answer(interaction: Interaction, satisfaction: Satisfaction, prompts: Prompts, recurs: float) -> Answer:
-    return Answer(
-        interaction,
-        interaction.reply.strip(),
-        satisfaction.score,
-        satisfaction.confidence,
-        recurs,
-        prompts.key(interaction),
-        prompts.key_without_request(interaction),
-        prompts.sources(interaction),
-    )
+    learned, silence = reading.signals.get(interaction.id), 0.0
+    if prompts.is_last(interaction):
+        silence = now - interaction.created_utc
+    earlier = prompts.earlier_replies(interaction)
+    return assess(interaction, given, reaction, cosine, earlier, learned, reading.reader_id, silence)
 
 
 def _corrected(reply: Answer, correction: Feedback) -> Answer:
@@ -140,11 +223,15 @@ def _corrected(reply: Answer, correction: Feedback) -> Answer:
     return replace(reply, completion=text, score=1.0, confidence=1.0, correction_id=correction.id)
 
 
-def _recurrence(prompts: Prompts, settings: DatasetSettings) -> dict[str, Recurrence]:
+def _neutral(answer: Answer) -> Answer:
+    return replace(answer, score=0.0, confidence=1.0)
+
+
+def recurrences(prompts: Prompts, settings: DatasetSettings) -> dict[str, Recurrence]:
     interactions = prompts.interactions.values()
     visits = [(topic_of(i), session_key(i), i.created_utc) for i in interactions]
     latest = max((i.created_utc for i in interactions), default=0.0)
-    return recurrence(visits, latest, settings.half_life_days)
+    return recurrence(visits, latest, settings.half_life_days, settings.max_user_recurrence)
 
 
 def topic_of(interaction: Interaction) -> str:

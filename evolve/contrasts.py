@@ -1,9 +1,11 @@
 """A liked answer against a disliked one: what phase 2 compares.
 
-Three sources: a correction against what it corrected; a liked against a disliked answer to the same prompt, or to
-nearly the same (the same but for the last request, whose vector is close); and the answer that was liked when the
-request was put in other words, against the one before it that was not. The invariant: the work is bounded by
-POOL², however much is remembered, and no prompt supplies more than PAIRS_PER_PROMPT contrasts on either side.
+Four sources: a correction against what it corrected; a reply that was asked for in place of another against that one,
+if the one was liked or kept or the other disliked; a liked against a disliked answer to the same prompt, or to nearly
+the same (the same but for the last request, whose vector is close); and the answer that was liked when the request was
+put in other words, against the one before it that was not. What nobody gave comes from `expansion`. The invariant: the
+work is bounded by POOL², however much is remembered, and no prompt supplies more than PAIRS_PER_PROMPT contrasts on
+either side.
 """
 
 from __future__ import annotations
@@ -33,21 +35,22 @@ Order = Callable[[Answer], float]
 class Contrast:
     chosen: Answer
     rejected: Answer
-    rephrased: bool = False  # the request of `rejected` is the prompt: what should have been said at once
+    source: PairSource | None = None  # if it does not follow from the two
 
     @property
     def how(self) -> PairSource:
-        return "correction" if self.corrects else "rephrasing" if self.rephrased else "contrast"
+        same = self.chosen.interaction.id == self.rejected.interaction.id
+        return self.source or ("correction" if same else "contrast")
 
     @property
     def asked(self) -> Answer:
-        """The one whose prompt is the pair's."""
-        return self.rejected if self.rephrased else self.chosen
+        """The one whose prompt is the pair's: of two replies to the same, what should have been said at once."""
+        return self.rejected if self.source in ("regeneration", "rephrasing") else self.chosen
 
     @property
     def corrects(self) -> bool:
         """Whether `chosen` is what should have been said instead of `rejected`."""
-        return self.chosen.interaction.id == self.rejected.interaction.id
+        return self.how == "correction"
 
     @property
     def words(self) -> tuple[str, str, str]:
@@ -87,7 +90,7 @@ def find_rephrased(answers: Sequence[Answer], prompts: Prompts, vectors: Vectors
         if asked is None or asked_again is None or better.completion == answer.completion:
             continue
         if float(asked @ asked_again) >= REPHRASED:
-            found.append(Contrast(better, answer, rephrased=True))
+            found.append(Contrast(better, answer, "rephrasing"))
     return found
 
 

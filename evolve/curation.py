@@ -36,7 +36,8 @@ def curate(gathered: Gathered, prompts: Prompts, min_topic_users: int, excluded:
             excluded.add(why, [answer.interaction.id])
         else:
             kept.append(answer)
-    return Gathered(kept, [pair for pair in gathered.corrected if not any(map(reason, pair))])
+    pairs = ([p for p in part if not any(map(reason, p))] for part in (gathered.corrected, gathered.regenerated))
+    return Gathered(kept, *pairs)
 
 
 class _Reasons:

@@ -3,8 +3,6 @@
 `freeze` reads the store, `build` decides on values alone, and `to_rows` and `from_rows` carry a snapshot to SQL and
 back by reference. The invariants: the same memory gives the same id at any time, since age is reckoned from the latest
 interaction and not from the clock; what is stored holds no text, so what was forgotten is in no snapshot any more.
-
-Not covered: expansion by synthetic answers.
 """
 
 from __future__ import annotations
@@ -16,16 +14,30 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..content import content_id
 from ..errors import NotFound, StoreError
+from ..memory.signals import censor_id
 from ..memory.topics import DAY
 from ..memory.types import Feedback, Interaction, Memory
 from ..settings import DatasetSettings, Settings
-from .answers import Answer, ClusterOf, Exclusions, Vectors, fold, gather, hold_out
+from .answers import (
+    NOTHING,
+    Answer,
+    ClusterOf,
+    Exclusions,
+    Gathered,
+    Reading,
+    Vectors,
+    fold,
+    gather,
+    hold_out,
+    recurrences,
+)
 from .contrasts import Contrast, Order, find_contrasts, find_rephrased, fold_contrasts
 from .curation import CURATION, as_taught, curate
+from .expansion import Author, Expansion
 from .prompts import Prompts
-from .reception import NOTHING, Reading, read
-from .types import Example, Judged, Pair, Snapshot, Thumb
-from .weights import balanced, example_weight, limit_share, normalise, thumb_weight
+from .reception import read, reader_at_hand
+from .types import Example, Judged, Pair, Snapshot, Thumb, without_nothing
+from .weights import balanced, example_weight, limit_marked, limit_share, normalise, thumb_weight
 
 if TYPE_CHECKING:
     from ..memory.store import MemoryStore
@@ -36,8 +48,8 @@ TEXT = {"prompt", "completion", "chosen", "rejected"}  # of rows; what is not te
 WEIGHT_DIGITS = 6  # the last bits of a logarithm shall change no id
 
 
-def freeze(store: MemoryStore, settings: Settings, *, now: float) -> Snapshot:
-    """The snapshot of all that is remembered up to `now`."""
+def freeze(store: MemoryStore, settings: Settings, *, now: float, author: Author | None = None) -> Snapshot:
+    """The snapshot of all that is remembered up to `now`; an `author` drafts synthetic pairs, if settings want some."""
     groups = store.topic_groups()
     interactions = [replace(i, topic_id=groups[i.topic_id]) if i.topic_id else i for i in store.interactions()]
     memories = store.memories({m for i in interactions for m in i.memory_ids})
@@ -45,7 +57,16 @@ def freeze(store: MemoryStore, settings: Settings, *, now: float) -> Snapshot:
     feedback = store.feedback()
     known = Prompts((i for i in interactions if i.created_utc <= now), memories)
     reading = read(store, known, feedback, vectors, settings.censor)
-    return build(interactions, feedback, memories, vectors, settings, now=now, reading=reading)
+    expansion = _expansion(store, author, reading, settings, now)
+    return build(interactions, feedback, memories, vectors, settings, now=now, reading=reading, expansion=expansion)
+
+
+def _expansion(
+    store: MemoryStore, author: Author | None, reading: Reading, settings: Settings, now: float
+) -> Expansion | None:
+    reader = reader_at_hand(store) if author and settings.dataset.expand_share else None
+    read_tonight = reader is not None and reader.id == reading.reader_id
+    return Expansion(store, author, reader, settings, now) if author and reader and read_tonight else None
 
 
 def build(
@@ -57,13 +78,14 @@ def build(
     *,
     now: float,
     reading: Reading = NOTHING,
+    expansion: Expansion | None = None,
 ) -> Snapshot:
-    """`freeze` on values."""
+    """`freeze` on values, but for what `expansion` drafts."""
     excluded = Exclusions()
     excluded.add("dated later than now", (i.id for i in interactions if i.created_utc > now and i.id in feedback))
     prompts = Prompts((i for i in interactions if i.created_utc <= now), memories)
     order = _recent_first(prompts, settings.dataset)
-    gathered = gather(prompts, feedback, vectors, settings, excluded, reading.signals)
+    gathered = gather(prompts, feedback, vectors, settings, excluded, reading)
     gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded)
     cluster_of, held = hold_out(gathered.answers, settings)
 
@@ -72,18 +94,25 @@ def build(
     judged = _held_out(gathered.answers, cluster_of, held, settings, excluded)
     judged = _unseen(judged, taught, excluded)
     corrections = [Contrast(*pair) for pair in gathered.corrected if cluster_of(pair[0].interaction) not in held]
+    again = [pair for pair in gathered.regenerated if cluster_of(pair[0].interaction) not in held]
+    corrections += [Contrast(*pair, "regeneration") for pair in again]
     near = find_contrasts(taught, vectors, settings.dataset.same_prompt_cosine, order)
     contrasts = fold_contrasts([*corrections, *find_rephrased(ours, prompts, vectors), *near])
+    if expansion:
+        open_to = _open(prompts, cluster_of, held, judged)
+        made = expansion.contrasts(prompts, open_to, recurrences(prompts, settings.dataset), len(contrasts))
+        contrasts += _fit(made, prompts, settings.dataset)
 
     limit = settings.dataset.max_rows
     liked, rated, heard = (_first(part, order, limit) for part in ([a for a in taught if a.liked], taught, judged))
     excluded.add("over the budget of rows", _ids(taught, judged) - _ids(liked, rated, heard))
     return Snapshot(
         examples=_examples(liked, prompts, settings.dataset),
-        pairs=_pairs(_first(contrasts, lambda c: (not c.corrects, order(c.chosen)), limit), prompts, settings.dataset),
+        pairs=_pairs(_first(contrasts, _rank(order), limit), prompts, settings.dataset),
         thumbs=_thumbs(rated, prompts, settings.dataset),
         held_out=_judged(heard, prompts, cluster_of),
         excluded=excluded.report(),
+        censor=censor_id(reading.reader_id),
     )
 
 
@@ -109,7 +138,26 @@ def _unseen(judged: Sequence[Answer], taught: Sequence[Answer], excluded: Exclus
     return [a for a in judged if a.words not in words]
 
 
+def _open(prompts: Prompts, cluster_of: ClusterOf, held: frozenset[str], judged: Sequence[Answer]) -> list[Interaction]:
+    """Answered interactions of nobody held out, whose prompt is whole and not judged there either."""
+    ours = (i for i in prompts.interactions.values() if i.reply.strip() and cluster_of(i) not in held)
+    keys = {a.key for a in judged}
+    return [i for i in ours if not prompts.missing_memories(i) and prompts.key(i) not in keys]
+
+
+def _fit(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSettings) -> list[Contrast]:
+    """Those that the rules of curation let through; nobody gave the others, so none is reported."""
+    pairs = [(c.chosen, c.rejected) for c in contrasts]
+    kept = curate(Gathered([], pairs, []), prompts, settings.min_topic_users, Exclusions()).corrected
+    return [Contrast(*pair, "synthetic") for pair in kept]
+
+
 # -- the budget ---
+
+
+def _rank(order: Order) -> Callable[[Contrast], tuple[bool, bool, float]]:
+    """Corrections first, what nobody gave last."""
+    return lambda c: (c.how == "synthetic", not c.corrects, order(c.chosen))
 
 
 def _recent_first(prompts: Prompts, settings: DatasetSettings) -> Order:
@@ -167,11 +215,14 @@ def _thumbs(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettin
 
 def _pairs(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSettings) -> tuple[Pair, ...]:
     weights = _weighted([c.weight for c in contrasts], [c.chosen for c in contrasts], settings)
+    weights = limit_marked(weights, [c.how == "synthetic" for c in contrasts], settings.expand_share)
     made: list[Pair] = []
-    for c, w in zip(contrasts, weights, strict=True):
+    for c, w in zip(contrasts, (round(w, WEIGHT_DIGITS) for w in weights), strict=True):
         answers = {"chosen": c.chosen.completion, "rejected": c.rejected.completion}
         words = as_taught(CURATION, prompts.prompt(c.asked.interaction), answers)
-        made.append(Pair(**words, weight=w, interaction_ids=c.sources, how=c.how, correction_id=c.chosen.correction_id))
+        drafts = tuple(filter(None, (c.chosen.draft_id, c.rejected.draft_id)))
+        words |= {"correction_id": c.chosen.correction_id, "draft_ids": drafts}
+        made.append(Pair(**words, weight=w, interaction_ids=c.sources, how=c.how))
     return tuple(made)
 
 
@@ -204,51 +255,58 @@ def to_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 def _references(row: Example | Pair | Thumb | Judged) -> dict[str, Any]:
     kept = {f.name: getattr(row, f.name) for f in fields(row) if f.name not in TEXT}
-    return kept | {"interaction_ids": list(row.interaction_ids)}
+    return without_nothing(kept) | {"interaction_ids": list(row.interaction_ids)}
 
 
 def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> Snapshot:
     """The snapshot again, its text read from memory; NotFound names what was forgotten since."""
     interactions = list(store.interactions())
     memories = store.memories({m for i in interactions for m in i.memory_ids})
-    corrections = {f.id: f.correction or "" for given in store.feedback().values() for f in given}
-    return resolve(rows, Prompts(interactions, memories), corrections)
+    texts = {f.id: f.correction or "" for given in store.feedback().values() for f in given}
+    drafted = store.drafts({row["interaction_ids"][0] for row in rows if row.get("draft_ids")})
+    texts |= {draft.id: draft.text for drafts in drafted.values() for draft in drafts}
+    return resolve(rows, Prompts(interactions, memories), texts)
 
 
-def resolve(rows: Sequence[Mapping[str, Any]], prompts: Prompts, corrections: Mapping[str, str]) -> Snapshot:
-    """`from_rows` on values; `corrections` by the id of the feedback."""
-    _require_remembered(rows, prompts, corrections)
+def resolve(rows: Sequence[Mapping[str, Any]], prompts: Prompts, texts: Mapping[str, str]) -> Snapshot:
+    """`from_rows` on values; `texts` are corrections by the id of the feedback, and drafts by theirs."""
+    _require_remembered(rows, prompts, texts)
     parts: dict[str, list[Any]] = {part: [] for part in PARTS}
     for row in rows:
-        names = {f.name for f in fields(PARTS[row["part"]])} - TEXT
+        names = {f.name for f in fields(PARTS[row["part"]])} - TEXT - {"draft_ids"}
         kept = {name: row[name] for name in names} | {"interaction_ids": tuple(row["interaction_ids"])}
-        parts[row["part"]].append(PARTS[row["part"]](**_text(row, prompts, corrections), **kept))
-    return Snapshot(**{part: tuple(found) for part, found in parts.items()})
+        kept |= {"draft_ids": tuple(row["draft_ids"])} if row.get("draft_ids") else {}
+        parts[row["part"]].append(PARTS[row["part"]](**_text(row, prompts, texts), **kept))
+    examples, pairs, thumbs, held_out = (tuple(parts[part]) for part in PARTS)
+    return Snapshot(examples, pairs, thumbs, held_out)
 
 
-def _text(row: Mapping[str, Any], prompts: Prompts, corrections: Mapping[str, str]) -> dict[str, Any]:
+def _text(row: Mapping[str, Any], prompts: Prompts, texts: Mapping[str, str]) -> dict[str, Any]:
     """The words of a row, in the version of the curation that it was frozen with."""
     version = row.get("curation", 0)
     if version > CURATION:
         raise StoreError(f"the snapshot was curated by version {version}, this is {CURATION}; upgrade nightschool")
     head = asked = prompts.interactions[row["interaction_ids"][0]]
-    text = (corrections[row["correction_id"]] if row["correction_id"] else head.reply).strip()
+    text = (texts[row["correction_id"]] if row["correction_id"] else head.reply).strip()
     words = {"completion": text}
-    if row["part"] == "pairs":
+    if row.get("draft_ids"):
+        words = dict(zip(("chosen", "rejected"), (texts[i] for i in row["draft_ids"]), strict=True))
+    elif row["part"] == "pairs":
         other = head if row["how"] == "correction" else prompts.interactions[row["interaction_ids"][1]]
-        asked = other if row["how"] == "rephrasing" else head
+        asked = other if row["how"] in ("regeneration", "rephrasing") else head
         words = {"chosen": text, "rejected": other.reply.strip()}
     return as_taught(version, prompts.prompt(asked), words)
 
 
-def _require_remembered(rows: Sequence[Mapping[str, Any]], prompts: Prompts, corrections: Mapping[str, str]) -> None:
+def _require_remembered(rows: Sequence[Mapping[str, Any]], prompts: Prompts, texts: Mapping[str, str]) -> None:
     named = {i for row in rows for i in row["interaction_ids"]}
     heads = {
         i for row in rows for i in row["interaction_ids"][: 2 if row["part"] == "pairs" else 1]
     } & prompts.interactions.keys()
     missing = {
         "interaction": named - prompts.interactions.keys(),
-        "correction": {row["correction_id"] for row in rows if row["correction_id"]} - corrections.keys(),
+        "correction": {row["correction_id"] for row in rows if row["correction_id"]} - texts.keys(),
+        "draft": {i for row in rows for i in row.get("draft_ids", ())} - texts.keys(),
         "memory": {m for i in heads for m in prompts.missing_memories(prompts.interactions[i])},
     }
     gone = [f"{kind} {name}" for kind, names in missing.items() for name in sorted(names)]

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..errors import GateRefused, StoreError
 from ..memory.store import MemoryStore
-from ..memory.types import Interaction
+from ..memory.types import Interaction, Satisfaction
 from . import dataset
+from .reception import met
 from .registry import Registry, read_adapter
 from .types import Adapter, Verdict
 
@@ -45,19 +46,21 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Why:
-    """Why an answer came out as it did. `lineage` is None where the base answered."""
+    """Why an answer came out as it did, and how it was met. `lineage` is None where the base answered."""
 
     interaction: Interaction
+    satisfaction: Satisfaction
     memories: tuple[dict[str, Any], ...]
     lineage: Lineage | None
 
     def to_json(self) -> dict[str, Any]:
         lineage = self.lineage.to_json() if self.lineage else None
-        return {"interaction": asdict(self.interaction), "memories": list(self.memories), "lineage": lineage}
+        said = {"interaction": asdict(self.interaction), "satisfaction": asdict(self.satisfaction)}
+        return said | {"memories": list(self.memories), "lineage": lineage}
 
 
 def why(store: MemoryStore, registry: Registry, interaction_id: str) -> Why:
-    """What an answer was made from: the memories it was shown and the adapter that spoke."""
+    """What an answer was made from, the memories it was shown and the adapter that spoke, and how it was met."""
     interaction = store.interaction(interaction_id)
     known = store.memories(interaction.memory_ids)
     shown = tuple(
@@ -67,7 +70,8 @@ def why(store: MemoryStore, registry: Registry, interaction_id: str) -> Why:
         for i in interaction.memory_ids
     )
     adapter_id = interaction.adapter_id
-    return Why(interaction, shown, lineage(store, registry, adapter_id) if adapter_id else None)
+    satisfaction = met(store, interaction_id, store.settings.censor)
+    return Why(interaction, satisfaction, shown, lineage(store, registry, adapter_id) if adapter_id else None)
 
 
 def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:

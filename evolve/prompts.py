@@ -70,10 +70,20 @@ class Prompts:
 
     def reaction(self, interaction: Interaction) -> Interaction | None:
         """The next turn of the session, if a person speaks in it: what a tool returned shows nothing."""
-        session = self._sessions[session_key(interaction)]
-        following = self._index[interaction.id] + 1
-        reaction = session[following] if following < len(session) else None
+        reaction = self._next(interaction)
         return reaction if reaction and request_of(reaction.turn) else None
+
+    def another(self, interaction: Interaction) -> Interaction | None:
+        """The next turn of the session, if it is another reply to the same: nobody spoke between, or just said that."""
+        following = self._next(interaction)
+        if following is None or not following.turn:
+            return following
+        same = request_of(following.turn) and plain(following.text) == plain(interaction.text)
+        return following if same else None
+
+    def is_last(self, interaction: Interaction) -> bool:
+        """Whether its session ends with it."""
+        return self._next(interaction) is None
 
     def earlier_replies(self, interaction: Interaction) -> list[str]:
         index = self._index[interaction.id]
@@ -104,6 +114,11 @@ class Prompts:
         for memory_id in interaction.memory_ids:
             found += [s for s in self.memories[memory_id].source_ids if s in self.interactions]
         return tuple(dict.fromkeys(found))
+
+    def _next(self, interaction: Interaction) -> Interaction | None:
+        session = self._sessions[session_key(interaction)]
+        following = self._index[interaction.id] + 1
+        return session[following] if following < len(session) else None
 
     def _earlier(self, interaction: Interaction) -> list[Interaction]:
         return self._sessions[session_key(interaction)][: self._index[interaction.id]]

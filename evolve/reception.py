@@ -10,7 +10,7 @@ numbers, whenever it is read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from math import log
 from typing import TYPE_CHECKING
 
@@ -18,28 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..memory.cues import Exchange
-from ..memory.reader import FOLDS, Reader, features, fit_reader, keep_reader, shipped_reader
-from ..memory.signals import explicit_signals, learned_signal
-from ..memory.types import Feedback, Interaction, Signal
+from ..memory.reader import (
+    FOLDS,
+    Reader,
+    features,
+    fit_reader,
+    keep_reader,
+    load_reader,
+    readers_in,
+    shipped_reader,
+)
+from ..memory.signals import asked_anew, explicit_signals, learned_signal
+from ..memory.types import Feedback, Interaction, Satisfaction
 from ..settings import CensorSettings
-from .answers import Vectors, session_cluster
+from .answers import NOTHING, Reading, Vectors, assessed, session_cluster
 from .prompts import Prompts
 
 if TYPE_CHECKING:
     from ..memory.store import MemoryStore
 
 Given = Mapping[str, Sequence[Feedback]]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a reader made of turns, by interaction; `reader_id` is empty where nothing was read."""
-
-    reader_id: str = ""
-    signals: Mapping[str, Signal] = field(default_factory=dict)
-
-
-NOTHING = Reading()
 
 
 def read(store: MemoryStore, prompts: Prompts, feedback: Given, vectors: Vectors, settings: CensorSettings) -> Reading:
@@ -54,15 +52,49 @@ def read(store: MemoryStore, prompts: Prompts, feedback: Given, vectors: Vectors
         return NOTHING
     taught = [i for i in recent if i.id in rated and i.reply.strip()][: settings.read_turns]
     taught = taught if len(taught) >= settings.refit_from else []
-    exchanges = {i.id: prompts.exchange(i) for i in (*unread, *taught)}
-    vector_of = _vectors_of(store, prompts, exchanges, vectors)
+    exchanges = {i.id: _exchange(i, prompts, feedback) for i in (*unread, *taught)}
+    vector_of = vectors_of(store, exchanges, _requests(prompts, vectors))
     reader = refitted(taught, rated, exchanges, vector_of, shipped) or shipped
     if reader.at_home:
         keep_reader(reader, store.settings.home)
-    usual = _usual(taught, rated) if reader.at_home else 0.0  # the one that ships is 0 at the average already
-    odds = reader.log_odds([exchanges[i.id] for i in unread], vector_of) - usual
-    found = {i.id: learned_signal(float(o), reader.at_home) for i, o in zip(unread, odds, strict=True)}
+    return _reading(reader, {i.id: exchanges[i.id] for i in unread}, vector_of)
+
+
+def met(store: MemoryStore, interaction_id: str, settings: CensorSettings) -> Satisfaction:
+    """How that reply was met, as the Censor of now has it: with the reader of the last night, else the one that ships.
+
+    NotFound if there is no such interaction.
+    """
+    session, feedback = store.session_of(interaction_id), store.feedback()
+    prompts, reading = Prompts(session, {}), NOTHING
+    asked, given = prompts.interactions[interaction_id], feedback.get(interaction_id, ())
+    inferred = rating_of(asked, given) is None
+    vectors = store.request_vectors([i.id for i in session]) if inferred else {}
+    reader = reader_at_hand(store) if settings.read_turns and asked.reply.strip() and inferred else None
+    if reader:
+        exchanges = {asked.id: _exchange(asked, prompts, feedback)}
+        reading = _reading(reader, exchanges, vectors_of(store, exchanges, _requests(prompts, vectors)))
+    return assessed(asked, given, prompts, vectors, reading, store.clock())
+
+
+def reader_at_hand(store: MemoryStore) -> Reader | None:
+    """The reader that reads now, without fitting one anew; none for vectors of another embedder."""
+    kept = [load_reader(path) for path in readers_in(store.settings.home)]
+    reader = kept[0] if kept else shipped_reader()
+    return reader if reader.embedder == store.embedder.name else None
+
+
+def _reading(reader: Reader, exchanges: Mapping[str, Exchange], vector_of: Vectors) -> Reading:
+    odds = reader.log_odds(list(exchanges.values()), vector_of) - reader.usual
+    found = {i: learned_signal(float(o), reader.at_home) for i, o in zip(exchanges, odds, strict=True)}
     return Reading(reader.id, {name: signal for name, signal in found.items() if signal})
+
+
+def _exchange(interaction: Interaction, prompts: Prompts, feedback: Given) -> Exchange:
+    """The answer in its place; the request that a button sent once more is nobody's reaction."""
+    exchange = prompts.exchange(interaction)
+    anew = asked_anew(interaction, feedback.get(interaction.id, ()), prompts.reaction(interaction))
+    return replace(exchange, reaction=None) if anew else exchange
 
 
 def _usual(taught: Sequence[Interaction], rated: Mapping[str, float]) -> float:
@@ -90,18 +122,20 @@ def refitted(
         return None
     found = features([exchanges[i.id] for i in taught], vector_of, shipped.coherence)
     target = (satisfied - satisfied.mean()) / satisfied.std()
-    return fit_reader(found, target, satisfied, groups, shipped.coherence, shipped.embedder)
+    reader = fit_reader(found, target, satisfied, groups, shipped.coherence, shipped.embedder)
+    return replace(reader, usual=_usual(taught, rated))
 
 
 def _groupings(interactions: Sequence[Interaction]) -> tuple[list[str], list[str]]:
     return [i.user_id for i in interactions], [session_cluster(i) for i in interactions]
 
 
-def _vectors_of(
-    store: MemoryStore, prompts: Prompts, exchanges: Mapping[str, Exchange], vectors: Vectors
-) -> dict[str, NDArray[np.float32]]:
-    """By text: those of requests are at hand, those of replies are made."""
-    held = {i.text: vectors[i.id] for i in prompts.interactions.values() if i.id in vectors}
+def vectors_of(store: MemoryStore, exchanges: Mapping[str, Exchange], held: Vectors) -> dict[str, NDArray[np.float32]]:
+    """By text, of all that the exchanges say: what is not `held` is embedded."""
     texts = {text for exchange in exchanges.values() for text in exchange.texts if text.strip()}
     missing = sorted(texts - held.keys())
-    return held | dict(zip(missing, store.embedder.embed(missing), strict=True))
+    return dict(held) | dict(zip(missing, store.embedder.embed(missing), strict=True))
+
+
+def _requests(prompts: Prompts, vectors: Vectors) -> dict[str, NDArray[np.float32]]:
+    return {i.text: vectors[i.id] for i in prompts.interactions.values() if i.id in vectors}

@@ -145,7 +145,8 @@ class Registry:
             if session.get(SnapshotRow, snapshot.id):
                 return
             excluded = [asdict(e) for e in snapshot.excluded]
-            session.add(SnapshotRow(id=snapshot.id, rows=rows, excluded=excluded, created_utc=self.clock()))
+            kept = {"rows": rows, "excluded": excluded, "censor": snapshot.censor}
+            session.add(SnapshotRow(id=snapshot.id, **kept, created_utc=self.clock()))
             session.flush()
             sources = [SnapshotSourceRow(snapshot_id=snapshot.id, interaction_id=i) for i in snapshot.interaction_ids()]
             session.add_all(sources)
@@ -160,6 +161,11 @@ class Registry:
     def snapshot_ids(self) -> list[str]:
         with Session(self.sql) as session:
             return list(session.scalars(select(SnapshotRow.id).order_by(SnapshotRow.created_utc)))
+
+    def censor_of(self, snapshot_id: str) -> str:
+        """The version of the Censor that it was frozen with; empty for one from before versions had names."""
+        with Session(self.sql) as session:
+            return session.scalars(select(SnapshotRow.censor).where(SnapshotRow.id == snapshot_id)).first() or ""
 
     def excluded(self, snapshot_id: str) -> tuple[Excluded, ...]:
         with Session(self.sql) as session:

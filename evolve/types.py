@@ -1,8 +1,8 @@
 """The nouns of learning: frozen values. `Snapshot` and `Adapter` are named by the hash of their content.
 
 `interaction_ids` of a row: first the interaction that was answered (of a pair of two interactions, the chosen answer's,
-then the rejected one's, whose prompt it is if the request was rephrased), then every other whose words or judgement are
-in it: duplicates, earlier turns, sources of notes.
+then the rejected one's, whose prompt it is if the request was rephrased or the reply regenerated), then every other
+whose words or judgement are in it: duplicates, earlier turns, sources of notes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ..content import Message, content_id
 
 Phase = Literal["sft", "dpo"]
-PairSource = Literal["correction", "contrast", "rephrasing"]
+PairSource = Literal["correction", "regeneration", "contrast", "rephrasing", "synthetic"]
 Prompt = tuple[Message, ...]
 
 
@@ -40,6 +40,7 @@ class Pair:
     interaction_ids: tuple[str, ...]
     how: PairSource
     correction_id: str | None = None  # the feedback whose correction is `chosen`
+    draft_ids: tuple[str, ...] = ()  # of a synthetic pair: the drafts that are `chosen` and `rejected`
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,28 @@ class Excluded:
     interaction_ids: tuple[str, ...]
 
 
+def without_nothing(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row; a pair that is not synthetic has those, and the id, that it had before there were any."""
+    return {name: value for name, value in row.items() if name != "draft_ids" or value}
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """The frozen data of one night. `excluded` is a report and not part of the id."""
+    """The frozen data of one night. `excluded` is a report and not part of the id, and no more is `censor`, the version
+    of the Censor that scored what is in it (empty for one read back by reference)."""
 
     examples: tuple[Example, ...]
     pairs: tuple[Pair, ...]
     thumbs: tuple[Thumb, ...]
     held_out: tuple[Judged, ...]
     excluded: tuple[Excluded, ...] = ()
+    censor: str = ""
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
         parts = {
-            name: [asdict(row) for row in getattr(self, name)] for name in ("examples", "pairs", "thumbs", "held_out")
+            name: [without_nothing(asdict(row)) for row in getattr(self, name)]
+            for name in ("examples", "pairs", "thumbs", "held_out")
         }
         object.__setattr__(self, "id", content_id(parts))
 

@@ -8,7 +8,8 @@ c in [0, 1] is the confidence in the satisfaction, s in [-1, 1] its score, and n
 distinct sessions (`memory.topics.recurrence`). Liked and disliked thumbs are brought to the same weight together
 (`balanced`). The weights of one part of a snapshot are then scaled to mean 1 and capped (`normalise`). Where several
 people use one adapter, the rows of a user who supplies more than a set share of the weight are scaled down to that
-share (`limit_share`); nobody else's are scaled up, so the mean is 1 or less.
+share (`limit_share`); nobody else's are scaled up, so the mean is 1 or less. Synthetic pairs together are held to a set
+share, too (`limit_marked`).
 
 The invariant: frequency multiplies satisfaction and never replaces it. n_k ≥ 0 enters through a factor that is never
 negative, so it turns no sign: what was not preferred weighs 0 however often it is asked, and what nobody is sure about
@@ -89,3 +90,10 @@ def limit_share(weights: Sequence[float], owners: Sequence[Hashable], share: flo
     levels = ((share * rest / (1 - k * share), largest) for k, (largest, rest) in limited)
     level = next(level for level, largest in levels if largest <= level)
     return [w * min(1.0, level / sums[owner]) if w > 0 else w for w, owner in zip(weights, owners, strict=True)]
+
+
+def limit_marked(weights: Sequence[float], marked: Sequence[bool], share: float) -> list[float]:
+    """`weights` with those that are marked scaled down together to at most `share` of the whole, below 1."""
+    sums = [sum(w for w, mark in zip(weights, marked, strict=True) if mark is kind) for kind in (True, False)]
+    scale = min(1.0, share / (1 - share) * sums[1] / sums[0]) if sums[0] else 1.0
+    return [w * scale if mark else w for w, mark in zip(weights, marked, strict=True)]

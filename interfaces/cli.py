@@ -16,7 +16,7 @@ import typer
 from rich.table import Table
 
 from ..errors import InputError, NightschoolError
-from ..memory.types import MemoryKind
+from ..memory.types import FeedbackEvent, MemoryKind
 from ..settings import load_settings
 from .bases import bases, serve
 from .gating import gate
@@ -25,7 +25,7 @@ from .printing import AsJson, Home, assistant, err, out, show, when
 
 if TYPE_CHECKING:
     from ..evolve.types import Excluded
-    from ..memory.types import Recall
+    from ..memory.types import Recall, Satisfaction
     from ..sdk import Assistant
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="An assistant that goes to school at night.")
@@ -147,11 +147,11 @@ def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent
 @app.command()
 def rate(
     reply: str, rating: Annotated[float | None, typer.Argument(min=-1, max=1)] = None, correction: str | None = None,
-    comment: str | None = None, home: Home = None,
+    comment: str | None = None, event: FeedbackEvent | None = None, home: Home = None,
 ) -> None:  # fmt: skip
-    """What you think of a reply: a rating from -1 to 1, the answer you wanted, a comment."""
+    """What you think of a reply: a rating from -1 to 1, the answer you wanted, a comment; or what was done with it."""
     with assistant(home) as nightschool:
-        nightschool.rate(reply, rating, correction=correction, comment=comment)
+        nightschool.rate(reply, rating, correction=correction, comment=comment, event=event)
     out.print("noted")
 
 
@@ -290,7 +290,12 @@ def snapshots_list(home: Home = None, as_json: AsJson = False) -> None:
     with assistant(home) as nightschool:
         registry = nightschool.registry
         found: list[dict[str, Any]] = [
-            {"id": i, "rows": _parts(registry.snapshot_rows(i)), "excluded": _left_out(registry.excluded(i))}
+            {
+                "id": i,
+                "censor": registry.censor_of(i),
+                "rows": _parts(registry.snapshot_rows(i)),
+                "excluded": _left_out(registry.excluded(i)),
+            }
             for i in registry.snapshot_ids()
         ]
     lines = [f"{s['id']}  {_counted(s['rows'])}; left out: {sum(s['excluded'].values())}" for s in found]
@@ -307,10 +312,12 @@ def snapshots_show(
     """One snapshot: its rows by part and origin, and what was left out, counted by reason."""
     with assistant(home) as nightschool:
         rows = nightschool.registry.snapshot_rows(snapshot)
-        out_of_it = nightschool.registry.excluded(snapshot)
+        out_of_it, censor = nightschool.registry.excluded(snapshot), nightschool.registry.censor_of(snapshot)
     how = Counter(row["how"] for row in rows if row["part"] == "pairs")
-    value = {"id": snapshot, "rows": _parts(rows), "pairs": how, "excluded": [asdict(e) for e in out_of_it]}
-    lines = [f"rows:     {_counted(_parts(rows))}", f"pairs:    {_counted(how) or 'none'}"]
+    counts = {"rows": _parts(rows), "pairs": how, "excluded": [asdict(e) for e in out_of_it]}
+    value = {"id": snapshot, "censor": censor, **counts}
+    lines = [f"scored:   by the Censor {censor or 'without a version'}"]
+    lines += [f"rows:     {_counted(_parts(rows))}", f"pairs:    {_counted(how) or 'none'}"]
     for e in out_of_it:
         lines.append(f"left out: {len(e.interaction_ids)}, {e.reason}")
         lines += [f"  {i}" for i in e.interaction_ids] if excluded else []
@@ -341,9 +348,16 @@ def why(reply: str, home: Home = None, as_json: AsJson = False) -> None:
         found = lines_of.why(nightschool.store, nightschool.registry, reply)
     i = found.interaction
     lines = [f"asked:    {i.text}", f"answered: {i.reply}", f"when:     {when(i.created_utc)}, session {i.session_id}"]
+    lines += [f"met:      {_met(found.satisfaction)}"]
     lines += [f"shown:    {m.get('text', '(forgotten)')}  ({m['id']})" for m in found.memories]
     lines += _lineage_lines(found.lineage) if found.lineage else ["adapter:  none, the base answered"]
     show(found.to_json(), as_json, lines)
+
+
+def _met(satisfaction: Satisfaction) -> str:
+    found = [f"{s.name.replace('_', ' ')} {s.value:+.2f}" for s in satisfaction.signals]
+    sure = f"score {satisfaction.score:+.2f}, confidence {satisfaction.confidence:.2f}"
+    return f"{sure} ({', '.join(found) or 'nothing shows it'})"
 
 
 @audit.command()

@@ -13,9 +13,10 @@ from typing import NamedTuple, get_args
 
 from ..content import Message, Role, content_id
 from ..errors import InputError
-from .types import Interaction
+from .types import FeedbackEvent, Interaction
 
 ROLES: tuple[str, ...] = get_args(Role)
+EVENTS: tuple[str, ...] = get_args(FeedbackEvent)
 NAME_LENGTH = 255
 
 
@@ -27,11 +28,12 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True)
 class Review:
-    """What somebody said of one reply of an imported conversation."""
+    """What somebody said of one reply, or did with it; see `types.Feedback`."""
 
     rating: float | None = None
     correction: str | None = None
     comment: str | None = None
+    event: FeedbackEvent | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,12 @@ def note_id(user_id: str, agent_id: str, shared: bool, text: str) -> str:
 
 
 def feedback_id(interaction_id: str, review: Review) -> str:
-    return content_id(["feedback", interaction_id, review.rating, review.correction, review.comment])
+    event = [] if review.event is None else [review.event]  # feedback without one keeps the id that it always had
+    return content_id(["feedback", interaction_id, review.rating, review.correction, review.comment, *event])
+
+
+def draft_id(interaction_id: str, base_id: str, text: str) -> str:
+    return content_id(["draft", interaction_id, base_id, text])
 
 
 # -- what a turn says ---
@@ -245,7 +252,7 @@ def checked_time(where: str, value: float) -> float:
 
 
 def checked_review(review: Review) -> Review:
-    """A rating in [-1, 1], a correction or a comment with words in them, and at least one of the three."""
+    """A rating in [-1, 1], a correction or a comment with words in them, a known event; one of the four at least."""
     rating = review.rating
     if rating is not None:
         if isinstance(rating, bool) or not isinstance(rating, int | float):
@@ -256,6 +263,10 @@ def checked_review(review: Review) -> Review:
     for where, text in (("correction", review.correction), ("comment", review.comment)):
         if text is not None and not checked_text(where, text).strip():
             raise InputError(f"{where} is blank")
-    if rating is None and review.correction is None and review.comment is None:
-        raise InputError("nothing to keep: give a rating, a correction or a comment")
-    return Review(rating, review.correction, review.comment)
+    if review.event is not None and review.event not in EVENTS:
+        raise InputError(f"event is none of {', '.join(EVENTS)}")
+    if review.event == "edited" and review.correction is None:
+        raise InputError("event is edited, but there is no correction that says into what")
+    if (rating, review.correction, review.comment, review.event) == (None, None, None, None):
+        raise InputError("nothing to keep: give a rating, a correction, a comment or an event")
+    return Review(rating, review.correction, review.comment, review.event)

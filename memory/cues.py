@@ -130,6 +130,12 @@ def covered(some: Iterable[str], others: Iterable[str]) -> float:
 # -- cues ---
 
 
+def vocabulary() -> dict[str, list[str]]:
+    """Every pattern and word list of this module by name: they are part of the Censor's version."""
+    found = {name: value for name, value in globals().items() if isinstance(value, re.Pattern | frozenset)}
+    return {name: [v.pattern] if isinstance(v, re.Pattern) else sorted(v) for name, v in found.items()}
+
+
 def is_correction(said: str, answers: bool) -> bool:
     """Whether a plain text contradicts; "No." to "Did you mean the rear wheel?" answers and corrects nothing."""
     return bool(CORRECTION.search(said) or (DENIAL.match(said) and not answers))

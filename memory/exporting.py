@@ -26,7 +26,7 @@ EXPORTS = "exports"  # the folder in the home whose files are ours to erase
 VERSION = 1
 INTERACTION = ("id", "user_id", "agent_id", "session_id", "position", "turn", "reply")
 ANSWERED = ("adapter_id", "memory_ids", "topic_id", "created_utc")
-FEEDBACK = ("id", "interaction_id", "rating", "correction", "comment", "created_utc")
+FEEDBACK = ("id", "interaction_id", "rating", "correction", "comment", "event", "created_utc")
 NOTE = ("id", "user_id", "agent_id", "session_id", "text", "source_ids", "shared", "created_utc")
 
 

@@ -18,7 +18,7 @@ from .rows import to_interaction
 from .stated_rows import statements_of
 from .tables import InteractionRow
 from .topic_rows import states
-from .types import Feedback, Interaction, Memory, Topic
+from .types import Draft, Feedback, Interaction, Memory, Topic
 
 
 class Facts:
@@ -36,6 +36,10 @@ class Facts:
     def interactions(self) -> Iterator[Interaction]:
         """Every interaction of everybody, session by session, in order; read in pages."""
         return reading.in_pages(self._database)
+
+    def session_of(self, interaction_id: str) -> list[Interaction]:
+        """Every interaction of its session, in order; NotFound if it is not held."""
+        return self._session(reading.owner_of(self.interaction(interaction_id)))
 
     def conversation(self, interaction_id: str) -> list[Message]:
         """The prompt that was answered: the session up to this turn, without the reply."""
@@ -55,6 +59,11 @@ class Facts:
         """All feedback by interaction, oldest first."""
         with self._database.reading() as session:
             return reading.feedback(session)
+
+    def drafts(self, interaction_ids: Iterable[str]) -> dict[str, list[Draft]]:
+        """What the base wrote by night to the prompts of these interactions, by interaction."""
+        with self._database.reading() as session:
+            return reading.drafts(session, interaction_ids)
 
     def history(self, *, user_id: str, agent_id: str = "", subject: str | None = None) -> list[Memory]:
         """What this user stated of each subject, in order of time: what holds and what held before."""
@@ -76,7 +85,7 @@ class Facts:
         """What people keep asking, most recurrent first."""
         with self._database.reading() as session:
             known = states(session, self._dimension)
-            return reading.topics(session, known, now, self.settings.dataset.half_life_days)
+            return reading.topics(session, known, now, self.settings.dataset)
 
     def topic_groups(self) -> dict[str, str]:
         """Which of `topics` each interaction's own, narrow topic belongs to, by id."""

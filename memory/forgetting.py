@@ -2,8 +2,9 @@
 
 The invariant: after the transaction no row of SQL holds forgotten words, every adapter that learnt from them is
 tainted, a tombstone keeps them from being brought in again, and a receipt stands until their bytes are gone, too. A
-note falls with any of its sources, a turn's memory with its turn, and the turn with its memory. Not covered: other
-people's replies that repeat the words, and the ids of what is gone in snapshots, which are unsalted hashes.
+note or a draft falls with any of its sources, a turn's memory with its turn, and the turn with its memory. Not
+covered: other people's replies that repeat the words, and the ids of what is gone in snapshots, which are unsalted
+hashes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .conversations import Owner, checked_time, request_of, turn_memory_id
 from .reading import of_session, owner_of, shown
 from .rows import chunks, to_interaction
 from .stated_rows import begun_in, follow, stated_by
-from .tables import AdapterRow, FeedbackRow, InteractionRow, MemoryRow, ReceiptRow, SnapshotSourceRow
+from .tables import AdapterRow, DraftRow, FeedbackRow, InteractionRow, MemoryRow, ReceiptRow, SnapshotSourceRow
 from .tombstones import Tombstones
 from .types import ForgetPlan, ForgetReceipt, Interaction, Selection
 
@@ -103,6 +104,7 @@ def erase_rows(session: Session, targets: Targets, now: float) -> int:
     """Delete the targets and taint the adapters, in the caller's transaction. Returns the number of the receipt."""
     plan = targets.plan
     Tombstones(session).add(targets.interactions, targets.note_ids)
+    _erase_drafts(session, {*plan.interaction_ids, *shown(session, plan.memory_ids)})
     for some in chunks(plan.interaction_ids):
         session.execute(delete(FeedbackRow).where(FeedbackRow.interaction_id.in_(some)))
         session.execute(delete(InteractionRow).where(InteractionRow.id.in_(some)))
@@ -117,6 +119,14 @@ def erase_rows(session: Session, targets: Targets, now: float) -> int:
     session.add(row)
     session.flush()
     return row.id
+
+
+def _erase_drafts(session: Session, ids: set[str]) -> None:
+    """What was written to a prompt with the words of any of these."""
+    held = session.execute(select(DraftRow.id, DraftRow.source_ids))
+    gone = sorted(i for i, sources in held if not ids.isdisjoint(sources))
+    for some in chunks(gone):
+        session.execute(delete(DraftRow).where(DraftRow.id.in_(some)))
 
 
 def unfinished(session: Session) -> list[int]:

@@ -22,7 +22,7 @@ ROLES_HERE: dict[str, Role] = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "function_call"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
-REVIEW_KEYS = ("rating", "correction", "comment")
+REVIEW_KEYS = ("rating", "correction", "comment", "event")
 # What ChatGPT shows to nobody, or keeps beside the talk.
 NOT_SAID = {"thoughts", "reasoning_recap", "user_editable_context", "model_editable_context"}
 

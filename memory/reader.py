@@ -94,13 +94,17 @@ class Head:
 
 @dataclass(frozen=True)
 class Reader:
-    """`at_home`: fitted on ratings of the installation that it reads, and so calibrated for it."""
+    """`at_home`: fitted on ratings of the installation that it reads, and so calibrated for it.
+
+    `usual` are the log-odds that an answer satisfied those who were read: 0 for the one that ships.
+    """
 
     embedder: str
     coherence: Coherence
     with_reaction: Head
     without: Head
     at_home: bool
+    usual: float = 0.0
 
     def log_odds(self, exchanges: Sequence[Exchange], vector_of: VectorOf) -> Array:
         """(n,) log-odds that each answer satisfied. A text without a vector counts as having nothing in common."""
@@ -255,6 +259,7 @@ def save_reader(reader: Reader, path: Path) -> None:
     from safetensors.numpy import save_file
 
     about = {"embedder": reader.embedder, "at_home": str(reader.at_home).lower(), "scalars": ",".join(SCALARS)}
+    about |= {"usual": repr(reader.usual)}
     save_file(_arrays(reader), path, metadata=about)
 
 
@@ -272,7 +277,8 @@ def load_reader(path: Path) -> Reader:
     wide = {name: value.astype(np.float64) for name, value in held.items()}
     coherence = Coherence(*(wide[name] for name in ("before", "before_bias", "after", "after_bias")))
     heads = [_head(wide, name) for name in ("with_reaction", "without")]
-    return Reader(about["embedder"], coherence, heads[0], heads[1], at_home=about["at_home"] == "true")
+    at_home, usual = about["at_home"] == "true", float(about.get("usual", 0))
+    return Reader(about["embedder"], coherence, heads[0], heads[1], at_home, usual)
 
 
 def keep_reader(reader: Reader, home: Path) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from sqlalchemy import Select, String, Subquery, cast, func, select, tuple_
 from sqlalchemy.orm import Session
 
+from ..settings import DatasetSettings
 from .conversations import Owner, request_of
 from .database import Database
 from .grouping import groups, labels
-from .rows import ROWS_A_PAGE, chunks, to_feedback, to_interaction, to_memory
-from .tables import AdapterRow, Base, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
+from .rows import ROWS_A_PAGE, chunks, to_draft, to_feedback, to_interaction, to_memory
+from .tables import AdapterRow, Base, DraftRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
 from .topics import TopicState, recurrence
-from .types import Feedback, Interaction, Memory, Topic
+from .types import Draft, Feedback, Interaction, Memory, Topic
 
 PLACE = (InteractionRow.user_id, InteractionRow.agent_id, InteractionRow.session_id, InteractionRow.position)
 
@@ -73,6 +74,15 @@ def feedback(session: Session) -> dict[str, list[Feedback]]:
     return found
 
 
+def drafts(session: Session, interaction_ids: Iterable[str]) -> dict[str, list[Draft]]:
+    found: dict[str, list[Draft]] = {}
+    for some in chunks(list(interaction_ids)):
+        rows = select(DraftRow).where(DraftRow.interaction_id.in_(some)).order_by(DraftRow.id)
+        for row in session.scalars(rows):
+            found.setdefault(row.interaction_id, []).append(to_draft(row))
+    return found
+
+
 def memories(session: Session, ids: Iterable[str]) -> dict[str, Memory]:
     found: dict[str, Memory] = {}
     for some in chunks(list(ids)):
@@ -90,12 +100,13 @@ def shown(session: Session, memory_ids: Collection[str]) -> list[str]:
     return [i for i, ids in some if not wanted.isdisjoint(ids)]
 
 
-def topics(session: Session, known: Sequence[TopicState], now: float, half_life_days: float) -> list[Topic]:
+def topics(session: Session, known: Sequence[TopicState], now: float, settings: DatasetSettings) -> list[Topic]:
     """The groups of the `known` topics, most recurrent first."""
     row, group_of = InteractionRow, groups(known)
     found = session.execute(select(row.topic_id, *PLACE[:3], row.created_utc).where(row.topic_id.is_not(None)))
     visits = [(group_of[str(topic_id)], tuple(owner), time) for topic_id, *owner, time in found]
-    words, counted = labels(known, group_of), recurrence(visits, now, half_life_days)
+    counted = recurrence(visits, now, settings.half_life_days, settings.max_user_recurrence)
+    words = labels(known, group_of)
     made = [Topic(i, words[i], r.value, r.sessions, r.last_seen_utc) for i, r in counted.items()]
     return sorted(made, key=lambda topic: (-topic.recurrence, topic.id))
 

@@ -180,7 +180,8 @@ class Restoring:
             wordless.add(owner_of(made))
 
     def _feedback(self, session: Session, values: dict[str, Any]) -> None:
-        review = checked_review(Review(values.get("rating"), values.get("correction"), values.get("comment")))
+        said = (values.get(name) for name in ("rating", "correction", "comment", "event"))
+        review = checked_review(Review(*said))
         derived = feedback_id(values["interaction_id"], review)
         _same_id("feedback", values["id"], derived)
         checked_time("created_utc", values["created_utc"])

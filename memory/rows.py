@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from .conversations import Review, feedback_id, turn_memory_id, turn_memory_text
-from .tables import FeedbackRow, InteractionRow, MemoryRow
-from .types import Feedback, Interaction, Memory, MemoryKind
+from .tables import DraftRow, FeedbackRow, InteractionRow, MemoryRow
+from .types import Draft, Feedback, FeedbackEvent, Interaction, Memory, MemoryKind
 
 IDS_A_QUERY = ROWS_A_PAGE = 500
 
@@ -40,12 +40,25 @@ def from_interaction(interaction: Interaction) -> dict[str, Any]:
 
 
 def to_feedback(row: FeedbackRow) -> Feedback:
-    return Feedback(row.id, row.interaction_id, row.rating, row.correction, row.comment, row.created_utc)
+    event = cast(FeedbackEvent | None, row.event)
+    return Feedback(row.id, row.interaction_id, row.rating, row.correction, row.comment, row.created_utc, event)
+
+
+def review_of(feedback: Feedback) -> Review:
+    return Review(feedback.rating, feedback.correction, feedback.comment, feedback.event)
 
 
 def from_review(interaction_id: str, review: Review, created_utc: float) -> dict[str, Any]:
     named = feedback_id(interaction_id, review)
     return {"id": named, "interaction_id": interaction_id, "created_utc": created_utc, **vars(review)}
+
+
+def to_draft(row: DraftRow) -> Draft:
+    return Draft(row.id, row.interaction_id, row.text, row.base_id, tuple(row.source_ids), row.created_utc)
+
+
+def from_draft(draft: Draft) -> dict[str, Any]:
+    return dict(vars(draft)) | {"source_ids": list(draft.source_ids)}
 
 
 def to_memory(row: MemoryRow) -> Memory:

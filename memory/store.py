@@ -61,12 +61,24 @@ from .stated_rows import add_statements, name_again, naming_due, restate_all
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release
-from .types import Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, MemoryKind, Recall, Selection
+from .types import (
+    Draft,
+    Feedback,
+    FeedbackEvent,
+    ForgetPlan,
+    ForgetReceipt,
+    Interaction,
+    Memory,
+    MemoryKind,
+    Recall,
+    Selection,
+)
 from .verification import disagreements
 from .writing import (
     Held,
     Recorded,
     check_sources,
+    insert_drafts,
     insert_interactions,
     insert_reviews,
     new_texts,
@@ -200,10 +212,11 @@ class MemoryStore(Facts):
         rating: float | None = None,
         correction: str | None = None,
         comment: str | None = None,
+        event: FeedbackEvent | None = None,
         created_utc: float | None = None,
     ) -> Feedback:
-        """Keep what a person said of a reply. Said again, it is the same feedback, and the latest once more."""
-        review = checked_review(Review(rating, correction, comment))
+        """Keep what a person said of a reply, or did. Said again, it is the same feedback, and the latest once more."""
+        review = checked_review(Review(rating, correction, comment, event))
         now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
         values = from_review(interaction_id, review, now)
         with self._writing() as session:
@@ -243,6 +256,11 @@ class MemoryStore(Facts):
             session.execute(insert(MemoryRow), [from_memory(note)])
         self._indexing.pending()
         return note
+
+    def keep_drafts(self, drafts: Sequence[Draft]) -> int:
+        """Keep what the base wrote, but nothing written to what was forgotten meanwhile. Returns how many are new."""
+        with self._writing() as session:
+            return insert_drafts(session, drafts)
 
     # -- recalling ---
 

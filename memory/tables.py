@@ -64,6 +64,20 @@ class FeedbackRow(Base):
     rating: Mapped[float | None] = mapped_column(Float)
     correction: Mapped[str | None] = mapped_column(Text)
     comment: Mapped[str | None] = mapped_column(Text)
+    event: Mapped[str | None] = mapped_column(String(16))
+    created_utc: Mapped[float] = mapped_column(Float)
+
+
+class DraftRow(Base):
+    """What the base wrote to a remembered prompt (`evolve/expansion.py`): no snapshot holds text, so it lies here."""
+
+    __tablename__ = "drafts"
+    __table_args__ = (Index("ix_drafts_interaction_id", "interaction_id"),)
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    interaction_id: Mapped[str] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"))
+    text: Mapped[str] = mapped_column(Text)
+    base_id: Mapped[str] = mapped_column(NAME)
+    source_ids: Mapped[list[str]] = mapped_column(JSON)
     created_utc: Mapped[float] = mapped_column(Float)
 
 
@@ -95,6 +109,7 @@ class SnapshotRow(Base):
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     rows: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # references and weights, see evolve/dataset.py
     excluded: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    censor: Mapped[str] = mapped_column(ID, server_default="")  # the version that scored it; empty: before they had one
     created_utc: Mapped[float] = mapped_column(Float)
 
 

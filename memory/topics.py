@@ -8,7 +8,8 @@ however they were cut into batches and whenever it happened. They are narrow; `g
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from ..content import content_id
 
 Vector = NDArray[np.float32]
+Session = tuple[Hashable, ...]  # the user first
 
 DAY = 86400.0
 LABEL_WORDS = 5
@@ -130,23 +132,29 @@ def label_of(text: str) -> str:
 
 
 def recurrence(
-    visits: Iterable[tuple[str, Hashable, float]], now: float, half_life_days: float
+    visits: Iterable[tuple[str, Session, float]], now: float, half_life_days: float, most_a_user: float = 0.0
 ) -> dict[str, Recurrence]:
     """n_k = Σ_sessions 2^(−(now − t_i)/h) by topic, over visits (topic id, session, time).
 
     A session counts once a topic, at its latest visit: asking ten times in one sitting is one need. A visit from the
-    future (a clock that was wrong) counts as now.
+    future (a clock that was wrong) counts as now. `most_a_user` bounds what one user adds to a topic; 0: no bound.
     """
-    latest: dict[str, dict[Hashable, float]] = {}
+    latest: dict[str, dict[Session, float]] = {}
     for topic_id, session, time in visits:
         times = latest.setdefault(topic_id, {})
         times[session] = max(time, times.get(session, time))
-    return {topic_id: _decayed(list(times.values()), now, half_life_days) for topic_id, times in latest.items()}
+    return {topic_id: _decayed(times, now, half_life_days, most_a_user) for topic_id, times in latest.items()}
 
 
-def _decayed(times: list[float], now: float, half_life_days: float) -> Recurrence:
-    value = sum(2.0 ** (-max(0.0, now - t) / (half_life_days * DAY)) for t in sorted(times))
-    return Recurrence(value, len(times), max(times))
+def _decayed(times: Mapping[Session, float], now: float, half_life_days: float, most_a_user: float) -> Recurrence:
+    in_order = sorted(times.items(), key=lambda visit: visit[1])
+    decayed = {session: 2.0 ** (-max(0.0, now - t) / (half_life_days * DAY)) for session, t in in_order}
+    if not most_a_user:
+        return Recurrence(sum(decayed.values()), len(times), in_order[-1][1])
+    added: dict[Hashable, float] = defaultdict(float)
+    for session, visit in decayed.items():
+        added[session[0]] += visit
+    return Recurrence(sum(sorted(min(most_a_user, own) for own in added.values())), len(times), in_order[-1][1])
 
 
 def _unit(vector: Vector) -> Vector:

@@ -15,6 +15,7 @@ from ..content import Message
 DEFAULT_USER = "default"
 
 MemoryKind = Literal["turn", "note", "fact", "preference"]
+FeedbackEvent = Literal["copied", "accepted", "regenerated", "edited"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,33 @@ class Interaction:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a person said of a reply; any of the three may be missing. `rating` is in [-1, 1], a thumb is ±1."""
+    """What a person said of a reply or did with it; any of the four may be missing.
+
+    `rating` is in [-1, 1], a thumb is ±1. `event`: the app saw the reply `copied`, `accepted` (used as it stands),
+    `regenerated` (another one was asked for) or `edited`, into what `correction` says then.
+    """
 
     id: str
     interaction_id: str
     rating: float | None
     correction: str | None
     comment: str | None
+    created_utc: float
+    event: FeedbackEvent | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An answer that the base wrote by night to a remembered prompt, and nobody was given.
+
+    `source_ids`: the interaction whose prompt it is, and every other whose words are in that prompt.
+    """
+
+    id: str
+    interaction_id: str
+    text: str
+    base_id: str
+    source_ids: tuple[str, ...]
     created_utc: float
 
 
@@ -89,13 +110,14 @@ class Signal:
 
 @dataclass(frozen=True)
 class Satisfaction:
-    """How one interaction went: `score` in [-1, 1], `confidence` in [0, 1]."""
+    """How one interaction went: `score` in [-1, 1], `confidence` in [0, 1]. `censor` is the version that scored it."""
 
     interaction_id: str
     score: float
     confidence: float
     signals: tuple[Signal, ...]
     explicit: bool
+    censor: str  # see `signals.censor_id`
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..errors import StoreError
-from .conversations import Review, feedback_id, interaction_id, note_id, request_of, turn_memory_id
+from .conversations import draft_id, feedback_id, interaction_id, note_id, request_of, turn_memory_id
 from .database import Database
 from .forgetting import unfinished
 from .indexing import Indexing
 from .reading import owner_of
-from .rows import ROWS_A_PAGE, to_memory, turn_memory
+from .rows import ROWS_A_PAGE, review_of, to_feedback, to_memory, turn_memory
 from .stated_rows import Subject, derived
 from .statements import stated
-from .tables import FeedbackRow, MemoryRow
+from .tables import DraftRow, FeedbackRow, MemoryRow
 from .topic_rows import miscounted
 from .types import Interaction
 
@@ -47,6 +47,7 @@ def disagreements(database: Database, interactions: Iterable[Interaction], index
             for i in unfinished(session)
         ]
         found += _wrong_feedback(session, known)
+        found += _wrong_drafts(session, known)
         found += _wrong_memories(session, known, expected)
         found += _wrong_statements(session, made)
         found += miscounted(session, turns)
@@ -66,11 +67,20 @@ def _wrong_interaction(interaction: Interaction, text: str, topic_id: str | None
 
 def _wrong_feedback(session: Session, known: set[str]) -> Iterator[str]:
     for row in session.scalars(select(FeedbackRow).order_by(FeedbackRow.id)).yield_per(ROWS_A_PAGE):
-        derived = feedback_id(row.interaction_id, Review(row.rating, row.correction, row.comment))
+        derived = feedback_id(row.interaction_id, review_of(to_feedback(row)))
         if row.id != derived:
             yield f"feedback {row.id}: its content has the id {derived}"
         if row.interaction_id not in known:
             yield f"feedback {row.id}: its interaction {row.interaction_id} does not exist"
+
+
+def _wrong_drafts(session: Session, known: set[str]) -> Iterator[str]:
+    for row in session.scalars(select(DraftRow).order_by(DraftRow.id)).yield_per(ROWS_A_PAGE):
+        derived = draft_id(row.interaction_id, row.base_id, row.text)
+        if row.id != derived:
+            yield f"draft {row.id}: its content has the id {derived}"
+        if row.interaction_id not in known:
+            yield f"draft {row.id}: its interaction {row.interaction_id} does not exist"
 
 
 def _wrong_memories(session: Session, known: set[str], expected: dict[str, str]) -> Iterator[str]:

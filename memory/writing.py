@@ -17,11 +17,12 @@ from sqlalchemy.orm import Session
 from ..errors import InputError, NotFound
 from .conversations import Conversation, Owner, Planned, Review, interactions_of, request_of, turn_memory_id
 from .passages import of_turn
-from .reading import before, by_id, owner_of
-from .rows import chunks, from_interaction, from_memory, from_review, to_interaction, turn_memory
-from .tables import FeedbackRow, InteractionRow, MemoryRow
+from .reading import before, by_id, memories, owner_of
+from .reading import drafts as read_drafts
+from .rows import chunks, from_draft, from_interaction, from_memory, from_review, to_interaction, turn_memory
+from .tables import DraftRow, FeedbackRow, InteractionRow, MemoryRow
 from .topic_rows import TopicRows, release
-from .types import Interaction, Memory
+from .types import Draft, Interaction, Memory
 
 Vector = NDArray[np.float32]
 Reviews = Sequence[tuple[str, Review, float]]  # interaction id, what was said of it, when
@@ -119,6 +120,18 @@ def insert_reviews(session: Session, reviews: Reviews) -> int:
     if rows:
         session.execute(insert(FeedbackRow), list(rows.values()))
     return len(rows)
+
+
+def insert_drafts(session: Session, drafts: Sequence[Draft]) -> int:
+    """Write those that are new and whose every source is held, with all memories that it was shown."""
+    sources = {i.id: i for i in by_id(session, {s for draft in drafts for s in draft.source_ids})}
+    shown = memories(session, {m for i in sources.values() for m in i.memory_ids})
+    whole = {i for i, interaction in sources.items() if shown.keys() >= set(interaction.memory_ids)}
+    held = {draft.id for found in read_drafts(session, sources).values() for draft in found}
+    new = {d.id: from_draft(d) for d in drafts if d.id not in held and whole.issuperset(d.source_ids)}
+    if new:
+        session.execute(insert(DraftRow), list(new.values()))
+    return len(new)
 
 
 def remove_replaced(

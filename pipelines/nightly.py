@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from ..evolve import dataset, gate
+from ..evolve.expansion import base_of
 from ..evolve.probes import Probe, load_probes
 from ..evolve.registry import Registry, ensure_loaded
 from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
@@ -40,7 +41,7 @@ def _night(
     cycle_id: str, store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress
 ) -> None:
     probes = load_probes(settings.home)  # a mistake in them shows before the work, not after
-    snapshot = _gather(store, registry, settings, progress)
+    snapshot = _gather(store, registry, engine, settings, progress)
     registry.update_cycle(cycle_id, snapshot_id=snapshot.id)
     known = trained_before(snapshot, registry, settings, engine.base_id)
     if reason := nothing_to_learn(snapshot, known, registry, settings, probes):
@@ -77,9 +78,10 @@ def nothing_to_learn(
     return None
 
 
-def _gather(store: MemoryStore, registry: Registry, settings: Settings, progress: Progress) -> Snapshot:
+def _gather(store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress) -> Snapshot:
     progress("reading the memory")
-    snapshot = dataset.freeze(store, settings, now=store.clock())
+    author = base_of(engine, settings, progress) if settings.dataset.expand_share else None
+    snapshot = dataset.freeze(store, settings, now=store.clock(), author=author)
     registry.add_snapshot(snapshot, dataset.to_rows(snapshot))
     counts = ", ".join(f"{len(getattr(snapshot, part))} {part}" for part in ("examples", "pairs", "thumbs", "held_out"))
     progress(f"snapshot {snapshot.id}: {counts.replace('_', ' ')}")

@@ -10,6 +10,7 @@ from click.testing import Result
 from nightschool.evolve import dataset
 from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
+from nightschool.memory.signals import censor_id
 from nightschool.settings import load_settings
 from typer.testing import CliRunner
 
@@ -125,7 +126,21 @@ def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> No
     why = run("audit", "why", reply)
     assert "asked:    Do you repair wheels?" in why.stdout
     assert "the base answered" in why.stdout
-    assert json.loads(run("audit", "why", reply, "--json").stdout)["interaction"]["id"] == reply
+    assert "met:      score -0.25, confidence 1.00 (rating +0.50, correction -1.00)" in why.stdout
+    found = json.loads(run("audit", "why", reply, "--json").stdout)
+    assert found["interaction"]["id"] == found["satisfaction"]["interaction_id"] == reply
+    assert found["satisfaction"]["censor"] == censor_id()
+
+
+def test_what_was_done_with_a_reply_is_noted_and_told(run: Run, tmp_path: Path) -> None:
+    silent = {**LINE, "messages": [LINE["messages"][0], {"role": "assistant", "content": "No.", "event": "copied"}]}
+    run("import", export(tmp_path, silent))
+    with cli.assistant(tmp_path / "home") as nightschool:
+        (reply,) = (i.id for i in nightschool.store.interactions())
+    assert run("rate", reply, "--event", "accepted").exit_code == 0
+    assert run("rate", reply, "--event", "seen").exit_code == 2
+    assert "edited, but there is no correction" in str(run("rate", reply, "--event", "edited").exception)
+    assert "copied +1.00, accepted +1.00" in run("audit", "why", reply).stdout
 
 
 def test_night_without_feedback_exits_3(run: Run, tmp_path: Path) -> None:
@@ -225,6 +240,9 @@ def test_snapshots_show_what_they_hold_and_what_was_left_out(run: Run, tmp_path:
         (quarantined,) = (e.interaction_ids[0] for e in snapshot.excluded)
     (listed,) = json.loads(run("snapshots", "list", "--json").stdout)
     assert (listed["id"], listed["rows"]["pairs"], sum(listed["excluded"].values())) == (snapshot.id, 1, 1)
+    assert listed["censor"] == snapshot.censor
+    assert json.loads(run("snapshots", "show", snapshot.id, "--json").stdout)["censor"] == snapshot.censor
+    assert f"by the Censor {snapshot.censor}" in run("snapshots", "show", snapshot.id).stdout
     counted = run("snapshots", "show", snapshot.id).stdout
     assert "1 correction" in counted
     assert "left out: 1, quarantined" in counted

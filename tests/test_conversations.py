@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nightschool.content import Message
+from nightschool.content import Message, content_id
 from nightschool.errors import InputError
 from nightschool.memory.conversations import (
     Conversation,
@@ -18,6 +18,7 @@ from nightschool.memory.conversations import (
     checked_text,
     checked_time,
     continued,
+    feedback_id,
     interactions_of,
     made_interaction,
     messages_of,
@@ -250,11 +251,28 @@ def test_ancient_and_future_times_are_taken(time):
         (Review(rating=1, comment=""), "comment is blank"),
         (Review(correction=3), "correction is of type int"),  # type: ignore[arg-type]
         (Review(), "nothing to keep"),
+        (Review(event="liked"), "event is none of copied, accepted, regenerated, edited"),  # type: ignore[arg-type]
+        (Review(rating=1, event=[]), "event is none of"),  # type: ignore[arg-type]
+        (Review(event="edited"), "event is edited, but there is no correction"),
+        (Review(correction=" ", event="edited"), "correction is blank"),
     ],
 )
 def test_review_that_says_nothing_usable_is_refused(review, reason):
     with pytest.raises(InputError, match=reason):
         checked_review(review)
+
+
+@pytest.mark.parametrize(
+    "review", [Review(event="copied"), Review(event="edited", correction="hello"), Review(-1.0, event="regenerated")]
+)
+def test_what_was_done_with_a_reply_is_kept_with_and_without_words(review):
+    assert checked_review(review) == review
+
+
+def test_feedback_without_an_event_has_the_id_that_it_had_before_there_were_events():
+    assert feedback_id("b2:1", Review(1.0, "hello", None)) == content_id(["feedback", "b2:1", 1.0, "hello", None])
+    events = [Review(1.0), *(Review(1.0, event=event) for event in ("copied", "accepted", "regenerated"))]
+    assert len({feedback_id("b2:1", review) for review in events}) == 4
 
 
 def test_minus_zero_is_the_same_rating_as_zero():

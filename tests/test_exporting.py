@@ -25,7 +25,7 @@ def erase(store, **selection):
 def told(quick_store):
     """A store with something of everything, and a hole where something was forgotten."""
     first = said(quick_store, "the zebra runs")
-    quick_store.rate(first.id, rating=1, comment="“good” \u202eright to left\u202c")
+    quick_store.rate(first.id, rating=1, comment="“good” \u202eright to left\u202c", event="copied")
     quick_store.rate(first.id, correction="a horse\u200b")
     said(quick_store, "result", "done", role="tool", adapter_id="b2:gone", memory_ids=["b2:x"])
     gone = said(quick_store, "forget me 8842")
@@ -72,6 +72,17 @@ def test_empty_home_that_takes_an_export_in_gives_the_same_facts_and_answers(tol
     again, _ = other.export()
     assert lines_of(again)[1:] == lines_of(path)[1:]
     assert said(other, "the zebra runs", session="u").topic_id == next(told.interactions()).topic_id
+
+
+def without_null_events(record):
+    return {name: value for name, value in record.items() if (name, value) != ("event", None)}
+
+
+def test_feedback_without_the_field_of_events_goes_in_as_before_there_were_any(told, other):
+    path = rewritten(told.export()[0], without_null_events)
+    assert sorted("event" in r for r in lines_of(path) if r["type"] == "feedback") == [False, True]
+    assert other.restore(path).errors == {}
+    assert facts(other) == facts(told)
 
 
 def test_taking_it_in_twice_changes_nothing(told, other):
@@ -174,6 +185,7 @@ BROKEN = {
     ),
     "user_id is empty": lambda r: r | {"user_id": ""} if r["type"] == "note" else r,
     "rating is .*, not a number": lambda r: r | {"rating": float("nan")} if r["type"] == "feedback" else r,
+    "event is none of copied": lambda r: r | {"event": "seen"} if r["type"] == "feedback" else r,
     "feedback .*: its interaction .* is not in the store": lambda r: None if r["type"] == "interaction" else r,
     "note .*: its source .* is not in the store": lambda r: None if r["type"] == "interaction" else r,
     "the first line, and no other, is the head": lambda r: (

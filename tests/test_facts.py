@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+from nightschool.errors import NotFound
 from nightschool.memory.database import Database
 from nightschool.memory.facts import Facts
 
@@ -17,6 +19,14 @@ def test_facts_are_read_without_an_embedder_and_without_an_index(quick_store, se
     assert facts.counts() == quick_store.counts()
     assert facts.topics(0.0) == quick_store.topics(0.0)
     assert not hasattr(facts, "recall")
+
+
+def test_session_of_a_turn_is_all_of_it_in_order_and_of_nobody_else(quick_store):
+    made = [said(quick_store, words) for words in ("zebras", "lions")]
+    said(quick_store, "zebras", user="bob")
+    assert quick_store.session_of(made[1].id) == made
+    with pytest.raises(NotFound, match="no interaction b2:gone"):
+        quick_store.session_of("b2:gone")
 
 
 def test_labels_are_given_for_turns_that_exist_and_are_about_something(quick_store):

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nightschool.errors import InputError, NotFound, StoreError
-from nightschool.memory.conversations import Conversation, Owner
+from nightschool.memory.conversations import Conversation, Owner, draft_id
 from nightschool.memory.database import Database
 from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import AdapterRow, ReceiptRow, SnapshotRow, SnapshotSourceRow, TopicRow
-from nightschool.memory.types import ForgetReceipt
+from nightschool.memory.types import Draft, ForgetReceipt
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
@@ -50,13 +50,17 @@ def tainted(store):
 
 def test_forgotten_words_and_vectors_leave_no_byte_in_the_home(store, embedder, bytes_in_home):
     said(store, "what are the opening hours?")
-    store.rate(said(store, SECRET, f"I keep that {SECRET}", user=EVE).id, comment=SECRET, correction=SECRET + "!")
+    told = said(store, SECRET, f"I keep that {SECRET}", user=EVE)
+    store.rate(told.id, comment=SECRET, correction=SECRET + "!")
+    store.rate(told.id, correction=SECRET + "?", event="edited")
     store.remember(SECRET, user_id=EVE, shared=True)
+    text = f"well, {SECRET}"
+    store.keep_drafts([Draft(draft_id(told.id, "base", text), told.id, text, "base", (told.id,), 1.0)])
     said(store, "thanks", user=EVE)
     planted = embedder.embed([SECRET])[0].astype(np.float32).tobytes()
     assert bytes_in_home(SECRET.encode()) and bytes_in_home(planted)
     receipt = store.forget_apply(store.forget(user_id=EVE))
-    assert receipt == ForgetReceipt(2, 3, 1, (), ())
+    assert receipt == ForgetReceipt(2, 3, 2, (), ())
     for wanted in (SECRET.encode(), b"kq7zv9x1w4", b"8842071355", planted, EVE.encode()):
         assert bytes_in_home(wanted) == []
     assert texts(store) == ["what are the opening hours?"]

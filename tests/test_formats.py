@@ -60,6 +60,12 @@ def test_rating_of_zero_is_a_rating_and_null_is_none():
     assert read({"messages": [HI[0], HI[1] | {"rating": None}]}).reviews == {}
 
 
+def test_what_was_done_with_a_reply_is_read():
+    again = [HI[1] | {"event": "regenerated", "rating": -1}, HI[1] | {"content": "hey", "event": "copied"}]
+    reviews = read({"messages": [HI[0], *again]}).reviews
+    assert reviews == {1: Review(-1, event="regenerated"), 2: Review(event="copied")}
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [

@@ -4,14 +4,16 @@ import subprocess
 import sys
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from nightschool.errors import SchemaOutdated, StoreError
 from nightschool.memory import database as module
 from nightschool.memory.database import MIGRATIONS, Database
-from nightschool.memory.tables import Base, TopicRow
-from sqlalchemy import inspect, text
+from nightschool.memory.tables import Base, FeedbackRow, SnapshotRow, TopicRow
+from sqlalchemy import create_engine, inspect, text
 
 
 @pytest.fixture
@@ -48,6 +50,26 @@ def test_database_of_a_newer_version_is_refused_and_left_alone(url):
     older.close()
     with pytest.raises(SchemaOutdated, match=r"test.db is at revision 9999, .* no later one than \d+; install"):
         Database(url)
+
+
+def test_rows_of_before_keep_what_they_were_and_name_no_censor_and_no_event(url):
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    sql = create_engine(url)
+    with sql.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        connection.execute(text("INSERT INTO snapshots VALUES ('b2:1', '[]', '[]', 1.0)"))
+        asked = "'b2:2', 'ann', '', 's', 0, '[]', 'hi', 'ok', NULL, '[]', NULL, 1.0"
+        connection.execute(text(f"INSERT INTO interactions VALUES ({asked})"))
+        connection.execute(text("INSERT INTO feedback VALUES ('b2:3', 'b2:2', 1.0, NULL, NULL, 1.0)"))
+    sql.dispose()
+    database = Database(url)
+    with database.reading() as session:
+        assert session.get_one(SnapshotRow, "b2:1").censor == ""
+        row = session.get_one(FeedbackRow, "b2:3")
+        assert (row.event, row.rating, row.created_utc) == (None, 1.0, 1.0)
+    database.close()
 
 
 def test_failing_migration_leaves_the_database_as_it_was(url, tmp_path, monkeypatch):

@@ -105,6 +105,31 @@ def test_rejected_candidate_is_kept_with_reasons_and_does_not_serve(assistant: A
     assert assistant.registry.live() is None
 
 
+def test_night_with_expansion_drafts_from_the_base_and_everything_re_derives(assistant: Assistant) -> None:
+    listen(assistant)
+    for u in range(24):
+        owner = {"user_id": f"user{u}", "session_id": "s9"}
+        fixed = assistant.record(f"{QUESTIONS[u % 4]} I am rider {u}.", DISLIKED, **owner)
+        assistant.rate(fixed, correction=LIKED[u % 4])
+        assistant.record(f"{QUESTIONS[u % 4]} It is rider {u} again.", "We will see.", **owner)
+    censor = replace(assistant.settings.censor, refit_from=20)
+    dataset = DatasetSettings(held_out_share=0.3, expand_share=0.3)
+    assistant.settings = replace(assistant.settings, censor=censor, dataset=dataset)
+    said: list[str] = []
+    cycle = night(assistant, said)
+    drafted = assistant.store.drafts([i.id for i in assistant.store.interactions()])
+    assert [line for line in said if line.startswith("drafting")], said
+    assert {d.base_id for drafts in drafted.values() for d in drafts} == {assistant.engine.base_id}
+    rows = assistant.registry.snapshot_rows(cycle.snapshot_id or "")
+    assert sum(row["weight"] for row in rows if row.get("draft_ids")) <= 0.3 * sum(
+        row["weight"] for row in rows if row["part"] == "pairs"
+    )
+    assert lineage.verify(assistant.store, assistant.registry) == []
+    said.clear()
+    assert night(assistant, said).snapshot_id == cycle.snapshot_id
+    assert not [line for line in said if line.startswith("drafting")]
+
+
 def test_failing_night_says_why_and_leaves_the_incumbent_and_no_debris(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

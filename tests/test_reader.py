@@ -144,6 +144,12 @@ def test_a_saved_reader_reads_the_same(reader: Reader, tmp_path: Path):
     assert again.log_odds([GOOD], {}).tolist() == reader.log_odds([GOOD], {}).tolist()
 
 
+def test_what_is_usual_goes_with_the_file_and_is_zero_for_the_one_that_ships(reader: Reader, tmp_path: Path):
+    assert reader.usual == 0.0
+    save_reader(replace(reader, usual=1.0986122886681098), tmp_path / "r.safetensors")
+    assert load_reader(tmp_path / "r.safetensors").usual == 1.0986122886681098
+
+
 def test_a_file_that_is_damaged_or_of_other_features_is_refused_by_name(reader: Reader, tmp_path: Path):
     from safetensors.numpy import save_file
 

@@ -2,12 +2,13 @@ from dataclasses import replace
 from math import log
 
 import pytest
+from nightschool.errors import NotFound
 from nightschool.evolve.dataset import freeze
 from nightschool.evolve.prompts import Prompts
-from nightschool.evolve.reception import Reading, read
+from nightschool.evolve.reception import Reading, met, read
 from nightschool.memory.conversations import Review
 from nightschool.memory.reader import load_reader, shipped_reader
-from nightschool.memory.signals import COEFFICIENTS
+from nightschool.memory.signals import COEFFICIENTS, censor_id
 from nightschool.memory.store import MemoryStore
 from nightschool.settings import CensorSettings
 
@@ -96,6 +97,55 @@ def test_what_was_forgotten_is_in_no_reader_of_the_next_night(rated: MemoryStore
     after = reading(rated).reader_id
     assert after != before
     assert [path.name for path in rated.settings.home.glob("censor-*")] == [f"censor-{after[3:]}.safetensors"]
+
+
+# -- one reply ---
+
+
+def test_what_the_night_read_is_shown_of_one_reply_with_the_version_that_scored_it(rated: MemoryStore):
+    found = reading(rated)
+    for user in ("silent", "quiet"):
+        asked = next(i for i in rated.interactions() if i.user_id == user)
+        satisfaction = met(rated, asked.id, LOW)
+        assert found.signals[asked.id] in satisfaction.signals
+        assert satisfaction.censor == censor_id(found.reader_id)
+
+
+def test_a_reply_is_met_as_its_thumb_says_whatever_is_read(rated: MemoryStore):
+    asked = next(i for i in rated.interactions() if i.user_id == "u1")
+    satisfaction = met(rated, asked.id, LOW)
+    assert (satisfaction.score, satisfaction.explicit) == (-1.0, True)
+    assert satisfaction.censor == censor_id()
+
+
+def test_the_reader_that_ships_reads_one_reply_before_the_first_night_and_none_if_switched_off(store: MemoryStore):
+    talk(store, "a", "Do you like films?", "tacos are tacos", "What? That makes no sense", "")
+    first, unanswered = store.interactions()
+    satisfaction = met(store, first.id, LOW)
+    assert {"learned", "confusion"} <= {s.name for s in satisfaction.signals}
+    assert satisfaction.censor == censor_id(shipped_reader().id)
+    assert "learned" not in {s.name for s in met(store, first.id, replace(LOW, read_turns=0)).signals}
+    assert met(store, unanswered.id, LOW).censor == censor_id()
+    with pytest.raises(NotFound, match="b2:gone"):
+        met(store, "b2:gone", LOW)
+
+
+def test_one_reply_is_not_read_from_vectors_of_another_embedder(quick_store: MemoryStore):
+    talk(quick_store, "a", "Do you like films?", "tacos are tacos")
+    (asked,) = quick_store.interactions()
+    satisfaction = met(quick_store, asked.id, LOW)
+    assert satisfaction.censor == censor_id()
+    assert [s.name for s in satisfaction.signals] == ["session_end"]
+
+
+def test_a_request_sent_again_by_the_button_is_not_read_as_a_reaction(store: MemoryStore):
+    asked, other = ("Do you like films?", "tacos are tacos"), "Yes, a lot."
+    talk(store, "a", *asked)
+    talk(store, "b", *asked, asked[0], other)
+    alone, first, _ = store.interactions()
+    store.rate(first.id, event="regenerated")
+    found = reading(store).signals
+    assert found[first.id] == found[alone.id]
 
 
 def test_the_same_memory_gives_the_same_snapshot_with_what_was_read(rated: MemoryStore):

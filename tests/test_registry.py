@@ -1,6 +1,7 @@
 """The registry over a real database, with folders that hold made-up weights."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_adapter_is_named_by_its_weights_and_reads_back(registry: Registry) -> N
     adapter = trained(registry, b"one")
     assert read_adapter(adapter.path) == adapter == registry.adapter(adapter.id[:12])
     assert trained(registry, b"two").id != adapter.id
+
+
+def test_snapshot_keeps_the_version_of_the_censor_that_scored_it(registry: Registry) -> None:
+    held = Judged((), "another answer", True, "ada", ("b2:2",))
+    snapshot = Snapshot((), (), (), (held,), censor="b2:one")
+    newer = replace(snapshot, censor="b2:two")
+    for made in (snapshot, newer):
+        registry.add_snapshot(made, [])
+    assert newer.id == snapshot.id
+    assert (registry.censor_of(snapshot.id), registry.censor_of(SNAPSHOT.id)) == ("b2:one", "")
 
 
 def test_sealing_the_same_weights_twice_keeps_the_first(registry: Registry) -> None:

@@ -104,6 +104,18 @@ def test_feedback_reaches_the_turn(assistant: Assistant) -> None:
     assert (found.interaction_id, found.rating, found.correction) == (reply.id, -1, "Good day.")
 
 
+def test_what_was_done_with_a_reply_reaches_the_turn(assistant: Assistant) -> None:
+    reply = assistant.reply("Hello there")
+    assistant.rate(reply, event="regenerated")
+    other = assistant.reply("Hello there")
+    assistant.rate(other, event="edited", correction="Good day.")
+    found = assistant.store.feedback()
+    assert [(f.event, f.correction) for i in (reply, other) for f in found[i.id]] == [
+        ("regenerated", None),
+        ("edited", "Good day."),
+    ]
+
+
 def test_turn_answered_elsewhere_can_be_recorded_and_rated(assistant: Assistant) -> None:
     kept = assistant.record("Do you open on Sunday?", "Yes, at nine.", user_id="ada")
     assert assistant.rate(kept, 1).interaction_id == kept.id

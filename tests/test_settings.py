@@ -47,6 +47,19 @@ def test_what_cannot_be_used_is_an_error_that_names_it(tmp_path: Path, text: str
         load_settings(tmp_path, {})
 
 
+@pytest.mark.parametrize("share", ["-0.1", "0.31", "nan", "1"])
+def test_share_of_synthetic_pairs_is_bounded(tmp_path: Path, share: str) -> None:
+    with pytest.raises(SettingsError, match=r"dataset.expand_share is .*; it is 0 \(off\) to 0.3"):
+        load_settings(tmp_path, {"NIGHTSCHOOL_DATASET_EXPAND_SHARE": share})
+    assert load_settings(tmp_path, {}).dataset.expand_share == 0.0
+
+
+@pytest.mark.parametrize("most", ["-1", "nan"])
+def test_bound_on_what_a_user_adds_to_a_topic_is_not_negative(tmp_path: Path, most: str) -> None:
+    with pytest.raises(SettingsError, match=r"dataset.max_user_recurrence is .*; it is 0 \(off\) or more"):
+        load_settings(tmp_path, {"NIGHTSCHOOL_DATASET_MAX_USER_RECURRENCE": most})
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("NIGHTSCHOOL_COLOUR", "x"), ("NIGHTSCHOOL_NIGHT_SEED", "1.5"), ("NIGHTSCHOOL_NIGHT_BETA", "much")],

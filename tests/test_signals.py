@@ -1,10 +1,16 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nightschool.memory.cues import sentiment
+from nightschool.memory import signals
+from nightschool.memory.cues import sentiment, vocabulary
 from nightschool.memory.signals import (
     COEFFICIENTS,
+    LONGEST_DELAY,
+    SESSION_OVER,
+    asked_anew,
     assess,
+    censor_id,
+    changed_share,
     combine,
     correction_of,
     label,
@@ -12,20 +18,24 @@ from nightschool.memory.signals import (
     learned_signal,
     rephrasing,
 )
-from nightschool.memory.types import Feedback, Interaction, Satisfaction, Signal
+from nightschool.memory.types import Feedback, FeedbackEvent, Interaction, Satisfaction, Signal
 from nightschool.settings import CensorSettings
 
 SETTINGS = CensorSettings()
 
 
-def turn(text: str, reply: str = "We open at eight.") -> Interaction:
-    return Interaction("i", "u", "", "s", 0, ({"role": "user", "content": text},), text, reply, 0.0)
+def turn(text: str, reply: str = "We open at eight.", at: float = 0.0) -> Interaction:
+    return Interaction("i", "u", "", "s", 0, ({"role": "user", "content": text},), text, reply, at)
 
 
 def said(
-    rating: float | None = None, correction: str | None = None, comment: str | None = None, at: float = 0.0
+    rating: float | None = None,
+    correction: str | None = None,
+    comment: str | None = None,
+    at: float = 0.0,
+    event: FeedbackEvent | None = None,
 ) -> Feedback:
-    return Feedback(f"f{at}", "i", rating, correction, comment, at)
+    return Feedback(f"f{at}", "i", rating, correction, comment, at, event)
 
 
 def after(reaction: str | None, cosine: float | None = None, reply: str = "We open at eight.") -> Satisfaction:
@@ -71,6 +81,84 @@ def test_the_latest_real_correction_is_taken():
 def test_a_comment_without_a_thumb_is_read():
     assert label(assess(turn("hi"), [said(comment="great, very helpful")], None, None), SETTINGS) == "liked"
     assert assess(turn("hi"), [said(comment="so so")], None, None).confidence == 0.0
+
+
+# -- what was done with the reply ---
+
+
+def done(*events: FeedbackEvent, reaction: str | None = None) -> Satisfaction:
+    return assess(turn("when do you open"), [said(event=e) for e in events], turn(reaction) if reaction else None, None)
+
+
+@pytest.mark.parametrize(("event", "value"), [("copied", 1.0), ("accepted", 1.0), ("regenerated", -1.0)])
+def test_what_the_app_saw_is_evidence_that_labels_nothing_alone(event: FeedbackEvent, value: float):
+    satisfaction = done(event)
+    assert (satisfaction.signals, satisfaction.explicit) == ((Signal(event, value),), False)
+    assert satisfaction.score * value > 0
+    assert label(satisfaction, SETTINGS) is None
+
+
+def test_an_event_counts_once_however_often_and_adds_up_with_other_cues():
+    assert done("copied", "copied") == done("copied")
+    assert label(done("copied", reaction="thanks, great"), SETTINGS) == "liked"
+    assert done("copied", "regenerated").confidence < done("copied").confidence
+
+
+def test_a_thumb_overrules_what_was_done():
+    satisfaction = assess(turn("hi"), [said(-1.0), said(event="accepted", at=1.0)], None, None)
+    assert satisfaction.signals == (Signal("rating", -1.0),)
+
+
+def test_a_regenerated_request_that_is_sent_again_is_one_act_and_no_rephrasing():
+    assert [s.name for s in done("regenerated", reaction="when do  you open").signals] == ["regenerated"]
+    assert {s.name for s in done("copied", reaction="when do you open").signals} == {"copied", "rephrasing"}
+    asked = turn("when do you open")
+    assert asked_anew(asked, [said(event="regenerated")], turn("When do you open"))
+    assert not asked_anew(asked, [said(event="regenerated")], turn("what?"))
+    assert not asked_anew(asked, [said(event="regenerated")], None)
+    assert not asked_anew(asked, [said(event="copied")], asked)
+
+
+@pytest.mark.parametrize(
+    ("edited", "share"),
+    [("We open at eight.", 0.0), ("We open at nine.", 0.25), ("We open at eight. Or nine.", 0.2), ("Closed", 1.0)],
+)
+def test_an_edit_says_how_much_of_the_reply_was_wrong(edited: str, share: float):
+    assert changed_share("We open at eight.", edited) == share
+    satisfaction = assess(turn("when"), [said(correction=edited, event="edited")], None, None)
+    assert satisfaction.signals == ((Signal("edit", -share),) if share else ())
+    assert satisfaction.explicit is bool(share)
+
+
+def test_an_edit_of_a_praised_reply_is_their_mean():
+    given = [said(1.0), said(correction="We open at nine.", event="edited", at=1.0)]
+    assert assess(turn("when"), given, None, None).score == 0.375
+
+
+# -- when it was met ---
+
+
+def test_times_are_evidence_that_is_shown_and_does_not_count():
+    late = assess(turn("when do you open"), [], turn("and on Sunday?", at=60.0), None)
+    ended = assess(turn("when do you open"), [], None, None, silence=SESSION_OVER)
+    left = assess(turn("when do you open", "Which shop?"), [], None, None, silence=SESSION_OVER)
+    assert [s.name for s in late.signals] == ["delay"]
+    assert ended.signals == (Signal("session_end", 1.0),)
+    assert left.signals == (Signal("session_end", 1.0), Signal("abandoned", -1.0))
+    assert {(s.score, s.confidence) for s in (late, ended, left)} == {(0.0, 0.0)}
+    assert assess(turn("when", ""), [], None, None, silence=SESSION_OVER).score == after(None, reply="").score
+
+
+def test_delay_grows_to_one_and_a_clock_that_goes_back_or_stands_still_says_nothing():
+    delays = [
+        assess(turn("hi"), [], turn("hello", at=at), None).signals for at in (-5.0, 0.0, 10.0, LONGEST_DELAY, 1e9)
+    ]
+    assert delays[:2] == [(), ()]
+    assert [s.value for (s,) in delays[2:]] == [0.293, 1.0, 1.0]
+
+
+def test_a_session_that_may_go_on_has_not_ended():
+    assert assess(turn("hi"), [], None, None, silence=SESSION_OVER - 1).signals == ()
 
 
 # -- what the next turn shows ---
@@ -156,6 +244,34 @@ def test_refusals_and_repetitions_are_noticed_and_label_only_together():
     assert [s.name for s in once.signals] == ["refusal"]
     assert [s.name for s in again.signals] == ["refusal", "repeated"]
     assert (label(once, SETTINGS), label(again, SETTINGS)) == (None, "disliked")
+
+
+# -- the version ---
+
+
+def test_satisfaction_names_the_version_that_scored_it():
+    assert after("thanks!").censor == censor_id() == assess(turn("hi"), [said(1.0)], None, None).censor
+    assert assess(turn("hi"), [], None, None, reader_id="b2:7").censor == censor_id("b2:7") != censor_id()
+
+
+def test_another_coefficient_or_word_or_rule_is_another_version(monkeypatch: pytest.MonkeyPatch):
+    def version(change: str, value: object) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(signals, change, value)
+            return signals.censor_id.__wrapped__()
+
+    changes = {
+        "COEFFICIENTS": COEFFICIENTS | {"gratitude": 1.4},
+        "vocabulary": lambda: vocabulary() | {"PRAISE": ["good"]},
+        "RULES": signals.RULES + 1,
+        "INFERRED_CEILING": 0.7,
+    }
+    assert len({censor_id(), *(version(*change) for change in changes.items())}) == 5
+
+
+def test_vocabulary_holds_every_pattern_and_list_of_words_as_plain_text():
+    assert {"CORRECTION", "GRATITUDE", "PRAISE", "NEGATIONS"} <= vocabulary().keys()
+    assert "thx" in vocabulary()["GRATITUDE"][0]
 
 
 # -- the arithmetic ---

@@ -334,6 +334,9 @@ def test_statements_of_an_older_version_are_named_again_and_replies_keep_what_th
                 old = {"old": f"b2:old{n}", "new": named, "shown": f'["b2:old{n}"]', "asked": f'["{named}"]'}
                 connection.execute(text("UPDATE memories SET id = :old WHERE id = :new"), old)
                 connection.execute(text("UPDATE interactions SET memory_ids = :shown WHERE memory_ids = :asked"), old)
+            for later in ("ALTER TABLE snapshots DROP COLUMN censor", "ALTER TABLE feedback DROP COLUMN event"):
+                connection.execute(text(later))
+            connection.execute(text("DROP TABLE drafts"))
             connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
         index = store._indexing.index
         rows = [index.rows(f"id = '{named}'", 1)[0] for named in now]

@@ -3,15 +3,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Thread
 from uuid import uuid4
 
 import numpy as np
 import pytest
 from nightschool.errors import InputError, NotFound, StoreError
-from nightschool.memory.conversations import Conversation, Owner, Review
+from nightschool.memory.conversations import Conversation, Owner, Review, draft_id
 from nightschool.memory.store import MemoryStore
-from nightschool.settings import MemorySettings, Settings
+from nightschool.memory.types import Draft
+from nightschool.settings import DatasetSettings, MemorySettings, Settings
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -323,6 +325,15 @@ def test_feedback_with_its_own_time_changes_nothing_when_it_is_known(quick_store
     assert quick_store.rate(made.id, rating=1, created_utc=9) == first
 
 
+def test_what_was_done_with_a_reply_is_feedback_of_its_own(quick_store, clock):
+    made = said(quick_store, "hi")
+    thumb, copied = quick_store.rate(made.id, rating=1), quick_store.rate(made.id, event="copied")
+    edited = quick_store.rate(made.id, correction="hello", event="edited")
+    assert sorted(quick_store.feedback()[made.id], key=lambda f: f.event or "") == [thumb, copied, edited]
+    assert quick_store.rate(made.id, event="copied") == copied
+    assert quick_store.verify() == []
+
+
 def test_feedback_on_nothing_or_with_nothing_in_it_is_refused(quick_store):
     with pytest.raises(NotFound, match="b2:gone"):
         quick_store.rate("b2:gone", rating=1)
@@ -332,6 +343,35 @@ def test_feedback_on_nothing_or_with_nothing_in_it_is_refused(quick_store):
 
 
 # -- notes ---
+
+
+def draft(interaction, text, *sources):
+    named = draft_id(interaction.id, "base", text)
+    return Draft(named, interaction.id, text, "base", (interaction.id, *(s.id for s in sources)), 5.0)
+
+
+def test_drafts_are_kept_once_and_read_by_the_prompt_they_were_written_to(quick_store):
+    first, second = said(quick_store, "hi"), said(quick_store, "and?")
+    drafts = [draft(first, "one"), draft(first, "two"), draft(first, "one"), draft(second, "three", first)]
+    assert quick_store.keep_drafts(drafts) == 3
+    assert quick_store.keep_drafts(drafts) == 0
+    held = quick_store.drafts([first.id, second.id, "b2:gone"])
+    assert {i: {d.text for d in found} for i, found in held.items()} == {first.id: {"one", "two"}, second.id: {"three"}}
+    assert held[second.id] == [drafts[-1]]
+    assert quick_store.verify() == []
+
+
+def test_draft_to_a_prompt_of_which_anything_is_forgotten_is_not_kept(quick_store):
+    first, second = said(quick_store, "hi"), said(quick_store, "and?")
+    note = quick_store.remember("a zebra", user_id="ann")
+    shown = quick_store.record(
+        [{"role": "user", "content": "what?"}], "ok", user_id="ann", session_id="t", memory_ids=[note.id]
+    )
+    assert quick_store.keep_drafts([draft(shown, "a zebra is striped")]) == 1
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[first.id], memory_ids=[note.id]))
+    assert quick_store.drafts([shown.id]) == {}
+    gone = [draft(first, "one"), draft(second, "two", first), draft(shown, "a zebra is striped")]
+    assert quick_store.keep_drafts(gone) == 0
 
 
 def test_note_is_kept_once_by_owner_and_text(quick_store, clock):
@@ -408,6 +448,15 @@ def test_topics_count_sessions_and_forget_with_time(quick_store, clock):
     assert (zebras.sessions, zebras.last_seen_utc) == (1, clock.now)
     later = clock.now + 30 * 86400
     assert quick_store.topics(later)[0].recurrence == pytest.approx(1.0)
+
+
+def test_topics_are_counted_with_the_bound_on_one_user(settings, hash_embedder, clock):
+    bounded = replace(settings, dataset=DatasetSettings(max_user_recurrence=2.0))
+    with MemoryStore(bounded, embedder=hash_embedder, clock=clock) as store:
+        for n in range(5):
+            said(store, "the opening hours", session_id=f"s{n}", created_utc=clock.now)
+        (topic,) = store.topics(clock.now)
+    assert (topic.recurrence, topic.sessions) == (2.0, 5)
 
 
 def test_topics_follow_what_another_process_wrote(quick_store, settings, hash_embedder):

@@ -113,6 +113,14 @@ def test_a_session_counts_once_at_its_latest_visit():
     assert found["t:b"].value == pytest.approx(2**-0.5)
 
 
+def test_one_user_adds_no_more_to_a_topic_than_the_bound():
+    visits = [("t:a", ("eve", "", f"s{n}"), 0.0) for n in range(50)] + [("t:a", ("ada", "", "s"), 0.0)]
+    bounded, free = (recurrence(visits, 0.0, 30, most_a_user=most)["t:a"] for most in (3.0, 0.0))
+    assert (bounded.value, free.value) == (4.0, 51.0)
+    assert bounded.sessions == free.sessions == 51
+    assert recurrence(visits[:2], 0.0, 30, most_a_user=3.0)["t:a"].value == 2.0
+
+
 def test_a_visit_from_the_future_counts_as_now():
     assert recurrence([("t:a", "s", 9 * DAY)], now=0.0, half_life_days=30)["t:a"].value == 1.0
 

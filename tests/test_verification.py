@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from nightschool.memory.conversations import draft_id
+from nightschool.memory.types import Draft
 from sqlalchemy import text
 
 
@@ -11,6 +13,8 @@ def told(quick_store):
     quick_store.record([], "Hello!", user_id="bob", session_id="s")
     quick_store.rate(asked.id, rating=1)
     quick_store.remember("a zebra", user_id="ann", source_ids=[asked.id])
+    draft = Draft(draft_id(asked.id, "base", "well"), asked.id, "well", "base", (asked.id,), 1.0)
+    assert quick_store.keep_drafts([draft]) == 1
     assert quick_store.verify() == []
     return quick_store
 
@@ -27,7 +31,10 @@ def told(quick_store):
         ("UPDATE interactions SET topic_id = 't:gone'", "topic t:gone: it has turns and no row"),
         ("UPDATE topics SET size = 3", "topic .*: its size is 3, it has 1 turns"),
         ("UPDATE feedback SET rating = -1", "feedback .*: its content has the id"),
+        ("UPDATE feedback SET event = 'copied'", "feedback .*: its content has the id"),
         ("UPDATE feedback SET interaction_id = 'b2:gone'", "feedback .*: its interaction b2:gone does not exist"),
+        ("UPDATE drafts SET text = 'else'", "draft .*: its content has the id"),
+        ("UPDATE drafts SET interaction_id = 'b2:gone'", "draft .*: its interaction b2:gone does not exist"),
         ("UPDATE memories SET text = 'else' WHERE kind = 'note'", "memory .*: its content has another id"),
         ("UPDATE memories SET text = 'else' WHERE kind = 'turn'", "memory .*: it is not the memory of its turn"),
         ("UPDATE memories SET source_ids = '[\"b2:gone\"]'", "memory .*: its source b2:gone does not exist"),

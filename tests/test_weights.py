@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from nightschool.evolve.weights import (
     balanced,
     example_weight,
+    limit_marked,
     limit_share,
     normalise,
     pair_margin,
@@ -136,3 +137,21 @@ def test_the_kind_of_thumb_that_is_rare_weighs_as_much_as_the_other():
     assert weights(5, 0) == [1.0] * 5  # nothing to balance with
     assert weights(99, 1)[-1] == 4.0  # one row is not made a hundred
     assert balanced([], []) == []
+
+
+# -- what is marked ---
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=30), st.floats(0, 0.99))
+def test_what_is_marked_weighs_no_more_than_its_share_and_nothing_else_changes(rows, share):
+    weights, marked = [w for w, _ in rows], [m for _, m in rows]
+    limited = limit_marked(weights, marked, share)
+    held = sum(w for w, m in zip(limited, marked, strict=True) if m)
+    assert held <= share * sum(limited) + 1e-9
+    assert all(new == old for new, old, m in zip(limited, weights, marked, strict=True) if not m)
+    assert all(new <= old for new, old in zip(limited, weights, strict=True))
+
+
+def test_what_is_marked_and_within_its_share_is_left_as_it_is():
+    assert limit_marked([1.0, 1.0, 0.5], [False, False, True], 0.3) == [1.0, 1.0, 0.5]
+    assert limit_marked([1.0, 1.0], [False, False], 0.0) == [1.0, 1.0]
