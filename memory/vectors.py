@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,8 +30,11 @@ TABLE = "memories"
 LAYOUT = "2"  # of the columns; raised whenever an older index cannot be read as this one
 SHARED = "shared"  # the scope of rows that everybody sees; a private one is a JSON list
 IDS_A_FILTER = 500
-ADDS_BEFORE_OPTIMIZE = 100  # every add leaves a fragment, and fragments slow searches down
+ADDS_BEFORE_GATHER = 40  # every add leaves a fragment, and ten of them slow a search down by a millisecond
+FEW = 100  # rows; an add of more is a fragment worth keeping
 ROWS_BEFORE_OPTIMIZE = 5000  # rows that full text search has to scan until they are in its index
+SHARE_BEFORE_OPTIMIZE = 0.02  # of all rows, since optimizing writes every row of a table under a million anew
+KEPT_VERSIONS = timedelta(minutes=10)  # what another process may still be reading
 CONFLICTS = 20  # with other processes that make the same index, before giving up
 HALF = np.dtype("<f2")
 
@@ -55,7 +59,8 @@ class VectorIndex:
         self._lock = RLock()
         self._connection: Any = None
         self._table: Any = None
-        self._adds = self._rows = 0  # since the last optimize
+        self._new = self._due = 0  # rows since the last optimize, and at how many the next is due
+        self._few: list[list[str]] = []  # the ids of small adds since the last gathering
 
     # -- writing ---
 
@@ -64,9 +69,13 @@ class VectorIndex:
             return
         with self._lock, _translated("write"):
             self._open().add(self._arrow(rows))
-        self._adds, self._rows = self._adds + 1, self._rows + len(rows)
-        if self._adds >= ADDS_BEFORE_OPTIMIZE or self._rows >= ROWS_BEFORE_OPTIMIZE:
-            self.optimize()
+            self._new += len(rows)
+            if len(rows) <= FEW:
+                self._few.append([row.id for row in rows])
+            if self._new >= max(self._due, ROWS_BEFORE_OPTIMIZE):
+                self.optimize()
+            elif len(self._few) >= ADDS_BEFORE_GATHER:
+                self._gather()
 
     def delete(self, ids: Iterable[str]) -> None:
         """Hide rows from every later search; `erase` takes their bytes off the disk."""
@@ -75,10 +84,24 @@ class VectorIndex:
                 self._open().delete(some)
 
     def optimize(self) -> None:
-        """Join small fragments and bring the indexes up to the newest rows."""
+        """Join all fragments, bring the indexes up to the newest rows, and remove versions of some time ago."""
         with self._lock, _translated("optimize"):
-            self._open().optimize()
-        self._adds = self._rows = 0
+            self._open().optimize(cleanup_older_than=KEPT_VERSIONS)
+            self._settled()
+
+    def _gather(self) -> None:
+        """Join the fragments of small adds by writing their rows anew, as they are now, and no others."""
+        table = self._open()
+        for some in _filters([i for ids in self._few for i in ids]):
+            rows = table.search().where(some).to_arrow()
+            held = Counter(rows["id"].to_pylist())
+            once = [held[i] == 1 for i in rows["id"].to_pylist()]  # a doubled row is left to `reconcile`
+            table.merge_insert("id").when_matched_update_all().execute(rows.filter(once))
+        self._few = []
+
+    def _settled(self) -> None:
+        self._new, self._few = 0, []
+        self._due = int(SHARE_BEFORE_OPTIMIZE * self._open().count_rows())
 
     def erase(self) -> None:
         """Write the living rows anew and remove every older file, so that deleted rows leave no bytes behind."""
@@ -89,12 +112,13 @@ class VectorIndex:
             self._make_indexes()
             time.sleep(0.01)  # the clean-up spares what is younger than the age asked for, at least a millisecond
             self._table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
-        self._adds = self._rows = 0
+            self._settled()
 
     def drop(self) -> None:
         with self._lock, _translated("drop"):
             self._table = None
             self._connect().drop_table(TABLE, ignore_missing=True)
+            self._new, self._due, self._few = 0, 0, []
 
     # -- reading ---
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -158,16 +160,55 @@ def test_dropped_index_starts_empty_and_dropping_twice_is_no_error(index):
     assert index.count() == 0
 
 
-def test_fragments_are_joined_after_many_adds_or_many_rows(index, monkeypatch):
+def fragments(index: VectorIndex) -> int:
+    return int(index._open().stats()["fragment_stats"]["num_fragments"])
+
+
+def test_fragments_of_small_adds_are_joined_and_their_rows_stay_as_they_are(index, monkeypatch):
+    monkeypatch.setattr(module, "ADDS_BEFORE_GATHER", 4)
+    index.add([row("old", seed=9)])
+    index.optimize()
+    for n in range(3):
+        index.add([row(str(n), f"words {n}", seed=n)])
+    index.delete(["1"])
+    assert fragments(index) == 3
+    index.add([row("3", "words 3", seed=3)])
+    assert (fragments(index), index.count()) == (2, 4)
+    assert sorted(index.ids()) == ["0", "2", "3", "old"]  # what was deleted meanwhile does not come back
+    held = index.vectors(["0", "2", "3"])
+    assert all(np.array_equal(held[str(n)], vector(n)) for n in (0, 2, 3))
+    assert [r.id for r in index.matching(["words", "3"], visible("ann", ""), 1)] == ["3"]
+
+
+def test_row_that_is_there_twice_stays_so_when_fragments_are_joined(index, monkeypatch):
+    monkeypatch.setattr(module, "ADDS_BEFORE_GATHER", 3)
+    for name in ("a", "a", "b"):
+        index.add([row(name)])
+    assert sorted(index.ids()) == ["a", "a", "b"]
+
+
+def test_table_is_optimized_after_many_rows_and_later_the_larger_it_is(index, monkeypatch):
     ran: list[int] = []
     monkeypatch.setattr(index, "optimize", lambda: ran.append(1) or VectorIndex.optimize(index))
-    monkeypatch.setattr(module, "ADDS_BEFORE_OPTIMIZE", 3)
     monkeypatch.setattr(module, "ROWS_BEFORE_OPTIMIZE", 10)
-    for n in range(3):
-        index.add([row(str(n))])
+    monkeypatch.setattr(module, "SHARE_BEFORE_OPTIMIZE", 2.0)
+    index.add([row(f"a{n}") for n in range(10)])
+    assert (len(ran), fragments(index)) == (1, 1)
+    for n in range(19):
+        index.add([row(f"b{n}")])
     assert len(ran) == 1
-    index.add([row(f"b{n}") for n in range(10)])
-    assert (len(ran), index.count()) == (2, 13)
+    index.add([row("c")])
+    assert (len(ran), index.count()) == (2, 30)
+    assert fragments(index) <= 2
+
+
+def test_older_versions_do_not_pile_up(index, monkeypatch):
+    monkeypatch.setattr(module, "KEPT_VERSIONS", timedelta(milliseconds=1))
+    for n in range(5):
+        index.add([row(str(n))])
+        time.sleep(0.01)
+    index.optimize()
+    assert len(index._open().list_versions()) <= 2
 
 
 def test_table_whose_indexes_were_never_made_gets_them(index):
