@@ -1,0 +1,309 @@
+"""Does it get better, and by what: seven nights with people who have hidden preferences, in eight arms.
+
+    python bench/learning.py [--quick] [--seeds 0,1,2,3,4] [--jobs 2] [--keep FOLDER]
+
+A closed loop. `bench/simulated.py` says who asks, how they react and who judges. By day the live adapter of the arm
+answers, people react, and the store keeps it; by night the arm learns from all that is remembered, from the base, and
+the gate decides, in every arm that trains, whether the candidate answers from then on. Before the first day the store
+takes in what people at the desk answered in the month before.
+
+  none      the base answers
+  memory    the base answers and is shown what memory recalls for the person who asks; nothing is trained
+  sft       phase 1 alone, with the epochs of both phases
+  dpo       phase 2 alone, from a fresh adapter, with the epochs of both
+  equal     both phases, every weight 1
+  shuffled  both phases, the weights of each part of the snapshot dealt out anew
+  full      the method: both phases, weights by satisfaction and frequency
+  hostile   the same where a tenth of the people like what is bad and correct what is good
+
+Arms that train answer without recall, so that what they show is in the weights. All have the same seeds, people,
+questions, settings and rows of training; the same adapter would meet the same reactions. After each night the judge
+has everybody ask a few questions in words that no day has. Satisfaction is weighted by how often a topic comes up, or
+not; domain accuracy is the share of answers with the right fact; drift is that of the gate, NLL on `evolve/probe.jsonl`
+against the base. Intervals are bootstraps over people, those of the same seed paired between arms, all seeds pooled.
+
+The sizes below were chosen on seeds from 100 up. A seed and half of the arms are a process; with --keep, an arm that
+was run is not run again. Prints a table, draws docs/learning.png, and prints JSON last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import simulated
+from loop import circumstances
+from nightschool.content import Message
+from nightschool.evolve import dataset, dpo, gate, replay, sft
+from nightschool.evolve.registry import Registry, ensure_loaded
+from nightschool.evolve.types import Adapter, Snapshot, Verdict
+from nightschool.memory.store import MemoryStore
+from nightschool.memory.types import with_notes
+from nightschool.sdk import Assistant
+from nightschool.serving.engine import Engine, Sampling
+from nightschool.serving.local import LocalEngine
+from nightschool.settings import NightSettings, ServingSettings, Settings
+from simulated import Asked, Person
+
+NIGHTS = 7
+ANSWER = Sampling(max_tokens=48)
+PICTURE = Path(__file__).parent.parent / "docs" / "learning.png"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    people: int = 48
+    earlier: int = 300  # conversations before the first day
+    daily: int = 48
+    exam: int = 5  # questions to each person after a night
+    nights: int = NIGHTS
+
+
+FULL, QUICK = Sizes(), Sizes()
+
+
+# -- the arms ---
+
+Reweigh = Callable[[Snapshot, int], Snapshot]
+
+
+def as_weighed(snapshot: Snapshot, seed: int) -> Snapshot:
+    return snapshot
+
+
+def equal(snapshot: Snapshot, seed: int) -> Snapshot:
+    return _weighed(snapshot, lambda weights: [1.0] * len(weights))
+
+
+def shuffled(snapshot: Snapshot, seed: int) -> Snapshot:
+    random = Random(seed)
+    return _weighed(snapshot, lambda weights: random.sample(weights, len(weights)))
+
+
+def _weighed(snapshot: Snapshot, change: Callable[[list[float]], list[float]]) -> Snapshot:
+    parts = {}
+    for part in ("examples", "pairs", "thumbs"):
+        rows = getattr(snapshot, part)
+        weights = change([row.weight for row in rows])
+        parts[part] = tuple(replace(row, weight=w) for row, w in zip(rows, weights, strict=True))
+    return replace(snapshot, **parts)
+
+
+@dataclass(frozen=True)
+class Arm:
+    phases: tuple[str, ...] = ()
+    reweigh: Reweigh = as_weighed
+    recalls: bool = False
+    hostile: bool = False
+
+
+BOTH = ("sft", "dpo")
+ARMS = {
+    "none": Arm(),
+    "memory": Arm(recalls=True),
+    "sft": Arm(("sft",)),
+    "dpo": Arm(("dpo",)),
+    "equal": Arm(BOTH, equal),
+    "shuffled": Arm(BOTH, shuffled),
+    "full": Arm(BOTH),
+    "hostile": Arm(BOTH, hostile=True),
+}
+HALVES = (("none", "memory", "sft", "dpo", "equal"), ("shuffled", "full", "hostile"))  # about equal in work
+
+
+# -- one arm of one seed ---
+
+
+def run_arm(name: str, seed: int, sizes: Sizes, engine: Engine, home: Path) -> Row:
+    """All nights of an arm, in a home of its own."""
+    arm, started = ARMS[name], time.monotonic()
+    settings = Settings(home, night=NightSettings(seed=seed), serving=ServingSettings(threads=1))
+    world = World(seed, sizes, arm, engine, settings)
+    nights = [world.exam()]
+    for day in range(1, sizes.nights + 1):
+        if arm.phases or arm.recalls:
+            world.day(day)
+            nights.append(world.night() if arm.phases else world.exam())
+        else:
+            nights.append(nights[0])  # the same base says the same
+        print(f"{name} {seed} {day}: {json.dumps(brief(nights[-1]))}", file=sys.stderr, flush=True)
+    world.assistant.close()
+    return {"nights": nights, "seconds": round(time.monotonic() - started, 1)}
+
+
+def brief(night: Row) -> Row:
+    means = {key: round(float(np.mean(night[key])), 3) for key in ("satisfied", "right")}
+    return means | {key: value for key, value in night.items() if not isinstance(value, list)}
+
+
+class World:
+    """The people of one seed with an assistant of their own."""
+
+    def __init__(self, seed: int, sizes: Sizes, arm: Arm, engine: Engine, settings: Settings) -> None:
+        self.seed, self.sizes, self.arm, self.engine = seed, sizes, arm, engine
+        self.now = simulated.EPOCH
+        store = MemoryStore(settings, clock=lambda: self.now)
+        registry = Registry(store.sql, settings.home / "adapters", store.clock)
+        self.assistant = Assistant(settings, store, registry, engine)
+        self.live: Adapter | None = None
+        self.judged: Row | None = None  # the exam of the live adapter
+        self.people = simulated.people(seed, sizes.people, arm.hostile)
+        if arm.phases or arm.recalls:
+            self._keep(simulated.earlier(seed, self.people, sizes.earlier))
+
+    # -- the day ---
+
+    def day(self, day: int) -> None:
+        self.now = simulated.EPOCH + day * simulated.DAY
+        asked = simulated.questions(self.seed, day, self.people, self.sizes.daily)
+        replies = self.answers(asked, self.live)
+        visits = enumerate(zip(asked, replies, strict=True))
+        self._keep([simulated.met(self.seed, day, n, a, reply) for n, (a, reply) in visits])
+        self.now += simulated.DAY - 1
+
+    def _keep(self, conversations: Sequence[Any]) -> None:
+        if errors := self.assistant.store.record_many(conversations).errors:
+            raise next(iter(errors.values()))
+
+    def answers(self, asked: Sequence[Asked], adapter: Adapter | None) -> list[str]:
+        """As `Assistant.reply` would answer each in a session of its own, in batches."""
+        prompts = [self._prompt(a) for a in asked]
+        known = {json.dumps(p): p for p in prompts}
+        said = self.engine.generate(list(known.values()), adapter=adapter.id if adapter else None, sampling=ANSWER)
+        found = dict(zip(known, said, strict=True))
+        return [found[json.dumps(p)] for p in prompts]
+
+    def _prompt(self, asked: Asked) -> list[Message]:
+        turn: list[Message] = [{"role": "user", "content": asked.text}]
+        if not self.arm.recalls:
+            return turn
+        found = self.assistant.recall(asked.text, user_id=asked.person.name)
+        return with_notes(turn, [recall.memory.text for recall in found])
+
+    # -- the night ---
+
+    def night(self) -> Row:
+        """One night as in `pipelines.nightly`, but for what the arm does differently; then the exam."""
+        store, settings = self.assistant.store, self.assistant.settings
+        started = time.monotonic()
+        snapshot = self.arm.reweigh(dataset.freeze(store, settings, now=store.clock()), self.seed)
+        frozen = time.monotonic()
+        made = learn(snapshot, self.arm.phases, settings)
+        candidate = made[-1]
+        trained = time.monotonic()
+        verdict = self._judge(made, snapshot)
+        exam = self.exam(candidate)
+        if verdict.accepted:
+            self.live, self.judged = candidate, exam
+        measures = {m.name: m for m in verdict.measures}
+        served = self.judged or self.exam()
+        return {
+            **served,
+            "accepted": verdict.accepted,
+            "failed": ", ".join(m.name for m in verdict.measures if not m.passed),
+            "candidate": exam["satisfied"],
+            "candidate_probe": round(measures["probe_nll"].change, 4) if measures else None,
+            "probe": round(measures["probe_nll"].change, 4) if verdict.accepted else served.get("probe", 0.0),
+            "rows": ", ".join(str(len(getattr(snapshot, part))) for part in dataset.PARTS),
+            "freeze_s": round(frozen - started, 1),
+            "train_s": round(trained - frozen, 1),
+            "judge_s": round(time.monotonic() - trained, 1),
+        }
+
+    def _judge(self, made: Sequence[Adapter], snapshot: Snapshot) -> Verdict:
+        settings = self.assistant.settings
+        for adapter in filter(None, (*made, self.live)):
+            ensure_loaded(self.engine, adapter, settings.serving.parity_tolerance)
+        return gate.judge(made[-1], self.live, snapshot, self.engine, settings.gate)
+
+    # -- the judge ---
+
+    def exam(self, adapter: Adapter | None = None) -> Row:
+        asked = simulated.exam(self.people, self.sizes.exam)
+        answers = self.answers(asked, adapter)
+        return {
+            "satisfied": [not simulated.faults(x, a.person, a.topic) for x, a in zip(answers, asked, strict=True)],
+            "right": [bool(a.topic.right.search(x)) for x, a in zip(answers, asked, strict=True)],
+            "words": round(float(np.mean([len(x.split()) for x in answers])), 2),
+            "distinct": len(set(answers)),
+            "repetition": round(float(np.mean([gate.repetition(x) for x in answers])), 4),
+        }
+
+
+# -- learning with some of the phases ---
+
+
+def learn(snapshot: Snapshot, phases: Sequence[str], settings: Settings) -> list[Adapter]:
+    """The adapters that the phases made, the candidate last."""
+    settings = replace(settings, night=budgeted(settings.night, snapshot, phases))
+    made: list[Adapter] = []
+    if "sft" in phases:
+        made.append(sft.run(snapshot, settings, folder=building(settings), progress=quiet))
+    if "dpo" in phases:
+        start = made[-1] if made else fresh(snapshot, settings)
+        preferred = dpo.run(snapshot, start, settings, folder=building(settings), progress=quiet)
+        made.append(preferred if made else replace(preferred, parent_id=None))  # a fresh adapter is the base
+    return made
+
+
+def building(settings: Settings) -> Path:
+    return settings.home / "adapters" / uuid4().hex
+
+
+def quiet(line: str) -> None:
+    """A night's progress, that nobody reads here."""
+
+
+def fresh(snapshot: Snapshot, settings: Settings) -> Adapter:
+    """An adapter that has learnt nothing: the start of phase 2 where there is no phase 1."""
+    from nightschool.evolve.trainer import save, student
+
+    given = {"snapshot_id": snapshot.id, "phase": "sft", "parent_id": None, "details": {}}
+    return save(student(settings), building(settings), settings, **given)
+
+
+def budgeted(night: NightSettings, snapshot: Snapshot, phases: Sequence[str]) -> NightSettings:
+    """`night` with as many rows for one phase as it has for both."""
+    from nightschool.evolve.trainer import replay_rows, suited
+
+    if len(phases) > 1:
+        return night
+    real = suited(night, snapshot)
+
+    def rows(count: int) -> int:
+        return count + min(replay.MOST, replay_rows(real, count))
+
+    first = real.sft_epochs * rows(len(snapshot.examples))
+    second = real.preference_epochs * rows(len(snapshot.pairs) + len(snapshot.thumbs))
+    return replace(
+        night,
+        sft_epochs=night.sft_epochs * (1 + second / first),
+        preference_epochs=night.preference_epochs * (1 + first / second),
+    )
+
+
+def keep_replay() -> None:
+    """Draw the base's own text once a process: it depends on (base, count, seed) alone."""
+    draw, drawn = replay.sample, {}
+
+    def sample(student: Any, count: int, seed: int, progress: Callable[[str], None]) -> Any:
+        key = student.base_id, count, seed
+        if key not in drawn:
+            drawn[key] = draw(student, count, seed, progress)
+        return drawn[key]
+
+    replay.sample = sample
