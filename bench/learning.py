@@ -55,25 +55,29 @@ from nightschool.memory.types import with_notes
 from nightschool.sdk import Assistant
 from nightschool.serving.engine import Engine, Sampling
 from nightschool.serving.local import LocalEngine
-from nightschool.settings import NightSettings, ServingSettings, Settings
-from simulated import Asked, Person
+from nightschool.settings import DatasetSettings, NightSettings, ServingSettings, Settings
+from numpy.typing import NDArray
+from simulated import Asked
 
-NIGHTS = 7
 ANSWER = Sampling(max_tokens=48)
+DRAWS = 4000
 PICTURE = Path(__file__).parent.parent / "docs" / "learning.png"
 Row = dict[str, Any]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    people: int = 48
-    earlier: int = 300  # conversations before the first day
-    daily: int = 48
-    exam: int = 5  # questions to each person after a night
-    nights: int = NIGHTS
+    people: int = 64
+    earlier: int = 600  # conversations before the first day
+    daily: int = 64
+    exam: int = 4  # questions to each person after a night
+    nights: int = 7
 
 
-FULL, QUICK = Sizes(), Sizes()
+SIZES = Sizes()
+DATASET = DatasetSettings(max_rows=250)
+NIGHT = NightSettings(few_rows=300, sft_epochs=3.0, replay_share=0.15)
 
 
 # -- the arms ---
@@ -131,13 +135,14 @@ HALVES = (("none", "memory", "sft", "dpo", "equal"), ("shuffled", "full", "hosti
 def run_arm(name: str, seed: int, sizes: Sizes, engine: Engine, home: Path) -> Row:
     """All nights of an arm, in a home of its own."""
     arm, started = ARMS[name], time.monotonic()
-    settings = Settings(home, night=NightSettings(seed=seed), serving=ServingSettings(threads=1))
+    data, night = replace(DATASET, seed=seed), replace(NIGHT, seed=seed)
+    settings = Settings(home, dataset=data, night=night, serving=ServingSettings(threads=1))
     world = World(seed, sizes, arm, engine, settings)
-    nights = [world.exam()]
+    nights = [world.served]
     for day in range(1, sizes.nights + 1):
         if arm.phases or arm.recalls:
             world.day(day)
-            nights.append(world.night() if arm.phases else world.exam())
+            nights.append(world.night() if arm.phases else {**world.exam(), "probe": 0.0})
         else:
             nights.append(nights[0])  # the same base says the same
         print(f"{name} {seed} {day}: {json.dumps(brief(nights[-1]))}", file=sys.stderr, flush=True)
@@ -147,7 +152,7 @@ def run_arm(name: str, seed: int, sizes: Sizes, engine: Engine, home: Path) -> R
 
 def brief(night: Row) -> Row:
     means = {key: round(float(np.mean(night[key])), 3) for key in ("satisfied", "right")}
-    return means | {key: value for key, value in night.items() if not isinstance(value, list)}
+    return means | {k: v for k, v in night.items() if k not in ("satisfied", "right", "candidate")}
 
 
 class World:
@@ -160,8 +165,8 @@ class World:
         registry = Registry(store.sql, settings.home / "adapters", store.clock)
         self.assistant = Assistant(settings, store, registry, engine)
         self.live: Adapter | None = None
-        self.judged: Row | None = None  # the exam of the live adapter
         self.people = simulated.people(seed, sizes.people, arm.hostile)
+        self.served = {**self.exam(), "probe": 0.0}  # what the judge found in the live adapter
         if arm.phases or arm.recalls:
             self._keep(simulated.earlier(seed, self.people, sizes.earlier))
 
@@ -201,26 +206,21 @@ class World:
         store, settings = self.assistant.store, self.assistant.settings
         started = time.monotonic()
         snapshot = self.arm.reweigh(dataset.freeze(store, settings, now=store.clock()), self.seed)
-        frozen = time.monotonic()
         made = learn(snapshot, self.arm.phases, settings)
         candidate = made[-1]
         trained = time.monotonic()
         verdict = self._judge(made, snapshot)
-        exam = self.exam(candidate)
+        drift = next((m.change for m in verdict.measures if m.name == "probe_nll"), 0.0)
+        exam = {**self.exam(candidate), "probe": round(drift, 4)}
         if verdict.accepted:
-            self.live, self.judged = candidate, exam
-        measures = {m.name: m for m in verdict.measures}
-        served = self.judged or self.exam()
+            self.live, self.served = candidate, exam
         return {
-            **served,
+            **self.served,
             "accepted": verdict.accepted,
             "failed": ", ".join(m.name for m in verdict.measures if not m.passed),
-            "candidate": exam["satisfied"],
-            "candidate_probe": round(measures["probe_nll"].change, 4) if measures else None,
-            "probe": round(measures["probe_nll"].change, 4) if verdict.accepted else served.get("probe", 0.0),
-            "rows": ", ".join(str(len(getattr(snapshot, part))) for part in dataset.PARTS),
-            "freeze_s": round(frozen - started, 1),
-            "train_s": round(trained - frozen, 1),
+            "candidate": exam,
+            "rows": {part: len(getattr(snapshot, part)) for part in dataset.PARTS},
+            "train_s": round(trained - started, 1),
             "judge_s": round(time.monotonic() - trained, 1),
         }
 
@@ -307,3 +307,168 @@ def keep_replay() -> None:
         return drawn[key]
 
     replay.sample = sample
+
+
+# -- all seeds ---
+
+
+def main() -> None:
+    args = parse()
+    if args.part:
+        run_part(args)
+        return
+    seeds = [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
+    with tempfile.TemporaryDirectory() as scratch:
+        args.keep = args.keep or Path(scratch)
+        args.keep.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda part: spawn(args, *part), [(seed, half) for seed in seeds for half in range(2)]))
+        found = {arm: [json.loads(kept(args.keep, arm, seed).read_text()) for seed in seeds] for arm in ARMS}
+    results = Results(found)
+    results.print()
+    draw(results, args.picture)
+    print(json.dumps({**results.summary(), **circumstances()}))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="seed 0 alone")
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # "seed half", in a process of its own
+    return parser.parse_args()
+
+
+def kept(folder: Path, arm: str, seed: int) -> Path:
+    return folder / f"{arm}-{seed}.json"
+
+
+def spawn(args: argparse.Namespace, seed: int, half: int) -> None:
+    """Half of the arms of one seed, in a process of their own with one thread."""
+    if all(kept(args.keep, arm, seed).exists() for arm in HALVES[half]):
+        return
+    command = [sys.executable, __file__, "--part", f"{seed} {half}", "--keep", str(args.keep)]
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run(command, env={**os.environ, **quiet, "OMP_NUM_THREADS": "1"}, check=True)
+
+
+def run_part(args: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    keep_replay()
+    seed, half = map(int, args.part.split())
+    for arm in HALVES[half]:
+        path = kept(args.keep, arm, seed)
+        if not path.exists():
+            with tempfile.TemporaryDirectory() as home:
+                found = run_arm(arm, seed, SIZES, LocalEngine(ServingSettings(threads=1)), Path(home))
+            path.write_text(json.dumps(found))
+
+
+# -- what came out ---
+
+
+class Results:
+    """What the judge found by arm, seed and night. Rows of an exam are the same in all: (people, questions each)."""
+
+    def __init__(self, found: Mapping[str, Sequence[Row]]) -> None:
+        self.found = found
+        seeds, rows = len(found["full"]), SIZES.people * SIZES.exam
+        people = [f"{seed} {row // SIZES.exam}" for seed in range(seeds) for row in range(rows)]
+        self.draws = gate.cluster_draws(people, DRAWS)
+        self.seed_draws = self.draws * np.repeat(gate.cluster_draws([str(s) for s in range(seeds)], DRAWS), rows, 1)
+        asked = simulated.exam(simulated.people(0, SIZES.people, False), SIZES.exam)
+        self.frequency = np.tile([simulated.FREQUENCY[simulated.TOPICS.index(a.topic)] for a in asked], seeds)
+
+    def rows(self, arm: str, night: int, key: str = "satisfied") -> Array:
+        """Of all seeds, one after the other."""
+        return np.concatenate([np.asarray(seed["nights"][night][key], float) for seed in self.found[arm]])
+
+    def share(self, values: Array, weighted: bool = True, over_seeds: bool = False) -> tuple[float, float, float]:
+        """The mean of `values` with its interval."""
+        weights = self.frequency if weighted else np.ones(len(values))
+        draws = self.seed_draws if over_seeds else self.draws
+        drawn = (draws @ (weights * values)) / (draws @ weights)
+        low, high = gate.interval(drawn, 0.95)
+        return tuple(round(float(x), 4) for x in (weights @ values / weights.sum(), low, high))  # type: ignore[return-value]
+
+    def mean(self, arm: str, night: int, key: str) -> float:
+        return round(float(np.mean([seed["nights"][night][key] for seed in self.found[arm]])), 4)
+
+    def print(self) -> None:
+        nights = range(SIZES.nights + 1)
+        print("\nsatisfied, weighted by frequency\narm | " + " | ".join(f"night {n}" for n in nights))
+        for arm in ARMS:
+            shares = [self.share(self.rows(arm, night)) for night in nights]
+            print(f"{arm} | " + " | ".join(f"{s:.3f} [{low:.3f}, {high:.3f}]" for s, low, high in shares))
+        columns = ("unweighted", "right", "probe", "words", "distinct", "repetition", "promoted", "candidates")
+        print(f"\nafter night {SIZES.nights}\narm | " + " | ".join(columns))
+        for arm in ARMS:
+            print(f"{arm} | " + " | ".join(str(self.details(arm)[column]) for column in columns))
+        for name, (difference, low, high, *_) in self.differences().items():
+            print(f"{name}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+
+    def details(self, arm: str) -> Row:
+        last = SIZES.nights
+        nights = [night for seed in self.found[arm] for night in seed["nights"][1:]]
+        candidates = [night["candidate"]["satisfied"] for night in nights[last - 1 :: last] if "candidate" in night]
+        return {
+            "unweighted": self.share(self.rows(arm, last), weighted=False),
+            "right": self.share(self.rows(arm, last, "right"), weighted=False),
+            "probe": self.mean(arm, last, "probe"),
+            "words": [self.mean(arm, night, "words") for night in (0, last)],
+            "distinct": [self.mean(arm, night, "distinct") for night in (0, last)],
+            "repetition": [self.mean(arm, night, "repetition") for night in (0, last)],
+            "promoted": f"{sum(night.get('accepted', False) for night in nights)} of {len(nights)}",
+            "candidates": self.share(np.concatenate(candidates))[0] if candidates else None,  # if all had been promoted
+            "by_night": [self.share(self.rows(arm, night)) for night in range(last + 1)],
+            "unweighted_by_night": [self.share(self.rows(arm, night), weighted=False) for night in range(last + 1)],
+            "seconds": [seed["seconds"] for seed in self.found[arm]],
+        }
+
+    def differences(self) -> dict[str, list[float]]:
+        """After the last night: the difference, its interval over people, and that over seeds and people."""
+        others = {"unweighted": "equal", **{arm: arm for arm in ("none", "memory", "sft", "dpo", "shuffled")}}
+        pairs = {f"full_minus_{name}": ("full", arm) for name, arm in others.items()}
+        pairs["hostile_minus_full"] = ("hostile", "full")
+        found = {}
+        for name, arms in pairs.items():
+            ours, theirs = (self.rows(arm, SIZES.nights) for arm in arms)
+            found[name] = [*self.share(ours - theirs), *self.share(ours - theirs, over_seeds=True)[1:]]
+        return found
+
+    def summary(self) -> Row:
+        arms, last = {}, SIZES.nights
+        for arm in ARMS:
+            share, *ci = self.share(self.rows(arm, last))
+            arms[arm] = {
+                "satisfied_night0": self.share(self.rows(arm, 0))[0],
+                f"satisfied_night{last}": share,
+                "ci": ci,
+                "domain_accuracy": self.details(arm)["right"][0],
+                "probe_nll_change": self.mean(arm, last, "probe"),
+            }
+        return {"arms": arms, **self.differences(), "details": {arm: self.details(arm) for arm in ARMS}}
+
+
+def draw(results: Results, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, weighted in zip(figure.subplots(1, 2, sharey=True), (True, False), strict=True):
+        for arm in ARMS:
+            shares = [results.share(results.rows(arm, n), weighted=weighted) for n in range(SIZES.nights + 1)]
+            middle, low, high = zip(*shares, strict=True)
+            (line,) = axes.plot(middle, marker="o", markersize=3, linewidth=2.5 if arm == "full" else 1.2, label=arm)
+            axes.fill_between(range(len(middle)), low, high, alpha=0.08, color=line.get_color())
+        axes.set(title="weighted by frequency" if weighted else "every topic alike", xlabel="night")
+    figure.axes[0].set(ylabel="share of satisfied users", ylim=(0, None))
+    figure.axes[1].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,7 @@ from nightschool.content import Message
 from nightschool.memory.conversations import Conversation, Owner, Review
 
 DAY = 86400.0
-EPOCH = 1.76e9  # the day before the first, seconds since 1970
+EPOCH = 1.76e9  # the first day begins a day later; seconds since 1970
 
 CONTRARY_SHARE = 0.1  # of people, who like what another voice likes
 MINDED_SHARE = 0.7  # of a voice's likings
@@ -38,7 +38,7 @@ WRONGLY_CORRECTED_SHARE = 0.1  # of corrections
 REACTING_SHARE = 0.4  # of the rest
 POLITE_SHARE = 0.1  # of those who react to what did not satisfy: they say thanks
 TAKEN_OVER_SHARE = 0.5  # of complaints: a person at the desk answers
-KNOWING_SHARE = 0.6  # of what people at the desk answer: they know the voice
+KNOWING_SHARE = 0.4  # of what people at the desk answer: they know the voice
 WRONG_SHARE, RAMBLING_SHARE = 0.08, 0.08  # of what they answer
 
 
@@ -54,7 +54,12 @@ class Voice:
 
 VOICES = (
     Voice("trip", 0.55, ("Hi! ", "Hey there! ", "Hello! "), frozenset({"short", "warm", "metric"})),
-    Voice("office", 0.3, ("Good day. ", "Dear Sir or Madam. ", "To the office. "), frozenset({"formal", "sober", "reason"})),
+    Voice(
+        "office",
+        0.3,
+        ("Good day. ", "Dear Sir or Madam. ", "To the office. "),
+        frozenset({"formal", "sober", "reason"}),
+    ),
     Voice("skipper", 0.15, ("Ahoy! ", "Skipper here. ", "Ahoy there. "), frozenset({"short", "sober", "old"})),
 )
 
@@ -195,124 +200,8 @@ TOPICS = (
         ),
         ("How much do I pay for a bicycle?", "What is the price for my bike?"),
     ),
-    Topic(
-        "The boat makes {}.",
-        "22 kilometres an hour",
-        "3 kilometres an hour",
-        "because the engine is old",
-        (
-            "How fast is the boat?",
-            "What speed does the ferry make?",
-            "How fast do you sail?",
-            "What is the speed of the boat?",
-            "Is the boat fast?",
-        ),
-        ("How fast does the ferry go?", "At what speed do you sail?"),
-        old="12 knots",
-    ),
-    Topic(
-        "For a lost thing, {}.",
-        "ask at hut two and show your ticket",
-        "ask the seagulls",
-        "because the hut keeps all that is found",
-        (
-            "I lost my hat, what can I do?",
-            "I lost something on board, what now?",
-            "How do I get a lost bag back?",
-            "Where are lost things?",
-            "I left my coat on the boat, what do I do?",
-        ),
-        ("I lost my bag, what do I do?", "How do I find a lost thing?"),
-        steps="1. Ask at hut two. 2. Show your ticket.",
-    ),
-    Topic(
-        "You can pay with {}.",
-        "coins and cards",
-        "shells",
-        "because the island has no bank",
-        (
-            "How can I pay?",
-            "Do you take cards?",
-            "Can I pay by card?",
-            "Which ways of paying are there?",
-            "Do you take coins?",
-        ),
-        ("Is it possible to pay by card?", "How do I pay?"),
-    ),
-    Topic(
-        "You can park at the {}.",
-        "north quay",
-        "palace",
-        "because the south is full",
-        (
-            "Where can I park?",
-            "Is there a place to park?",
-            "Where do I leave my car?",
-            "Can I park at the harbour?",
-            "Where is the car park?",
-        ),
-        ("Where do I park my car?", "Is there parking?"),
-    ),
-    Topic(
-        "The harbour is {} deep.",
-        "4 metres",
-        "90 metres",
-        "because the sand comes back",
-        (
-            "How deep is the harbour?",
-            "What is the depth of the harbour?",
-            "How deep is it at the quay?",
-            "Is the harbour deep?",
-            "What depth do you have?",
-        ),
-        ("How deep is the water in the harbour?", "What is the depth at the quay?"),
-        old="13 feet",
-    ),
-    Topic(
-        "Children sail free until they are {}.",
-        "seven",
-        "forty",
-        "because they need no seat",
-        (
-            "Do children pay?",
-            "What does a child pay?",
-            "Is it free for children?",
-            "How much is it for my son?",
-            "What is the fare for a child?",
-        ),
-        ("Do my children need a ticket?", "How much is it for a child?"),
-    ),
-    Topic(
-        "To get your money back, {}.",
-        "keep the stub and post it to box 9",
-        "go to court",
-        "because box 9 is our bank",
-        (
-            "How do I get my money back?",
-            "Can I have a refund?",
-            "How does a refund work?",
-            "I want my money back, how?",
-            "What do I do for a refund?",
-        ),
-        ("What must I do to get a refund?", "How can I get my money back?"),
-        steps="1. Keep the stub. 2. Post it to box 9.",
-    ),
-    Topic(
-        "The galley sells {}.",
-        "soup and bread",
-        "gold",
-        "because the stove is small",
-        (
-            "Is there food on board?",
-            "What can I eat on the boat?",
-            "Do you sell food?",
-            "Can I eat on board?",
-            "What does the galley sell?",
-        ),
-        ("What is there to eat on board?", "Can I buy food on the boat?"),
-    ),
 )
-FREQUENCY = tuple(1 / (1 + place / 3) for place in range(len(TOPICS)))
+FREQUENCY = tuple(1 / (1 + place / 2) for place in range(len(TOPICS)))
 
 RAMBLING = (
     "Well, that is a long story, and it depends on many things, and one would have to look at all of them in turn.",
