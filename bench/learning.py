@@ -17,13 +17,16 @@ takes in what people at the desk answered in the month before.
   hostile   the same where a tenth of the people like what is bad and correct what is good
 
 Arms that train answer without recall, so that what they show is in the weights. All have the same seeds, people,
-questions, settings and rows of training; the same adapter would meet the same reactions. After each night the judge
-has everybody ask a few questions in words that no day has. Satisfaction is weighted by how often a topic comes up, or
-not; domain accuracy is the share of answers with the right fact; drift is that of the gate, NLL on `evolve/probe.jsonl`
-against the base. Intervals are bootstraps over people, those of the same seed paired between arms, all seeds pooled.
+questions, settings and visits of rows in training; the same adapter would meet the same reactions. After each night
+the judge has everybody ask a few questions, in their usual words for satisfaction and in words that no day has for
+domain accuracy, the share of answers with the right fact; the hostile are asked too, and judged by what they would like
+if they were not. Satisfaction is weighted by how often a topic comes up, or not; drift is that of the gate, NLL on `evolve/probe.jsonl` against the base. Intervals
+are bootstraps over people, the same in all arms, all seeds pooled; of differences, over seeds and people as well.
 
-The sizes below were chosen on seeds from 100 up. A seed and half of the arms are a process; with --keep, an arm that
-was run is not run again. Prints a table, draws docs/learning.png, and prints JSON last.
+The sizes and rates below are not the defaults, which suit nights of several hundred examples (a hundred teach next to
+nothing at them); they were chosen on seeds from 100 up. A seed and half of the arms are a process; with --keep, an arm
+that was run is not run again. Prints tables, draws docs/learning.png, and prints JSON last: differences are [share,
+low, high over people, low, high over seeds and people].
 """
 
 from __future__ import annotations
@@ -69,15 +72,17 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class Sizes:
     people: int = 64
-    earlier: int = 600  # conversations before the first day
-    daily: int = 64
+    earlier: int = 300  # conversations before the first day
+    daily: int = 160
     exam: int = 4  # questions to each person after a night
     nights: int = 7
 
 
 SIZES = Sizes()
-DATASET = DatasetSettings(max_rows=250)
-NIGHT = NightSettings(few_rows=300, sft_epochs=3.0, replay_share=0.15)
+DATASET = DatasetSettings(max_rows=200)
+NIGHT = NightSettings(
+    few_rows=200, sft_epochs=3.0, sft_lr=5e-3, preference_lr=5e-4, replay_share=0.15, replay_weight=6.0
+)
 
 
 # -- the arms ---
@@ -152,7 +157,7 @@ def run_arm(name: str, seed: int, sizes: Sizes, engine: Engine, home: Path) -> R
 
 def brief(night: Row) -> Row:
     means = {key: round(float(np.mean(night[key])), 3) for key in ("satisfied", "right")}
-    return means | {k: v for k, v in night.items() if k not in ("satisfied", "right", "candidate")}
+    return means | {k: v for k, v in night.items() if k not in (*means, "said", "candidate")}
 
 
 class World:
@@ -233,14 +238,16 @@ class World:
     # -- the judge ---
 
     def exam(self, adapter: Adapter | None = None) -> Row:
-        asked = simulated.exam(self.people, self.sizes.exam)
-        answers = self.answers(asked, adapter)
+        usual, unseen = (simulated.exam(self.seed, self.people, self.sizes.exam, words) for words in (True, False))
+        answers = self.answers([*usual, *unseen], adapter)
+        half = list(zip(usual, answers, strict=False))
         return {
-            "satisfied": [not simulated.faults(x, a.person, a.topic) for x, a in zip(answers, asked, strict=True)],
-            "right": [bool(a.topic.right.search(x)) for x, a in zip(answers, asked, strict=True)],
+            "satisfied": [not simulated.faults(x, a.person, a.topic) for a, x in half],
+            "right": [bool(a.topic.right.search(x)) for a, x in zip(unseen, answers[len(usual) :], strict=True)],
             "words": round(float(np.mean([len(x.split()) for x in answers])), 2),
             "distinct": len(set(answers)),
             "repetition": round(float(np.mean([gate.repetition(x) for x in answers])), 4),
+            "said": [[a.text, x] for a, x in half][:16],
         }
 
 
@@ -380,7 +387,7 @@ class Results:
         people = [f"{seed} {row // SIZES.exam}" for seed in range(seeds) for row in range(rows)]
         self.draws = gate.cluster_draws(people, DRAWS)
         self.seed_draws = self.draws * np.repeat(gate.cluster_draws([str(s) for s in range(seeds)], DRAWS), rows, 1)
-        asked = simulated.exam(simulated.people(0, SIZES.people, False), SIZES.exam)
+        asked = simulated.exam(0, simulated.people(0, SIZES.people, False), SIZES.exam, True)
         self.frequency = np.tile([simulated.FREQUENCY[simulated.TOPICS.index(a.topic)] for a in asked], seeds)
 
     def rows(self, arm: str, night: int, key: str = "satisfied") -> Array:

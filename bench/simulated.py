@@ -259,13 +259,17 @@ def questions(seed: int, day: int, crowd: Sequence[Person], count: int) -> list[
     return found
 
 
-def exam(crowd: Sequence[Person], each: int) -> list[Asked]:
-    """What the judge has everybody ask, in words that no day has: `each` topics a person, all topics equally often."""
-    found = []
+def exam(seed: int, crowd: Sequence[Person], each: int, usual: bool) -> list[Asked]:
+    """What the judge has everybody ask, `each` topics a person, all topics equally often.
+
+    In `usual` words, or in words that no day has.
+    """
+    random, found = Random(f"exam {seed} {usual}"), []
     for number, person in enumerate(crowd):
         for place in range(number * each, (number + 1) * each):
-            topic, form = TOPICS[place % len(TOPICS)], (place // len(TOPICS)) % 2
-            found.append(Asked(person, topic, person.voice.openings[form] + topic.held_out[form]))
+            topic = TOPICS[place % len(TOPICS)]
+            words = random.choice(topic.asked if usual else topic.held_out)
+            found.append(Asked(person, topic, random.choice(person.voice.openings) + words))
     return found
 
 
