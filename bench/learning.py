@@ -18,15 +18,16 @@ takes in what people at the desk answered in the month before.
 
 Arms that train answer without recall, so that what they show is in the weights. All have the same seeds, people,
 questions, settings and visits of rows in training; the same adapter would meet the same reactions. After each night
-the judge has everybody ask a few questions, in their usual words for satisfaction and in words that no day has for
-domain accuracy, the share of answers with the right fact; the hostile are asked too, and judged by what they would like
-if they were not. Satisfaction is weighted by how often a topic comes up, or not; drift is that of the gate, NLL on `evolve/probe.jsonl` against the base. Intervals
-are bootstraps over people, the same in all arms, all seeds pooled; of differences, over seeds and people as well.
+the judge has everybody ask: in usual words, for the share of satisfied people, weighted by how often a topic comes up
+or not; and in words that no day has, for domain accuracy, the share of answers with the right fact. The hostile are
+asked too, and judged by what they would like if they were not. Drift is that of the gate: NLL on `evolve/probe.jsonl`
+against the base. Intervals are bootstraps over people, who are the same in all arms, all seeds pooled; those of
+differences are given over seeds and people as well.
 
-The sizes and rates below are not the defaults, which suit nights of several hundred examples (a hundred teach next to
-nothing at them); they were chosen on seeds from 100 up. A seed and half of the arms are a process; with --keep, an arm
-that was run is not run again. Prints tables, draws docs/learning.png, and prints JSON last: differences are [share,
-low, high over people, low, high over seeds and people].
+The sizes and rates below are not the defaults, which suit nights of several hundred examples (at them a hundred teach
+next to nothing); they were chosen on seeds from 100 up. A seed and half of the arms are a process; with --keep, an arm
+that was run is not run again. Prints tables, draws docs/learning.png, and prints JSON last, where a difference is
+[share, low, high over people, low, high over seeds and people].
 """
 
 from __future__ import annotations
