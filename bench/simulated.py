@@ -79,7 +79,7 @@ class Topic:
 
     @cached_property
     def right(self) -> re.Pattern[str]:
-        forms = "|".join(re.escape(f) for f in (self.fact, self.old) if f)
+        forms = "|".join(re.escape(f) for f in (self.fact, self.old, self.steps.removesuffix(".")) if f)
         return re.compile(rf"(?<![\d:]){'(?:' + forms + ')'}(?![\d:])", re.IGNORECASE)
 
 
