@@ -74,15 +74,15 @@ Array = NDArray[np.float64]
 class Sizes:
     people: int = 64
     earlier: int = 300  # conversations before the first day
-    daily: int = 160
-    exam: int = 4  # questions to each person after a night
+    daily: int = 128
+    exam: int = 3  # questions to each person after a night
     nights: int = 7
 
 
 SIZES = Sizes()
 DATASET = DatasetSettings(max_rows=200)
 NIGHT = NightSettings(
-    few_rows=200, sft_epochs=3.0, sft_lr=5e-3, preference_lr=5e-4, replay_share=0.15, replay_weight=6.0
+    few_rows=200, sft_epochs=3.0, sft_lr=5e-3, preference_lr=5e-4, replay_share=0.15, replay_weight=10.0
 )
 
 
