@@ -73,7 +73,7 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class Sizes:
     people: int = 64
-    earlier: int = 300  # conversations before the first day
+    earlier: int = 400  # conversations before the first day
     daily: int = 128
     exam: int = 3  # questions to each person after a night
     nights: int = 7
@@ -82,7 +82,7 @@ class Sizes:
 SIZES = Sizes()
 DATASET = DatasetSettings(max_rows=200)
 NIGHT = NightSettings(
-    few_rows=200, sft_epochs=3.0, sft_lr=5e-3, preference_lr=5e-4, replay_share=0.15, replay_weight=10.0
+    few_rows=200, sft_epochs=3.0, sft_lr=5e-3, preference_lr=5e-4, replay_share=0.15, replay_weight=6.0
 )
 
 
@@ -422,7 +422,6 @@ class Results:
     def details(self, arm: str) -> Row:
         last = SIZES.nights
         nights = [night for seed in self.found[arm] for night in seed["nights"][1:]]
-        candidates = [night["candidate"]["satisfied"] for night in nights[last - 1 :: last] if "candidate" in night]
         return {
             "unweighted": self.share(self.rows(arm, last), weighted=False),
             "right": self.share(self.rows(arm, last, "right"), weighted=False),
@@ -431,11 +430,19 @@ class Results:
             "distinct": [self.mean(arm, night, "distinct") for night in (0, last)],
             "repetition": [self.mean(arm, night, "repetition") for night in (0, last)],
             "promoted": f"{sum(night.get('accepted', False) for night in nights)} of {len(nights)}",
-            "candidates": self.share(np.concatenate(candidates))[0] if candidates else None,  # if all had been promoted
+            "candidates": self.candidates(arm),
             "by_night": [self.share(self.rows(arm, night)) for night in range(last + 1)],
             "unweighted_by_night": [self.share(self.rows(arm, night), weighted=False) for night in range(last + 1)],
             "seconds": [seed["seconds"] for seed in self.found[arm]],
         }
+
+    def candidates(self, arm: str) -> list[float]:
+        """Night by night, how what was trained satisfied, promoted or not; empty where nothing is trained."""
+        if not ARMS[arm].phases:
+            return []
+        nights = zip(*(seed["nights"][1:] for seed in self.found[arm]), strict=True)
+        found = [np.concatenate([np.asarray(n["candidate"]["satisfied"], float) for n in night]) for night in nights]
+        return [self.share(values)[0] for values in found]
 
     def differences(self) -> dict[str, list[float]]:
         """After the last night: the difference, its interval over people, and that over seeds and people."""
