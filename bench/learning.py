@@ -81,9 +81,7 @@ class Sizes:
 
 SIZES = Sizes()
 DATASET = DatasetSettings(max_rows=200)
-NIGHT = NightSettings(
-    few_rows=200, sft_epochs=3.0, sft_lr=5e-3, preference_lr=5e-4, replay_share=0.15, replay_weight=6.0
-)
+NIGHT = NightSettings(few_rows=400, sft_epochs=1.5, sft_lr=7e-3, replay_share=0.075, replay_weight=3.0)
 
 
 # -- the arms ---
