@@ -185,8 +185,9 @@ def unit(count: int, dimension: int, rng: np.random.Generator) -> Vectors:
     return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
-def fill(store: MemoryStore, count: int, dimension: int, batch: int = 5000) -> None:
+def fill(store: MemoryStore, count: int, dimension: int) -> None:
     """Notes of sixteen words, every third of two windows, for `count` / 100 users in random order, ten a session."""
+    batch = max(5000, count // 20)
     rng, words = np.random.default_rng(0), [f"word{n}" for n in range(20_000)]
     index = store._indexing.index
     for start in range(0, count, batch):
