@@ -165,7 +165,7 @@ class VectorIndex:
             return [str(i) for i in self._open().search().select(["id"]).to_arrow()["id"].to_pylist()]
 
     def _read(self, query: Any) -> list[IndexRow]:
-        made = (_unpacked(payload, self.dimension) for payload in query.to_arrow()["payload"].to_pylist())
+        made = _unpacked(query.to_arrow()["payload"].to_pylist(), self.dimension)
         return list({row.id: row for row in made}.values())
 
     # -- the table ---
@@ -273,12 +273,15 @@ def _packed(row: IndexRow) -> bytes:
     return bytes(row.vectors.astype(HALF).tobytes() + text + len(text).to_bytes(4, "little"))
 
 
-def _unpacked(payload: bytes, dimension: int) -> IndexRow:
-    end = len(payload) - 4
-    start = end - int.from_bytes(payload[end:], "little")
-    rest = json.loads(payload[start:end])
-    vectors = np.frombuffer(payload, HALF, start // HALF.itemsize).reshape(-1, dimension)
-    return IndexRow(**rest | {"lines": tuple(rest["lines"])}, vectors=vectors)
+def _unpacked(payloads: Sequence[bytes], dimension: int) -> list[IndexRow]:
+    starts = [len(p) - 4 - int.from_bytes(p[-4:], "little") for p in payloads]
+    texts = b",".join(p[start:-4] for p, start in zip(payloads, starts, strict=True))
+    rests = json.loads(b"[%b]" % texts)  # at once, which is quicker than one by one
+    vectors = (
+        np.frombuffer(p, HALF, start // HALF.itemsize).reshape(-1, dimension)
+        for p, start in zip(payloads, starts, strict=True)
+    )
+    return [IndexRow(**r | {"lines": tuple(r["lines"])}, vectors=v) for r, v in zip(rests, vectors, strict=True)]
 
 
 def _quoted(value: str) -> str:
