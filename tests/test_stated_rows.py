@@ -119,6 +119,20 @@ def test_replaced_unanswered_turn_leaves_no_statement_twice(quick_store: MemoryS
     assert quick_store.verify() == []
 
 
+def test_replaced_turn_takes_its_own_statement_along_and_no_other(quick_store: MemoryStore) -> None:
+    say(quick_store, "My name is Ada.", 1.0, session_id="earlier")
+    asked: tuple[Message, ...] = ({"role": "user", "content": "I live in Oslo."},)
+    grown: tuple[Message, ...] = (
+        *asked,
+        {"role": "user", "content": "Hm?"},
+        {"role": "assistant", "content": "Noted."},
+    )
+    for messages in (asked, grown):
+        quick_store.record_many([Conversation(Owner("ada", "", "s"), messages, (2.0,) * len(messages))])
+    assert [said for said, *_ in history(quick_store)] == ["My name is Ada."]
+    assert quick_store.verify() == []
+
+
 def test_statement_whose_sources_do_not_say_it_is_named_by_verify(quick_store: MemoryStore) -> None:
     say(quick_store, "I live in Oslo.", 100.0)
     with quick_store.sql.begin() as connection:
@@ -334,7 +348,11 @@ def test_statements_of_an_older_version_are_named_again_and_replies_keep_what_th
                 old = {"old": f"b2:old{n}", "new": named, "shown": f'["b2:old{n}"]', "asked": f'["{named}"]'}
                 connection.execute(text("UPDATE memories SET id = :old WHERE id = :new"), old)
                 connection.execute(text("UPDATE interactions SET memory_ids = :shown WHERE memory_ids = :asked"), old)
-            for later in ("ALTER TABLE snapshots DROP COLUMN censor", "ALTER TABLE feedback DROP COLUMN event"):
+            for later in (
+                "ALTER TABLE snapshots DROP COLUMN censor",
+                "ALTER TABLE feedback DROP COLUMN event",
+                "ALTER TABLE verdicts DROP COLUMN criteria",
+            ):
                 connection.execute(text(later))
             connection.execute(text("DROP TABLE drafts"))
             connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
