@@ -150,7 +150,7 @@ class _Gathering:
 
         That another was asked for is too little alone. A side that is not judged counts as neutral: half the margin.
         """
-        if self._unfit(old) or self._unfit(new):
+        if self._unfit(old) or self._unfit(new) or self._in_place(old):
             return
         chosen, rejected = (self._answer(i, self._met(i)) for i in (new, old))
         met_new, met_old = (label_of(a.score, a.confidence, self._censor) for a in (chosen, rejected))

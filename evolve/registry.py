@@ -56,7 +56,7 @@ def seal(
     """
     adapter_id = files_id([folder / WEIGHTS])
     target = folder.parent / adapter_id.replace(":", "-")
-    if (target / MANIFEST).exists():
+    if intact(target):
         shutil.rmtree(folder)
         return read_adapter(target)
     adapter = Adapter(adapter_id, base_id, snapshot_id, phase, parent_id, target, created_utc, details)
@@ -65,7 +65,7 @@ def seal(
     partial.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
     os.replace(partial, folder / MANIFEST)
     if target.exists():
-        shutil.rmtree(target)  # debris of a crash: it has no manifest
+        shutil.rmtree(target)  # debris of a crash, or damaged
     os.replace(folder, target)
     return adapter
 
@@ -83,6 +83,15 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder.name}: its weights are {found}, the manifest says {adapter.id}; run `nightschool audit verify`"
         )
     return adapter
+
+
+def intact(folder: Path) -> bool:
+    """Whether `folder` holds an adapter whose weights are what its manifest says."""
+    try:
+        read_adapter(folder)
+    except GateRefused:
+        return False
+    return True
 
 
 def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:

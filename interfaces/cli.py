@@ -247,6 +247,14 @@ def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @adapters.command()
+def promote(adapter: str, home: Home = None) -> None:
+    """Put an adapter into service that the gate has accepted."""
+    with assistant(home) as nightschool:
+        now = nightschool.registry.promote(adapter)
+    out.print(f"serving: {now.id}", highlight=False)
+
+
+@adapters.command()
 def rollback(home: Home = None) -> None:
     """Put back what served before the live adapter."""
     with assistant(home) as nightschool:

@@ -137,7 +137,8 @@ class Indexing:
                 self._index.drop()
             done = self.pending(progress)
             self.reconcile()
-            self._index.optimize()
+            with self._database.writing():  # others that write would preempt it
+                self._index.optimize()
             return done
 
     def end_rebuild(self, session: Session) -> None:

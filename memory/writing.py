@@ -123,12 +123,13 @@ def insert_reviews(session: Session, reviews: Reviews) -> int:
 
 
 def insert_drafts(session: Session, drafts: Sequence[Draft]) -> int:
-    """Write those that are new and whose every source is held, with all memories that it was shown."""
+    """Write those that are new and whose prompt is held: every source, and all memories that its turn was shown."""
     sources = {i.id: i for i in by_id(session, {s for draft in drafts for s in draft.source_ids})}
     shown = memories(session, {m for i in sources.values() for m in i.memory_ids})
     whole = {i for i, interaction in sources.items() if shown.keys() >= set(interaction.memory_ids)}
+    kept = [d for d in drafts if d.interaction_id in whole and sources.keys() >= set(d.source_ids)]
     held = {draft.id for found in read_drafts(session, sources).values() for draft in found}
-    new = {d.id: from_draft(d) for d in drafts if d.id not in held and whole.issuperset(d.source_ids)}
+    new = {d.id: from_draft(d) for d in kept if d.id not in held}
     if new:
         session.execute(insert(DraftRow), list(new.values()))
     return len(new)

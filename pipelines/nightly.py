@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from ..errors import NotFound
 from ..evolve import dataset, gate
 from ..evolve.expansion import base_of
 from ..evolve.probes import Probe, load_probes
-from ..evolve.registry import Registry, ensure_loaded
+from ..evolve.registry import Registry, ensure_loaded, intact
 from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
 from ..memory.store import MemoryStore
 from ..serving.engine import Engine
@@ -61,9 +62,15 @@ def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, b
     phase = "dpo" if snapshot.pairs or snapshot.thumbs else "sft"
     for adapter in registry.adapters():
         same = (adapter.snapshot_id, adapter.base_id, adapter.phase) == (snapshot.id, base_id, phase)
-        if same and adapter.details.get("night") == night and adapter.id not in tainted:
+        if same and adapter.details.get("night") == night and adapter.id not in tainted and _whole(adapter, registry):
             return adapter
     return None
+
+
+def _whole(adapter: Adapter, registry: Registry) -> bool:
+    """Whether its weights and those of the phase before are as they were sealed."""
+    before = [registry.adapter(adapter.parent_id)] if adapter.parent_id else []
+    return all(intact(a.path) for a in (adapter, *before))
 
 
 def nothing_to_learn(
@@ -75,14 +82,28 @@ def nothing_to_learn(
     verdict = registry.verdict(known.id) if known else None
     if known and verdict and verdict.criteria == gate.criteria(settings.gate, probes):
         return f"adapter {known.id} was already trained on this memory with these settings, and judged"
+    if known and known.id in _withdrawn(registry):
+        return f"adapter {known.id} was taken out of service; `nightschool adapters promote {known.id}` puts it back"
     return None
+
+
+def _withdrawn(registry: Registry) -> set[str]:
+    """What served once and does not now."""
+    live = registry.live()
+    return {d["adapter_id"] for d in registry.deployments()} - {live.id if live else None}
 
 
 def _gather(store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress) -> Snapshot:
     progress("reading the memory")
     author = base_of(engine, settings, progress) if settings.dataset.expand_share else None
     snapshot = dataset.freeze(store, settings, now=store.clock(), author=author)
-    registry.add_snapshot(snapshot, dataset.to_rows(snapshot))
+    rows = dataset.to_rows(snapshot)
+    registry.add_snapshot(snapshot, rows)
+    try:
+        dataset.from_rows(store, rows)  # what is forgotten from now on finds the snapshot, and taints what it teaches
+    except NotFound:
+        progress("something was forgotten meanwhile: reading again")
+        return _gather(store, registry, engine, settings, progress)
     counts = ", ".join(f"{len(getattr(snapshot, part))} {part}" for part in ("examples", "pairs", "thumbs", "held_out"))
     progress(f"snapshot {snapshot.id}: {counts.replace('_', ' ')}")
     for excluded in snapshot.excluded:
@@ -115,6 +136,9 @@ def _judge(
     incumbent = registry.live()
     if incumbent and incumbent.id == candidate.id:  # judged again, by new rules: against what it took over from
         incumbent = registry.predecessor(candidate.id)
+    if incumbent and incumbent.base_id != engine.base_id:
+        progress(f"{incumbent.id} was trained on another base, {incumbent.base_id}, and cannot be compared with")
+        incumbent = None
     grounded = registry.adapter(candidate.parent_id) if candidate.parent_id else None
     for adapter in filter(None, (candidate, grounded, incumbent)):
         ensure_loaded(engine, adapter, settings.serving.parity_tolerance)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from nightschool.errors import NightschoolError, TrainingError
-from nightschool.evolve import lineage, sft
-from nightschool.evolve.registry import Registry
+from nightschool.evolve import dataset, lineage, sft
+from nightschool.evolve.registry import Registry, read_adapter
+from nightschool.evolve.types import Snapshot
 from nightschool.memory.embed import Embedder
 from nightschool.memory.store import MemoryStore
 from nightschool.pipelines import nightly
@@ -176,3 +177,54 @@ def test_what_was_trained_is_judged_again_without_training_when_the_rules_change
     (assistant.settings.home / "probes.toml").unlink()
     assert night(assistant).outcome == "promoted"
     assert len(assistant.registry.deployments()) == 1
+
+    assistant.registry.rollback()
+    assistant.settings = replace(assistant.settings, gate=replace(GATE, bootstrap=201))
+    said.clear()
+    assert night(assistant, said).outcome == "nothing to learn"  # what was taken out of service is not put back
+    assert f"adapters promote {live.id}" in said[-1]
+    assistant.registry.promote(live.id)
+
+    monkeypatch.undo()
+    (live.path / "adapter_model.safetensors").write_bytes(b"damaged")
+    assert night(assistant).outcome == "promoted"  # trained again
+    assert read_adapter(live.path).id == live.id
+
+
+def test_what_is_forgotten_while_the_memory_is_read_is_in_no_snapshot(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, forgotten = dataset.freeze, []
+
+    def freeze(*args: object, **kwargs: object) -> Snapshot:
+        found = real(*args, **kwargs)  # type: ignore[arg-type]
+        if not forgotten:
+            plan = assistant.forget(user_id="user3")
+            assistant.forget_apply(plan)
+            forgotten.extend(plan.interaction_ids)
+        return found
+
+    listen(assistant)
+    assistant.settings = replace(assistant.settings, dataset=replace(assistant.settings.dataset, min_liked=1000))
+    monkeypatch.setattr(dataset, "freeze", freeze)
+    said: list[str] = []
+    cycle = night(assistant, said)
+    assert any("reading again" in line for line in said)
+    assert forgotten and assistant.registry.sources(cycle.snapshot_id or "").isdisjoint(forgotten)
+
+
+def test_adapter_of_another_base_is_no_incumbent(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen(assistant)
+    assert night(assistant).outcome == "promoted"
+    live = assistant.registry.live()
+    assert live
+    other = replace(live, base_id="b2:other")
+    monkeypatch.setattr(Registry, "live", lambda self: other)
+    monkeypatch.setattr(nightly, "_withdrawn", lambda registry: set())
+    monkeypatch.setattr(Registry, "predecessor", lambda self, adapter_id: other)
+    assistant.settings = replace(assistant.settings, gate=replace(GATE, bootstrap=201))
+    said: list[str] = []
+    cycle = night(assistant, said)
+    assert any("another base" in line for line in said)
+    verdict = assistant.registry.cycle_verdict(cycle)
+    assert verdict and verdict.incumbent_id is None
