@@ -334,6 +334,14 @@ def test_a_reply_right_after_the_regenerated_one_makes_the_pair_and_no_row_of_it
     assert world.load(to_rows(snapshot)).id == snapshot.id
 
 
+def test_a_reply_that_stands_in_place_of_another_is_the_rejected_one_of_no_pair():
+    world = World()
+    world.does(world.says("the bell?", "no idea", session="a"), "regenerated")
+    world.does(world.answers_again("nine euros", session="a"), "regenerated")
+    world.answers_again("ten euros", 1.0, session="a")
+    assert world.freeze().pairs == ()  # its prompt would hold the first reply
+
+
 def test_two_replies_in_a_row_are_what_they_were_where_nothing_was_regenerated():
     world = World()
     world.says("the bell?", "no idea", -1.0, session="a")

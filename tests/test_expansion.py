@@ -15,11 +15,14 @@ from nightschool.evolve.dataset import freeze, from_rows, to_rows
 from nightschool.evolve.expansion import DRAFTS, Author, by_recurrence
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.types import Pair, Prompt, Snapshot
+from nightschool.memory.conversations import draft_id
 from nightschool.memory.embed import MiniLM
 from nightschool.memory.store import MemoryStore
+from nightschool.memory.tables import InteractionRow
 from nightschool.memory.topics import Recurrence
-from nightschool.memory.types import Interaction
+from nightschool.memory.types import Draft, Interaction
 from nightschool.settings import CensorSettings, DatasetSettings, Settings
+from sqlalchemy import update
 
 QUESTIONS = ("When do you open?", "Do you repair wheels?", "How much is a new bell?", "Where is your workshop?")
 NAMES = "ada bea cleo dora ella fay gina hope iris jane kate lena mia nora olga pam".split()
@@ -213,6 +216,19 @@ def test_a_draft_falls_with_a_note_that_its_prompt_shows(rated: MemoryStore):
     rated.forget_apply(rated.forget(memory_ids=list(shown.memory_ids)))
     assert shown.id not in drafted(rated)
     assert rated.verify() == []
+
+
+def test_a_draft_is_kept_though_a_note_that_an_earlier_turn_was_shown_is_forgotten(rated: MemoryStore):
+    turn: Message = {"role": "user", "content": "And on Sundays?"}
+    earlier = next(i for i in rated.interactions() if i.position == 0)
+    owner = {"user_id": earlier.user_id, "session_id": earlier.session_id}
+    asked = rated.record([turn], "No.", **owner)
+    with rated.sql.begin() as connection:
+        connection.execute(update(InteractionRow).where(InteractionRow.id == earlier.id).values(memory_ids=["b2:gone"]))
+    text = "Yes."
+    draft = Draft(draft_id(asked.id, "base", text), asked.id, text, "base", (asked.id, earlier.id), 1.0)
+    rated.keep_drafts([draft])
+    assert rated.drafts([asked.id]) == {asked.id: [draft]}
 
 
 def test_what_is_forgotten_while_the_base_writes_is_not_kept(rated: MemoryStore):
