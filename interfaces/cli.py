@@ -144,7 +144,7 @@ def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent
     err.print("noted", style="dim")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # -1 is a rating and no option
 def rate(
     reply: str, rating: Annotated[float | None, typer.Argument(min=-1, max=1)] = None, correction: str | None = None,
     comment: str | None = None, event: FeedbackEvent | None = None, home: Home = None,

@@ -264,7 +264,7 @@ def checked_review(review: Review) -> Review:
         if text is not None and not checked_text(where, text).strip():
             raise InputError(f"{where} is blank")
     if review.event is not None and review.event not in EVENTS:
-        raise InputError(f"event is none of {', '.join(EVENTS)}")
+        raise InputError(f"event is {repr(review.event)[:30]}; give one of {', '.join(EVENTS)}")
     if review.event == "edited" and review.correction is None:
         raise InputError("event is edited, but there is no correction that says into what")
     if (rating, review.correction, review.comment, review.event) == (None, None, None, None):

@@ -121,8 +121,9 @@ def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> No
     run("import", export(tmp_path, LINE))
     found = json.loads(run("recall", "repair wheels", "--user", "ada", "--json").stdout)
     (reply,) = found[0]["memory"]["source_ids"]
+    assert run("rate", reply, "-1").exit_code == 0
     assert run("rate", reply, "0.5", "--comment", "slow").exit_code == 0
-    assert run("rate", reply, "5").exit_code == 2
+    assert run("rate", reply, "5").exit_code == run("rate", reply, "--comemnt", "slow").exit_code == 2
     why = run("audit", "why", reply)
     assert "asked:    Do you repair wheels?" in why.stdout
     assert "the base answered" in why.stdout

@@ -251,8 +251,8 @@ def test_ancient_and_future_times_are_taken(time):
         (Review(rating=1, comment=""), "comment is blank"),
         (Review(correction=3), "correction is of type int"),  # type: ignore[arg-type]
         (Review(), "nothing to keep"),
-        (Review(event="liked"), "event is none of copied, accepted, regenerated, edited"),  # type: ignore[arg-type]
-        (Review(rating=1, event=[]), "event is none of"),  # type: ignore[arg-type]
+        (Review(event="liked"), "event is 'liked'; give one of copied, accepted, regenerated, edited"),  # type: ignore[arg-type]
+        (Review(rating=1, event=[]), "give one of copied"),  # type: ignore[arg-type]
         (Review(event="edited"), "event is edited, but there is no correction"),
         (Review(correction=" ", event="edited"), "correction is blank"),
     ],

@@ -185,7 +185,7 @@ BROKEN = {
     ),
     "user_id is empty": lambda r: r | {"user_id": ""} if r["type"] == "note" else r,
     "rating is .*, not a number": lambda r: r | {"rating": float("nan")} if r["type"] == "feedback" else r,
-    "event is none of copied": lambda r: r | {"event": "seen"} if r["type"] == "feedback" else r,
+    "event is 'seen'; give one of copied": lambda r: r | {"event": "seen"} if r["type"] == "feedback" else r,
     "feedback .*: its interaction .* is not in the store": lambda r: None if r["type"] == "interaction" else r,
     "note .*: its source .* is not in the store": lambda r: None if r["type"] == "interaction" else r,
     "the first line, and no other, is the head": lambda r: (
