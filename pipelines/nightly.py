@@ -22,6 +22,7 @@ from ..settings import Settings
 from .lock import night_lock
 
 Progress = Callable[[str], None]
+READINGS = 3  # of the memory, if something is forgotten each time
 
 
 def run(store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress) -> Cycle:
@@ -93,7 +94,14 @@ def _withdrawn(registry: Registry) -> set[str]:
     return {d["adapter_id"] for d in registry.deployments()} - {live.id if live else None}
 
 
-def _gather(store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress) -> Snapshot:
+def _gather(
+    store: MemoryStore,
+    registry: Registry,
+    engine: Engine,
+    settings: Settings,
+    progress: Progress,
+    tries: int = READINGS,
+) -> Snapshot:
     progress("reading the memory")
     author = base_of(engine, settings, progress) if settings.dataset.expand_share else None
     snapshot = dataset.freeze(store, settings, now=store.clock(), author=author)
@@ -102,8 +110,10 @@ def _gather(store: MemoryStore, registry: Registry, engine: Engine, settings: Se
     try:
         dataset.from_rows(store, rows)  # what is forgotten from now on finds the snapshot, and taints what it teaches
     except NotFound:
+        if tries == 1:
+            raise
         progress("something was forgotten meanwhile: reading again")
-        return _gather(store, registry, engine, settings, progress)
+        return _gather(store, registry, engine, settings, progress, tries - 1)
     counts = ", ".join(f"{len(getattr(snapshot, part))} {part}" for part in ("examples", "pairs", "thumbs", "held_out"))
     progress(f"snapshot {snapshot.id}: {counts.replace('_', ' ')}")
     for excluded in snapshot.excluded:
