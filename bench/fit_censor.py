@@ -120,7 +120,8 @@ def cross_validated(part: rated.Rated, vectors: Vectors, coherence: Coherence) -
     for name, keep in (("all", fitting.heard(found)), ("without the reaction", fitting.unheard(found))):
         score = np.zeros(len(found))
         for fold in fitting.split(part.dialogues.tolist()):
-            score[fold] = fitting.ridge(found[~fold], keep, rated.standardised(part.at(~fold))).score(found[fold])
+            head = fitting.ridge_and_trees(found[~fold], keep, rated.standardised(part.at(~fold)))
+            score[fold] = head.score(found[fold])
         by_bot = {str(b): auc(part.disliked[part.bots == b], score[part.bots == b]) for b in np.unique(part.bots)}
         print(f"{len(found)} rows, {name}: pooled {auc(part.disliked, score):.4f}, by bot {by_bot}")
         if name == "all":

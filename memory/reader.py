@@ -3,8 +3,9 @@
 A `Reader` turns an exchange into the log-odds that the answer satisfied. Its input is the numbers of `cues.scalars`,
 cosines between the request, the reply, the reaction and what was said before, three values of a learned coherence
 ("does this follow from that?": cosines after two projections, trained to find the next turn of a dialogue among
-others), and the three vectors themselves. On it stands a ridge regression, calibrated by Platt's logistic on scores
-of folds that it was not fitted on. There are two heads, since the last answer of a session has no reaction.
+others), and the three vectors themselves. On it stand a ridge regression and, where there is enough to fit them on,
+boosted `trees`, calibrated together by Platt's logistic on scores of folds that they were not fitted on. There are two
+heads, since the last answer of a session has no reaction.
 
 The invariant: a row is scored by itself, sum by sum in one order, so the same exchange has the same log-odds whatever
 else is in the call. The coefficients that ship are in `censor.safetensors`, and `censor.md` beside it says what they
@@ -16,7 +17,7 @@ Not covered: languages other than English, the time between turns (no open set h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from .cues import Exchange, scalars
+from .trees import NO_TREES, Floats, Nodes, Trees, fit_trees, principal_axes
 
 Array = NDArray[np.float64]
 VectorOf = Mapping[str, NDArray[np.float32]]  # unit vectors by text
@@ -34,6 +36,7 @@ SHIPPED = Path(__file__).with_name("censor.safetensors")
 PENALTY = 1000.0  # of the ridge, for features of the sizes below
 CLIP = 4.0  # standard deviations
 SCALAR_SIZE, COSINE_SIZE, VECTOR_SIZE = 1.0, 2.0, 6.0  # how much a part counts, relative to the penalty
+TREES_FROM = 500  # rows; with fewer the ridge alone is as good or better
 FOLDS = 5
 LOOK_BACK = 20  # earlier turns that an exchange is compared with
 SCALARS = tuple(scalars(Exchange("", "", None)))
@@ -54,6 +57,7 @@ COSINES = (
     "coherence_reply_reaction",
     "coherence_request_reaction",
 )
+NUMBERS = len(SCALARS) + len(COSINES)  # the columns before the vectors
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,22 @@ class Coherence:
 
 @dataclass(frozen=True)
 class Head:
-    """A ridge regression on standardised features, and the two numbers that make log-odds of its score."""
+    """A ridge regression on standardised features (f,), trees, and the two numbers that make log-odds of their sum.
+
+    The trees look at the numbers, the cosines and the vectors along `axes` (k, 3 d).
+    """
 
     mean: Array
     deviation: Array
     weights: Array
     slope: float
     offset: float
+    axes: Array
+    trees: Trees = NO_TREES
 
     def score(self, features: Array) -> Array:
         standard = np.clip((features - self.mean) / self.deviation, -CLIP, CLIP)
-        score: Array = (standard * self.weights).sum(axis=1)
+        score: Array = (standard * self.weights).sum(axis=1) + self.trees(along(features, self.axes))
         return score
 
     def log_odds(self, features: Array) -> Array:
@@ -109,8 +118,10 @@ class Reader:
     def log_odds(self, exchanges: Sequence[Exchange], vector_of: VectorOf) -> Array:
         """(n,) log-odds that each answer satisfied. A text without a vector counts as having nothing in common."""
         found = features(exchanges, vector_of, self.coherence)
-        heard = np.array([bool(e.reaction) for e in exchanges], dtype=bool)
-        return np.where(heard, self.with_reaction.log_odds(found), self.without.log_odds(found))
+        heard, odds = np.array([bool(e.reaction) for e in exchanges], dtype=bool), np.zeros(len(exchanges))
+        for head, rows in ((self.with_reaction, heard), (self.without, ~heard)):
+            odds[rows] = head.log_odds(found[rows])
+        return odds
 
     @cached_property
     def id(self) -> str:
@@ -137,6 +148,11 @@ def features(exchanges: Sequence[Exchange], vector_of: VectorOf, coherence: Cohe
     follows = [coherence(request, reply), coherence(reply, reaction), coherence(request, reaction)]
     cosines = [*(b.sum(axis=1) for b in between), *np.array(earlier).reshape(-1, 9).T, *follows]
     return np.concatenate([numbers, np.stack(cosines, axis=1), request, reply, reaction], axis=1)
+
+
+def along(features: Array, axes: Array) -> Array:
+    """(n, len(SCALARS) + len(COSINES) + k): the vectors by their coordinates along axes (k, 3 d)."""
+    return np.concatenate([features[:, :NUMBERS], _rows_times(features[:, NUMBERS:], axes)], axis=1)
 
 
 def _earlier(exchange: Exchange, own: Array, vector_of: VectorOf, width: int) -> list[float]:
@@ -192,24 +208,32 @@ def fit_reader(
 
 def fit_head(found: Array, keep: NDArray[np.bool_], target: Array, satisfied: Array, groups: Sequence[str]) -> Head:
     """A head that looks at the columns in `keep`."""
-    score = np.zeros(len(found))
+    fit, score = ridge if len(found) < TREES_FROM else ridge_and_trees, np.zeros(len(found))
     for fold in split(groups):
-        score[fold] = ridge(found[~fold], keep, target[~fold]).score(found[fold])
+        score[fold] = fit(found[~fold], keep, target[~fold]).score(found[fold])
     slope, offset = platt(score, satisfied)
-    head = ridge(found, keep, target)
-    return Head(head.mean, head.deviation, head.weights, slope, offset)
+    return replace(fit(found, keep, target), slope=slope, offset=offset)
+
+
+def ridge_and_trees(found: Array, keep: NDArray[np.bool_], target: Array) -> Head:
+    """Both fitted to the same target, the trees spread as wide as the ridge on these rows; uncalibrated."""
+    head, seen = ridge(found, keep, target), found * keep
+    axes = principal_axes(seen[:, NUMBERS:]) * keep[NUMBERS:]
+    trees = fit_trees(along(seen, axes), target)
+    spread = trees(along(seen, axes)).std()
+    return replace(head, axes=axes, trees=trees.times(head.score(found).std() / spread if spread > 1e-6 else 0.0))
 
 
 def ridge(found: Array, keep: NDArray[np.bool_], target: Array) -> Head:
     """argmin Σ (z·w + m − t)² + PENALTY |w|², with z the standardised features and m the mean of t; uncalibrated."""
     size = _sizes(found.shape[1]) * keep
     mean, deviation = found.mean(axis=0), found.std(axis=0)
-    own_scale = np.arange(found.shape[1]) >= len(SCALARS) + len(COSINES)  # vectors keep theirs
+    own_scale = np.arange(found.shape[1]) >= NUMBERS  # vectors keep theirs
     deviation = np.where(own_scale, 1.0, np.where(deviation > 1e-6, deviation, 1.0))
     z = np.clip((found - mean) / deviation, -CLIP, CLIP) * size
     centred = z - z.mean(axis=0)
     solved = np.linalg.solve(centred.T @ centred + PENALTY * np.eye(len(size)), centred.T @ (target - target.mean()))
-    return Head(mean, deviation, solved * size, 1.0, 0.0)
+    return Head(mean, deviation, solved * size, 1.0, 0.0, np.zeros((0, len(size) - NUMBERS)))
 
 
 def platt(score: Array, satisfied: Array) -> tuple[float, float]:
@@ -242,13 +266,12 @@ def heard(found: Array) -> NDArray[np.bool_]:
 
 def unheard(found: Array) -> NDArray[np.bool_]:
     """The columns that the reaction has no part in."""
-    width = (found.shape[1] - len(SCALARS) - len(COSINES)) // 3
+    width = (found.shape[1] - NUMBERS) // 3
     return np.array(["reaction" not in name for name in (*SCALARS, *COSINES)] + [True] * (2 * width) + [False] * width)
 
 
 def _sizes(columns: int) -> Array:
-    vectors = columns - len(SCALARS) - len(COSINES)
-    parts = [(SCALAR_SIZE, len(SCALARS)), (COSINE_SIZE, len(COSINES)), (VECTOR_SIZE, vectors)]
+    parts = [(SCALAR_SIZE, len(SCALARS)), (COSINE_SIZE, len(COSINES)), (VECTOR_SIZE, columns - NUMBERS)]
     return np.concatenate([np.full(count, size) for size, count in parts])
 
 
@@ -274,9 +297,9 @@ def load_reader(path: Path) -> Reader:
         raise StoreError(f"{path}: the Censor's coefficients cannot be read: {error}") from error
     if about.get("scalars") != ",".join(SCALARS):
         raise StoreError(f"{path}: coefficients for other features than this version's; delete the file")
-    wide = {name: value.astype(np.float64) for name, value in held.items()}
-    coherence = Coherence(*(wide[name] for name in ("before", "before_bias", "after", "after_bias")))
-    heads = [_head(wide, name) for name in ("with_reaction", "without")]
+    before_and_after = ("before", "before_bias", "after", "after_bias")
+    coherence = Coherence(*(held[name].astype(np.float64) for name in before_and_after))
+    heads = [_head(held, name) for name in ("with_reaction", "without")]
     at_home, usual = about["at_home"] == "true", float(about.get("usual", 0))
     return Reader(about["embedder"], coherence, heads[0], heads[1], at_home, usual)
 
@@ -299,15 +322,25 @@ def shipped_reader() -> Reader:
     return load_reader(SHIPPED)
 
 
-def _head(held: Mapping[str, Array], name: str) -> Head:
+def _head(held: Mapping[str, Floats | Nodes], name: str) -> Head:
+    """One that was kept before there were trees has none."""
     slope, offset = held[f"{name}.calibration"]
-    mean, deviation, weights = (held[f"{name}.{part}"] for part in ("mean", "deviation", "weights"))
-    return Head(mean, deviation, weights, float(slope), float(offset))
+    mean, deviation, weights = (held[f"{name}.{part}"].astype(np.float64) for part in ("mean", "deviation", "weights"))
+    ridge = Head(mean, deviation, weights, float(slope), float(offset), np.zeros((0, len(mean) - NUMBERS)))
+    if f"{name}.axes" not in held:
+        return ridge
+    roots, nodes = (held[f"{name}.{part}"].astype(np.int32) for part in ("roots", "nodes"))
+    trees = Trees(roots, nodes, held[f"{name}.cuts"].astype(np.float32))
+    return replace(ridge, axes=held[f"{name}.axes"].astype(np.float64), trees=trees)
 
 
-def _arrays(reader: Reader) -> dict[str, NDArray[np.float32]]:
-    arrays = dict(vars(reader.coherence))
+def _arrays(reader: Reader) -> dict[str, Floats | Nodes]:
+    """What is empty is left out, so that a head without trees keeps the name that it had before there were any."""
+    floats: dict[str, Array | Floats] = dict(vars(reader.coherence))
+    nodes: dict[str, Nodes] = {}
     for name, head in (("with_reaction", reader.with_reaction), ("without", reader.without)):
-        arrays |= {f"{name}.{part}": getattr(head, part) for part in ("mean", "deviation", "weights")}
-        arrays[f"{name}.calibration"] = np.array([head.slope, head.offset])
-    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in arrays.items()}
+        floats |= {f"{name}.{part}": getattr(head, part) for part in ("mean", "deviation", "weights", "axes")}
+        floats |= {f"{name}.calibration": np.array([head.slope, head.offset]), f"{name}.cuts": head.trees.cuts}
+        nodes |= {f"{name}.roots": head.trees.roots, f"{name}.nodes": head.trees.nodes}
+    rounded = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in floats.items()}
+    return {name: value for name, value in (rounded | nodes).items() if value.size}

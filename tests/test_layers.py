@@ -26,6 +26,7 @@ VENDORS = {
     "lancedb": {"memory/vectors.py"},
     "trl": {"evolve/trainer.py"},
     "sentence_transformers": {"memory/embed.py"},
+    "sklearn": {"memory/trees.py"},
     "sqlalchemy": {"memory", "migrations", "evolve/registry.py"},
 }
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,20 +9,29 @@ from nightschool.errors import StoreError
 from nightschool.memory.cues import Exchange, scalars
 from nightschool.memory.embed import MiniLM
 from nightschool.memory.reader import (
+    NUMBERS,
     SCALARS,
     SHIPPED,
+    TREES_FROM,
+    Head,
     Reader,
+    along,
     features,
+    fit_head,
     fit_reader,
+    heard,
     keep_reader,
     load_reader,
     platt,
     readers_in,
+    ridge,
+    ridge_and_trees,
     save_reader,
     shipped_reader,
     split,
     unheard,
 )
+from nightschool.memory.trees import NO_TREES
 
 GOOD = Exchange("What do you like to read?", "I love novels, Dickens most of all. Do you?", "Me too, he is great!")
 BAD = Exchange("What do you like to read?", "tacos are a taco", "What? That makes no sense")
@@ -117,6 +128,56 @@ def test_the_same_ratings_in_the_same_order_give_the_same_reader(reader: Reader,
     assert first.id == again.id != reader.id
 
 
+WIDTH = 4
+
+
+def two_sided(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (count, NUMBERS + 3 WIDTH) that satisfy where a number is near the middle, which no line says."""
+    found = np.random.default_rng(seed).normal(size=(count, NUMBERS + 3 * WIDTH))
+    found[:, -1] *= 8
+    return found, (np.abs(found[:, 0]) < 0.67).astype(float)
+
+
+def right(head: Head, found: np.ndarray, satisfied: np.ndarray) -> float:
+    return float(((head.log_odds(found) > 0) == (satisfied > 0.5)).mean())
+
+
+def test_trees_stand_beside_the_ridge_where_there_is_enough_to_fit_them_on():
+    found, satisfied = two_sided(TREES_FROM)
+    groups = [f"u{n % 10}" for n in range(TREES_FROM)]
+    enough = fit_head(found, heard(found), satisfied, satisfied, groups)
+    fewer = fit_head(found[1:], heard(found), satisfied[1:], satisfied[1:], groups[1:])
+    assert right(enough, *two_sided(400, seed=1)) > 0.7 > 0.6 > right(fewer, *two_sided(400, seed=1))
+    assert fewer.trees is NO_TREES
+
+
+def test_both_count_alike_on_what_they_were_fitted_on():
+    found, satisfied = two_sided(600)
+    line = satisfied + found[:, 0]
+    head = ridge_and_trees(found, heard(found), line)
+    alone = replace(head, trees=NO_TREES)
+    assert alone.score(found).tolist() == ridge(found, heard(found), line).score(found).tolist()
+    assert np.isclose((head.score(found) - alone.score(found)).std(), alone.score(found).std(), rtol=1e-5)
+
+
+def test_trees_that_may_not_look_at_the_reaction_do_not():
+    found, satisfied = two_sided(600)
+    of_reaction = np.abs(found[:, -1]) / 8  # would be seen
+    head = ridge_and_trees(found, unheard(found), satisfied + of_reaction)
+    other = np.where(unheard(found), found, found + 5)
+    assert np.array_equal(head.score(found), head.score(other))
+    assert head.trees(along(found, head.axes)).std() > 0
+
+
+def test_trees_that_find_nothing_to_split_say_nothing():
+    found, satisfied = two_sided(600)
+    rare = np.zeros_like(found)
+    rare[:5, 0] = 1.0
+    head = ridge_and_trees(rare, heard(rare), satisfied)
+    assert head.score(rare).tolist() == ridge(rare, heard(rare), satisfied).score(rare).tolist()
+    assert head.score(rare)[0] != head.score(rare)[-1]
+
+
 def test_a_group_is_in_one_fold_only_and_fewer_groups_than_folds_are_refused():
     groups = [f"g{n % 7}" for n in range(50)]
     folds = split(groups)
@@ -142,6 +203,42 @@ def test_a_saved_reader_reads_the_same(reader: Reader, tmp_path: Path):
     again = load_reader(tmp_path / "r.safetensors")
     assert again.id == reader.id
     assert again.log_odds([GOOD], {}).tolist() == reader.log_odds([GOOD], {}).tolist()
+
+
+def test_trees_fitted_at_home_are_kept_without_loss(reader: Reader, tmp_path: Path):
+    found, satisfied = two_sided(600)
+    head = ridge_and_trees(found, heard(found), satisfied)
+    save_reader(replace(reader, with_reaction=head), tmp_path / "r.safetensors")
+    again = load_reader(tmp_path / "r.safetensors").with_reaction
+    unseen = along(two_sided(300, seed=1)[0], head.axes)
+    assert again.trees(unseen).tolist() == head.trees(unseen).tolist() != [0.0] * 300
+    assert np.array_equal(again.axes, head.axes)
+
+
+def test_a_file_from_before_there_were_trees_is_read_by_its_ridge_and_keeps_its_id(reader: Reader, tmp_path: Path):
+    from safetensors.numpy import load_file, save_file
+
+    held = load_file(SHIPPED)
+    late = [f"{head}.{part}" for head in ("with_reaction", "without") for part in ("axes", "roots", "nodes", "cuts")]
+    earlier = {name: value for name, value in held.items() if name not in late}
+    about = {"embedder": reader.embedder, "at_home": "false", "scalars": ",".join(SCALARS)}
+    save_file(earlier, tmp_path / "earlier.safetensors", metadata=about)
+    read = load_reader(tmp_path / "earlier.safetensors")
+    save_reader(read, tmp_path / "again.safetensors")
+    assert load_file(tmp_path / "again.safetensors").keys() == earlier.keys() == held.keys() - set(late)
+    found = features([GOOD], {}, reader.coherence)
+    ridge_alone = replace(reader.with_reaction, trees=NO_TREES).log_odds(found)
+    assert read.log_odds([GOOD], {}).tolist() == ridge_alone.tolist() != reader.log_odds([GOOD], {}).tolist()
+    assert read.id == load_reader(tmp_path / "again.safetensors").id != reader.id
+
+
+def test_reading_needs_no_library_that_fits():
+    read = "from nightschool.memory.cues import Exchange\nfrom nightschool.memory.reader import shipped_reader as r\n"
+    read += "print(r().log_odds([Exchange('hi', 'Hello!', None)], {}).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\nsys.modules['sklearn'] = None\n{read}"], capture_output=True, text=True
+    )
+    assert done.stdout == "(1,)\n", done.stderr
 
 
 def test_what_is_usual_goes_with_the_file_and_is_zero_for_the_one_that_ships(reader: Reader, tmp_path: Path):
