@@ -87,9 +87,9 @@ class NightSettings:
     # phase 2
     preference_epochs: float = 1.0
     preference_lr: float = 1e-3
-    beta: float = 0.1  # DPO on pairs
-    thumb_beta: float = 0.2  # the unpaired loss on thumbs
-    sft_term: float = 0.2  # alpha, NLL of the chosen answer
+    beta: float = 0.5  # DPO on pairs
+    thumb_beta: float = 0.5  # the unpaired loss on thumbs
+    sft_term: float = 10.0  # alpha, of phase 1's objective, which is per token where the others are per answer
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,7 @@ def _roles(answers: list[tuple[int, int]], lessons: Sequence[Lesson], lengths: T
     place = {key: i for i, key in enumerate(answers)}
     kinds = [lessons[lesson].kind for lesson, _ in answers]
     replayed = torch.tensor([kind == "replay" for kind in kinds])
-    imitated = torch.tensor(
-        [kind not in ("disliked", "replay") and which == 0 for kind, (_, which) in zip(kinds, answers, strict=True)]
-    )
+    imitated = torch.tensor([kind == "imitate" for kind in kinds])
     thumbs = [i for i, kind in enumerate(kinds) if kind in ("liked", "disliked")]
     chosen = [i for i, kind in enumerate(kinds) if kind == "pair" and answers[i][1] == 0]
     rows = torch.tensor(len(thumbs) + len(chosen))

@@ -2,12 +2,13 @@
 
     Σ w_i·[−log σ(β(Δ_i,chosen − Δ_i,rejected))]   over pairs
   + Σ w_i·[−log σ(±β'·Δ_i)]                        over thumbs, each over the number of rows
-  + α·Σ w_i·NLL(chosen or liked)                   over the number of their tokens
-  + ρ·Σ KL(base ‖ policy) on the base's own text   over the number of its tokens; ρ is `replay_weight`
+  + α·(the objective of phase 1, over its examples and the base's own text)
 
 with Δ = log π − log π_ref and π_ref the adapter that phase 1 made, whose log-probabilities are computed once before
-training. The NLL term keeps answers from collapsing: without it the margin grows as well by making both unlikely. The
-last term keeps the rest of what the base can say; it is written as a cross-entropy, which differs by a constant.
+training. The last term keeps what phase 1 taught and what the base could say before: without it the margin grows as
+well by making both answers unlikely. It is phase 1's own objective, and not the NLL of the chosen answers, because an
+answer is chosen as often as there are worse ones, and those who ask most would drown the others
+(bench/results/learning.md).
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ def run(
             f"phase 2: no pair or thumb of {len(snapshot.pairs)} and {len(snapshot.thumbs)} fits"
             f" night.max_tokens = {night.max_tokens}"
         )
+    examples, _ = sft.lessons_of(snapshot.examples, pupil.tokenizer, night.max_tokens)
     own = sample(pupil, replay_rows(night, len(lessons)), night.seed + 1, progress)
     replayed = sft.replay_lessons(own, pupil.tokenizer, night)
     done = train(
         pupil,
-        [*lessons, *replayed],
+        [*lessons, *examples, *replayed],
         objective(night),
         settings,
         name="preference",
@@ -87,11 +89,11 @@ def _kind(row: Pair | Thumb) -> Kind:
 
 def objective(night: NightSettings) -> Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]:
     """The loss of this phase. `totals` counts the tokens imitated and the rows of the whole optimiser batch."""
-    from .loss import weighted_bco_loss, weighted_dpo_loss, weighted_sft_loss
+    from . import sft
+    from .loss import weighted_bco_loss, weighted_dpo_loss
 
     def loss(logps: Tensor, batch: dict[str, Tensor], totals: Tensor) -> Tensor:
-        reference, weight = batch["reference"], batch["weight"]
-        tokens, rows, own = totals
+        reference, weight, rows = batch["reference"], batch["weight"], totals[1]
         chosen, rejected, thumb = batch["chosen"], batch["rejected"], batch["thumb"]
         pairs = weighted_dpo_loss(
             logps[chosen], logps[rejected], reference[chosen], reference[rejected], weight[chosen], night.beta, rows
@@ -99,9 +101,6 @@ def objective(night: NightSettings) -> Callable[[Tensor, dict[str, Tensor], Tens
         thumbs = weighted_bco_loss(
             logps[thumb], reference[thumb], batch["liked"], weight[thumb], night.thumb_beta, 0.0, rows
         )
-        imitated, replayed = batch["imitated"], batch["replayed"]
-        liked = weighted_sft_loss(logps[imitated], weight[imitated], tokens)
-        kept = weighted_sft_loss(logps[replayed], weight[replayed], own)
-        return pairs + thumbs + night.sft_term * liked + kept
+        return pairs + thumbs + night.sft_term * sft.objective(logps, batch, totals)
 
     return loss

@@ -19,6 +19,7 @@ from ..content import Message
 from ..serving.chat import Ids, answer_ids, prompt_ids
 
 Kind = Literal["imitate", "replay", "liked", "disliked", "pair"]
+PREFERRED: frozenset[Kind] = frozenset({"liked", "disliked", "pair"})  # what is measured against the reference
 
 PROMPT_SHARE = 0.25  # of max_tokens stays for the prompt; an answer that leaves less does not fit
 SHARED_SHARE = 0.3  # of a lesson must already stand in a passage for it to join

@@ -69,7 +69,8 @@ def replay_lessons(own: Sequence[Example], tokenizer: Any, night: NightSettings)
 
 
 def objective(logps: Tensor, batch: dict[str, Tensor], totals: Tensor) -> Tensor:
-    """Nats per token of the answers, replayed ones too; `totals` counts their tokens in the whole optimiser batch."""
+    """Nats per token of what is imitated or replayed; `totals` counts its tokens in the whole optimiser batch."""
     from .loss import weighted_sft_loss
 
-    return weighted_sft_loss(logps, batch["weight"], totals[0] + totals[2])
+    grounding = batch["imitated"] | batch["replayed"]
+    return weighted_sft_loss(logps[grounding], batch["weight"][grounding], totals[0] + totals[2])

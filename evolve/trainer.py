@@ -29,7 +29,7 @@ from ..serving.lora import as_named
 from ..settings import NightSettings, Settings
 from . import registry
 from .batches import Batch, anchored_logps, collate, logps
-from .lessons import Lesson, Passage, Plan, lay_out, plan
+from .lessons import PREFERRED, Lesson, Passage, Plan, lay_out, plan
 from .types import Adapter, Phase, Snapshot
 
 try:
@@ -229,7 +229,7 @@ def train(
         made = collate(chosen, lessons, student.pad, student.merges)
         if references:
             keys = [(lesson, answer) for lesson, answer in made["answer"].tolist()]
-            made["reference"] = torch.tensor([known.get(key, math.nan) for key in keys])  # no loss reads a replayed one
+            made["reference"] = torch.tensor([known.get(key, math.nan) for key in keys])  # no loss reads those of others
         return made
 
     watch = Watch(name, progress)
@@ -280,10 +280,10 @@ def _arguments(scratch: str, student: Student, steps: int, rate: float, seed: in
 def reference_logps(
     student: Student, passages: Sequence[Passage], lessons: Sequence[Lesson], planned: Plan
 ) -> dict[tuple[int, int], float]:
-    """log π_ref of every answer that the plan shows but the replayed, with the adapter as it stands before training."""
+    """log π_ref of every pair and thumb that the plan shows, with the adapter as it stands before training."""
     student.model.eval()
     known: dict[tuple[int, int], float] = {}
-    read = [any(lessons[placed.lesson].kind != "replay" for placed in passage.placed) for passage in passages]
+    read = [any(lessons[placed.lesson].kind in PREFERRED for placed in passage.placed) for passage in passages]
     for chosen in planned.batches:
         fresh = [passages[i] for i in chosen if read[i] and (passages[i].placed[0].lesson, 0) not in known]
         if not fresh:

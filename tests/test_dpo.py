@@ -81,7 +81,8 @@ def test_what_people_prefer_becomes_likelier_on_new_prompts(
 
 def test_the_first_loss_is_that_of_an_untrained_policy(settings: Settings, grounded: Adapter) -> None:
     night = replace(settings.night, sft_term=0.0)
-    adapter = run(snapshot(pairs=8, thumbs=8), grounded, replace(settings, night=night))
+    given = replace(snapshot(pairs=8, thumbs=8), examples=())
+    adapter = run(given, grounded, replace(settings, night=night))
     assert adapter.details["losses"][0] == pytest.approx(0.6931, abs=1e-3)  # Δ = 0, since π = π_ref
 
 
@@ -99,23 +100,23 @@ def test_loss_is_the_formula_over_the_whole_optimiser_batch(settings: Settings) 
     import torch
 
     night = replace(settings.night, beta=0.1, thumb_beta=0.2, sft_term=0.5)
-    # a pair, a disliked thumb and a replayed answer, in a batch of which this is a part
+    # a pair, a disliked thumb, an example and a replayed answer, in a batch of which this is a part
     batch = {
-        "weight": torch.tensor([2.0, 2.0, 3.0, 5.0]),
-        "reference": torch.tensor([-10.0, -9.0, -8.0, 0.0]),
+        "weight": torch.tensor([2.0, 2.0, 3.0, 1.5, 5.0]),
+        "reference": torch.tensor([-10.0, -9.0, -8.0, float("nan"), float("nan")]),
         "chosen": torch.tensor([0]),
         "rejected": torch.tensor([1]),
         "thumb": torch.tensor([2]),
         "liked": torch.tensor([False]),
-        "imitated": torch.tensor([True, False, False, False]),
-        "replayed": torch.tensor([False, False, False, True]),
+        "imitated": torch.tensor([False, False, False, True, False]),
+        "replayed": torch.tensor([False, False, False, False, True]),
     }
-    logps, totals = torch.tensor([-7.0, -12.0, -6.0, -4.0]), torch.tensor([20.0, 4.0, 40.0])
+    logps, totals = torch.tensor([-7.0, -12.0, -6.0, -8.0, -4.0]), torch.tensor([20.0, 4.0, 40.0])
     pair = 2 * log(1 + exp(-0.1 * (3 + 3))) / 4
     thumb = 3 * log(1 + exp(0.2 * 2)) / 4
-    wanted = pair + thumb + 0.5 * 2 * 7 / 20 + 5 * 4 / 40
-    assert dpo.objective(night)(logps, batch, totals).item() == pytest.approx(wanted, rel=1e-6)
-    assert sft.objective(logps, batch, totals).item() == pytest.approx((14 + 24 + 18 + 20) / 60, rel=1e-6)
+    grounding = (1.5 * 8 + 5 * 4) / 60
+    assert dpo.objective(night)(logps, batch, totals).item() == pytest.approx(pair + thumb + 0.5 * grounding, rel=1e-6)
+    assert sft.objective(logps, batch, totals).item() == pytest.approx(grounding, rel=1e-6)
 
 
 def test_another_base_than_the_start_was_trained_on_is_refused(settings: Settings, grounded: Adapter) -> None:
