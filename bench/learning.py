@@ -81,7 +81,9 @@ class Sizes:
 
 SIZES = Sizes()
 DATASET = DatasetSettings(max_rows=200)
-NIGHT = NightSettings(few_rows=400, sft_epochs=1.5, sft_lr=7e-3, replay_share=0.075, replay_weight=3.0)
+NIGHT = NightSettings(
+    few_rows=400, sft_epochs=3.0, sft_lr=7e-3, preference_lr=3e-3, replay_share=0.075, replay_weight=3.0
+)
 
 
 # -- the arms ---
@@ -293,8 +295,9 @@ def budgeted(night: NightSettings, snapshot: Snapshot, phases: Sequence[str]) ->
     def rows(count: int) -> int:
         return count + min(replay.MOST, replay_rows(real, count))
 
-    first = real.sft_epochs * rows(len(snapshot.examples))
-    second = real.preference_epochs * rows(len(snapshot.pairs) + len(snapshot.thumbs))
+    examples, preferred = len(snapshot.examples), len(snapshot.pairs) + len(snapshot.thumbs)
+    first = real.sft_epochs * rows(examples)
+    second = real.preference_epochs * (examples + rows(preferred))  # it goes on imitating
     return replace(
         night,
         sft_epochs=night.sft_epochs * (1 + second / first),

@@ -229,7 +229,7 @@ def train(
         made = collate(chosen, lessons, student.pad, student.merges)
         if references:
             keys = [(lesson, answer) for lesson, answer in made["answer"].tolist()]
-            made["reference"] = torch.tensor([known.get(key, math.nan) for key in keys])  # no loss reads those of others
+            made["reference"] = torch.tensor([known.get(key, math.nan) for key in keys])  # others: unread
         return made
 
     watch = Watch(name, progress)
