@@ -89,7 +89,7 @@ class NightSettings:
     preference_lr: float = 1e-3
     beta: float = 0.5  # DPO on pairs
     thumb_beta: float = 0.5  # the unpaired loss on thumbs
-    sft_term: float = 10.0  # alpha, of phase 1's objective, which is per token where the others are per answer
+    sft_term: float = 2.0  # alpha, of phase 1's objective, which is per token where the others are per answer
 
 
 @dataclass(frozen=True)
