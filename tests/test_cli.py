@@ -133,6 +133,17 @@ def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> No
     assert found["satisfaction"]["censor"] == censor_id()
 
 
+def test_answers_are_listed_with_ids_whose_start_is_enough(run: Run, tmp_path: Path) -> None:
+    assert "nothing was answered yet" in run("audit", "answers").stdout
+    run("import", export(tmp_path, LINE))
+    (found,) = json.loads(run("audit", "answers", "--json").stdout)
+    shown = run("audit", "answers", "--user", "ada").stdout
+    assert found["id"] in shown and "Do you repair wheels?" in shown and "the base" in shown
+    assert "nothing was answered yet" in run("audit", "answers", "--user", "eve").stdout
+    assert run("rate", found["id"][:9], "1").exit_code == run("audit", "why", found["id"][:9]).exit_code == 0
+    assert "audit answers" in str(run("audit", "why", "b2:0").exception)
+
+
 def test_what_was_done_with_a_reply_is_noted_and_told(run: Run, tmp_path: Path) -> None:
     silent = {**LINE, "messages": [LINE["messages"][0], {"role": "assistant", "content": "No.", "event": "copied"}]}
     run("import", export(tmp_path, silent))
