@@ -95,6 +95,7 @@ def test_plan_is_applied_by_its_token_and_by_no_other(run: Run, tmp_path: Path) 
 
 
 def test_age_without_a_unit_is_refused(run: Run) -> None:
+    assert "give --user, --session" in str(run("forget").exception)
     done = run("forget", "--older-than", "90")
     assert "--older-than is '90', not a number with one of h, d, w, such as 90d" in str(done.exception)
 
