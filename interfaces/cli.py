@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -151,6 +152,7 @@ def rate(
 ) -> None:  # fmt: skip
     """What you think of a reply: a rating from -1 to 1, the answer you wanted, a comment; or what was done with it."""
     with assistant(home) as nightschool:
+        reply = nightschool.store.id_of(reply)
         nightschool.rate(reply, rating, correction=correction, comment=comment, event=event)
     out.print("noted")
 
@@ -347,13 +349,37 @@ def _counted(counts: Counter[str]) -> str:
 # -- the audit ---
 
 
+@audit.command("answers")
+def audit_answers(
+    home: Home = None, user: Annotated[str | None, typer.Option("--user", help="Of this user alone.")] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 20, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """The latest answers, newest first, with the ids by which the others know them."""
+    with assistant(home) as nightschool:
+        found = nightschool.store.newest(limit, user_id=user)
+    lines = [
+        f"{i.id}  {when(i.created_utc)}  {i.user_id}  {i.adapter_id or 'the base'}\n"
+        f"  {_short(i.text)}\n  → {_short(i.reply)}"
+        for i in found
+    ]
+    show([asdict(i) for i in found], as_json, lines or ["nothing was answered yet"])
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, 100, placeholder=" …")
+
+
 @audit.command()
 def why(reply: str, home: Home = None, as_json: AsJson = False) -> None:
-    """Why that answer: what it was asked and shown, which adapter spoke, what that one learnt from."""
+    """Why that answer: what it was asked and shown, which adapter spoke, what that one learnt from.
+
+    By its id or the start of it, see `audit answers`.
+    """
     from ..evolve import lineage as lines_of
 
     with assistant(home) as nightschool:
-        found = lines_of.why(nightschool.store, nightschool.registry, reply)
+        store = nightschool.store
+        found = lines_of.why(store, nightschool.registry, store.id_of(reply))
     i = found.interaction
     lines = [f"asked:    {i.text}", f"answered: {i.reply}", f"when:     {when(i.created_utc)}, session {i.session_id}"]
     lines += [f"met:      {_met(found.satisfaction)}"]

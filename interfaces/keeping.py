@@ -107,6 +107,8 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Erase for good: shows what would go, with a token that erases just that. What was trained on it is withdrawn."""
+    if all(given is None for given in (user, session, ids or None, query, older_than)):
+        raise InputError("forget what? give --user, --session, --id, --query or --older-than")
     with assistant(home) as nightschool:
         turns, memories = nightschool.store.sort_ids(ids or [])
         before = nightschool.store.clock() - _seconds(older_than) if older_than else None

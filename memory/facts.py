@@ -30,8 +30,22 @@ class Facts:
         with self._database.reading() as session:
             row = session.get(InteractionRow, interaction_id)
             if row is None:
-                raise NotFound(f"no interaction {interaction_id}")
+                raise NotFound(f"no interaction {interaction_id}; see `nightschool audit answers`")
             return to_interaction(row)
+
+    def id_of(self, start: str) -> str:
+        """The id of the one interaction whose id begins with `start`; NotFound if it is not one alone."""
+        with self._database.reading() as session:
+            found = reading.named_like(session, start)
+        if len(found) != 1:
+            how_many = "several interactions have" if found else "no interaction has"
+            raise NotFound(f"{how_many} an id that begins with {start!r}; see `nightschool audit answers`")
+        return found[0]
+
+    def newest(self, limit: int, *, user_id: str | None = None) -> list[Interaction]:
+        """The latest `limit` interactions of everybody or of one user, newest first."""
+        with self._database.reading() as session:
+            return reading.newest(session, limit, user_id)
 
     def interactions(self) -> Iterator[Interaction]:
         """Every interaction of everybody, session by session, in order; read in pages."""

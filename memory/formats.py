@@ -1,7 +1,8 @@
 """Other people's files as conversations: OpenAI chat, ShareGPT and the ChatGPT export. Pure.
 
 The invariant: a record becomes a whole conversation or an InputError that names the field and what kind of value it
-has, never the words of a message. Keys that are not known are left alone, since every exporter adds its own.
+has, never the words of a message. Keys that are not known are left alone, since every exporter adds its own; but one
+that reads like a mistyped rating, correction, comment or event is an error, so that no feedback is lost in silence.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Any
 
 from ..content import Message, Role, canonical_json, content_id
@@ -23,6 +25,7 @@ ROLES_HERE: dict[str, Role] = {
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
 REVIEW_KEYS = ("rating", "correction", "comment", "event")
+MISTYPED = 0.8  # how alike a key has to be to one of those, as difflib reckons
 # What ChatGPT shows to nobody, or keeps beside the talk.
 NOT_SAID = {"thoughts", "reasoning_recap", "user_editable_context", "model_editable_context"}
 
@@ -70,7 +73,15 @@ def _message(message: object) -> Message:
     role = message.get(role_key)
     if not isinstance(role, str) or role not in ROLES_HERE:
         raise InputError(f"{role_key} is {_kind(role)}, not one of {', '.join(ROLES_HERE)}")
+    _require_no_mistyped(message)
     return {"role": ROLES_HERE[role], "content": _content(message)}
+
+
+def _require_no_mistyped(message: dict[str, Any]) -> None:
+    for key, value in message.items():
+        meant = get_close_matches(key, REVIEW_KEYS, n=1, cutoff=MISTYPED)
+        if meant and key not in REVIEW_KEYS and isinstance(value, str | int | float):
+            raise InputError(f"{key} is no key known here; did you mean {meant[0]}? Else give it another name")
 
 
 def _content(message: dict[str, Any]) -> str:

@@ -54,6 +54,22 @@ def latest(session: Session, owner: Owner) -> Interaction | None:
     return None if row is None else to_interaction(row)
 
 
+def newest(session: Session, limit: int, user_id: str | None) -> list[Interaction]:
+    """The latest replies of everybody or of one user, newest first."""
+    chosen = select(InteractionRow).order_by(InteractionRow.created_utc.desc(), InteractionRow.id).limit(limit)
+    if user_id is not None:
+        chosen = chosen.where(InteractionRow.user_id == user_id)
+    return list(map(to_interaction, session.scalars(chosen)))
+
+
+def named_like(session: Session, start: str) -> list[str]:
+    """At most two ids of interactions that begin with `start`; an id itself is the only one."""
+    if session.get(InteractionRow, start):
+        return [start]
+    begins = InteractionRow.id.startswith(start, autoescape=True)
+    return list(session.scalars(select(InteractionRow.id).where(begins).limit(2)))
+
+
 def before(session: Session, interaction: Interaction) -> Iterator[Interaction]:
     """The earlier ones of its session, latest first."""
     earlier = of_session(owner_of(interaction)).where(InteractionRow.position < interaction.position)

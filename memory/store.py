@@ -221,7 +221,7 @@ class MemoryStore(Facts):
         values = from_review(interaction_id, review, now)
         with self._writing() as session:
             if session.get(InteractionRow, interaction_id) is None:
-                raise NotFound(f"no interaction {interaction_id}; nothing was rated")
+                raise NotFound(f"no interaction {interaction_id}; nothing was rated, see `nightschool audit answers`")
             row = session.get(FeedbackRow, values["id"])
             if row is None:
                 row = FeedbackRow(**values)

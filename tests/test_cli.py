@@ -95,6 +95,7 @@ def test_plan_is_applied_by_its_token_and_by_no_other(run: Run, tmp_path: Path) 
 
 
 def test_age_without_a_unit_is_refused(run: Run) -> None:
+    assert "give --user, --session" in str(run("forget").exception)
     done = run("forget", "--older-than", "90")
     assert "--older-than is '90', not a number with one of h, d, w, such as 90d" in str(done.exception)
 
@@ -131,6 +132,17 @@ def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> No
     found = json.loads(run("audit", "why", reply, "--json").stdout)
     assert found["interaction"]["id"] == found["satisfaction"]["interaction_id"] == reply
     assert found["satisfaction"]["censor"] == censor_id()
+
+
+def test_answers_are_listed_with_ids_whose_start_is_enough(run: Run, tmp_path: Path) -> None:
+    assert "nothing was answered yet" in run("audit", "answers").stdout
+    run("import", export(tmp_path, LINE))
+    (found,) = json.loads(run("audit", "answers", "--json").stdout)
+    shown = run("audit", "answers", "--user", "ada").stdout
+    assert found["id"] in shown and "Do you repair wheels?" in shown and "the base" in shown
+    assert "nothing was answered yet" in run("audit", "answers", "--user", "eve").stdout
+    assert run("rate", found["id"][:9], "1").exit_code == run("audit", "why", found["id"][:9]).exit_code == 0
+    assert "audit answers" in str(run("audit", "why", "b2:0").exception)
 
 
 def test_what_was_done_with_a_reply_is_noted_and_told(run: Run, tmp_path: Path) -> None:

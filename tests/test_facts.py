@@ -46,3 +46,25 @@ def test_every_narrow_topic_belongs_to_a_group_that_is_shown(quick_store):
 def test_ids_of_memories_are_told_from_those_of_turns_and_of_nothing(quick_store):
     turn, note = said(quick_store, "zebras"), quick_store.remember("a zebra", user_id="ann")
     assert quick_store.sort_ids([note.id, turn.id, "b2:gone"]) == ((turn.id, "b2:gone"), (note.id,))
+
+
+def test_latest_answers_come_newest_first_of_all_or_of_one_user(quick_store):
+    for at, user in ((3.0, "ada"), (1.0, "bob"), (2.0, "ada")):
+        turn = [{"role": "user", "content": f"at {at}"}]
+        quick_store.record(turn, "yes", user_id=user, session_id=str(at), created_utc=at)
+    assert [i.created_utc for i in quick_store.newest(2)] == [3.0, 2.0]
+    assert [i.created_utc for i in quick_store.newest(9, user_id="bob")] == [1.0]
+    assert quick_store.newest(9, user_id="eve") == []
+
+
+def test_start_of_an_id_names_its_interaction_if_no_other_begins_so(quick_store):
+    with pytest.raises(NotFound, match=r"no interaction has an id that begins with 'b2:'.*audit answers"):
+        quick_store.id_of("b2:")
+    first = said(quick_store, "hi").id
+    assert quick_store.id_of("b2:") == quick_store.id_of(first[:8]) == quick_store.id_of(first) == first
+    said(quick_store, "ho")
+    with pytest.raises(NotFound, match="several interactions have an id that begins with 'b2:'"):
+        quick_store.id_of("b2:")
+    for pattern in ("%", "_2:"):
+        with pytest.raises(NotFound):
+            quick_store.id_of(pattern)

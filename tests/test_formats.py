@@ -60,6 +60,11 @@ def test_rating_of_zero_is_a_rating_and_null_is_none():
     assert read({"messages": [HI[0], HI[1] | {"rating": None}]}).reviews == {}
 
 
+def test_keys_of_other_exporters_are_left_alone():
+    kept = HI[1] | {"comments": None, "events": [], "rated_by": "x", "weight": 1, "rating": 1}
+    assert read({"messages": [HI[0], kept]}).reviews == {1: Review(1.0)}
+
+
 def test_what_was_done_with_a_reply_is_read():
     again = [HI[1] | {"event": "regenerated", "rating": -1}, HI[1] | {"content": "hey", "event": "copied"}]
     reviews = read({"messages": [HI[0], *again]}).reviews
@@ -204,6 +209,8 @@ def test_circle_of_parents_ends():
         ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0] has neither text nor type"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [1e999]}]}, "tool_calls holds a number"),
         ({"messages": [HI[0] | {"created_utc": "soon"}]}, "messages[0].created_utc is text that is no ISO date"),
+        ({"messages": [HI[0], HI[1] | {"ratng": 1}]}, "messages[1].ratng is no key known here; did you mean rating?"),
+        ({"messages": [HI[0], HI[1] | {"comments": "x"}]}, "did you mean comment? Else give it another name"),
         ({"messages": HI, "created_utc": True}, "created_utc is not a finite number"),
         ({"messages": HI, "user_id": ["a"]}, "user_id is a list of 1, not text"),
         ({"messages": HI, "session_id": True}, "session_id is true, not text"),
