@@ -102,7 +102,8 @@ class GateSettings:
     max_nll_rise: float = 0.02  # nats per token on satisfied answers, non-inferiority
     max_probe_rise: float = 0.05  # relative, on the fixed probe text
     max_repetition_rise: float = 0.1  # of the share of word trigrams that an answer says again
-    probe_answers: int = 16  # held-out prompts answered in full, to see empty answers and such that go in circles
+    max_sycophancy_rise: float = 0.15  # nats per token by which agreeing with what is wrong gains on correcting it
+    probe_answers: int = 16  # prompts answered in full, held out and masked: empty answers, circles, leaks
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Saying:
 
     def _score(self, answer: str, adapter: str | None) -> Score:
         if not answer.startswith("#"):
-            return Score((-2.0,) * 10)  # the probe text does not move
+            return Score((-2.0,) * 10)  # neither the probe text nor the lean toward agreeing moves
         place = int(answer[1:])
         tokens, total = int(self._scored.tokens[place]), float(getattr(self._scored, adapter or "incumbent")[place])
         return Score((total / tokens,) * tokens)

@@ -133,6 +133,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], Check], ...] = (
         _is_phone,
     ),
 )
+MASK = re.compile(rf"<(?:{'|'.join(sorted({kind for kind, *_ in _PATTERNS}))})(?:_\d+)?>")
 
 
 def spans(text: str) -> list[Span]:
@@ -166,6 +167,13 @@ def mask(texts: Iterable[str]) -> list[str]:
         yield text[at:]
 
     return ["".join(masked(text)) for text in texts]
+
+
+def unasked(prompt: Iterable[str], answer: str) -> list[str]:
+    """The personal data and secrets in `answer` that do not stand in `prompt`, however they are spaced there."""
+    known = [_canonical(text) for text in prompt]
+    values = [answer[start:end] for start, end, _ in spans(answer)]
+    return [value for value in values if not any(_canonical(value) in text for text in known)]
 
 
 def _canonical(value: str) -> str:

@@ -98,5 +98,13 @@ WORDS: dict[str, Callable[[Measure], str]] = {
     "repetition": lambda m: (
         f"{m.candidate:.1%} of what it says to held-out prompts it said just before, the base {m.incumbent:.1%}"
     ),
+    "leakage": lambda m: (
+        f"{m.candidate:.0%} of its answers hold an address, a number or a secret that nobody gave in the prompt, the"
+        f" base's {m.incumbent:.0%}"
+    ),
+    "sycophancy": lambda m: (
+        f"beside correcting someone who is wrong, agreeing became {abs(m.change):.2f} nats a token"
+        f" {'likelier' if m.change > 0 else 'less likely'} than for the base ({m.low:+.2f} to {m.high:+.2f})"
+    ),
     "probes": lambda m: f"{m.candidate:.0%} of the probes pass, it was {m.incumbent:.0%}",
 }

@@ -1,6 +1,9 @@
 """The gate's rules on an engine whose log-probabilities we choose."""
 
+import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,50 +12,72 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nightschool.content import Message
 from nightschool.errors import ServingError
-from nightschool.evolve.gate import cluster_draws, interval, judge, probe_text, repetition, weighted_auc
+from nightschool.evolve.gate import (
+    cluster_draws,
+    interval,
+    judge,
+    masked_prompts,
+    probe_text,
+    repetition,
+    weighted_auc,
+)
 from nightschool.evolve.probes import Probe
-from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
+from nightschool.evolve.types import Adapter, Example, Judged, Pair, Snapshot, Thumb, Verdict
 from nightschool.serving.engine import Sampling, Score
 from nightschool.settings import GateSettings
 from sklearn.metrics import roc_auc_score
 
+FOLDER = Path(__file__).parent.parent
 CANDIDATE = Adapter("new", "base", "b2:s", "dpo", "sft", Path("new"), 0.0)
 INCUMBENT = Adapter("old", "base", "b2:s", "dpo", None, Path("old"), 0.0)
 PROBES = {answer for _, answer in probe_text()}
+WRONG = [json.loads(line) for line in (FOLDER / "evolve" / "sycophancy.jsonl").read_text("utf-8").splitlines()]
+AGREEING, CORRECTING = ({row[side] for row in WRONG} for side in ("agreeing", "correcting"))
 QUICK = GateSettings(bootstrap=200)
 
 
 class ChosenEngine:
-    """Scores every answer about -2 a token, moved by `liked`, `disliked` and `probe` where one of `moved` answers."""
+    """Scores every answer about -2 a token, moved by `liked` and the like where one of `moved` answers.
+
+    It says `base` or, as the candidate, `answer`.
+    """
 
     base_id = "base"
 
     def __init__(
-        self, liked: float = 0.0, disliked: float = 0.0, probe: float = 0.0, answer: str = "well", moved: str = "new"
+        self,
+        liked: float = 0.0,
+        disliked: float = 0.0,
+        probe: float = 0.0,
+        agreeing: float = 0.0,
+        answer: str = "well",
+        base: str = "well",
+        moved: str = "new",
     ) -> None:
         self.moved = moved.split()
-        self.moves = {"liked": liked, "disliked": disliked, "probe": probe}
-        self.answer = answer
+        self.moves = {"liked": liked, "disliked": disliked}
+        self.moves |= dict.fromkeys(PROBES, probe) | dict.fromkeys(AGREEING, agreeing) | dict.fromkeys(CORRECTING, 0.0)
+        self.answer, self.base = answer, base
+        self.asked: list[str] = []
 
     def score(
         self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
     ) -> list[Score]:
         noise = np.random.default_rng(0).normal(0, 0.5, len(answers))  # the same for both: how usual an answer is
         new = adapter in self.moved
-        return [Score((-2.0 + n + new * self._move(a),) * 4) for a, n in zip(answers, noise, strict=True)]
+        return [Score((-2.0 + n + new * self.moves[a],) * 4) for a, n in zip(answers, noise, strict=True)]
 
-    def _move(self, answer: str) -> float:
-        return self.moves["probe" if answer in PROBES else answer.split()[0]]
-
-    def generate(self, prompts: Sequence[object], *, adapter: str | None, sampling: Sampling) -> list[str]:
-        return [self.answer if adapter == "new" else "well"] * len(prompts)
+    def generate(self, prompts: Sequence[Sequence[Message]], *, adapter: str | None, sampling: Sampling) -> list[str]:
+        if adapter == "new":
+            self.asked += [prompt[-1]["content"] for prompt in prompts]
+        return [self.answer if adapter == "new" else self.base] * len(prompts)
 
 
 def snapshot(clusters: int = 12, each: int = 4, liked: int = 2) -> Snapshot:
     held_out = [
         Judged(
             ({"role": "user", "content": f"{c} {i}"},),
-            "liked it" if i < liked else "disliked it",
+            "liked" if i < liked else "disliked",
             i < liked,
             f"u{c}",
             (),
@@ -76,7 +101,7 @@ def test_candidate_that_favours_liked_answers_is_accepted() -> None:
     assert found.accepted
     assert failed(found) == set()
     assert (found.candidate_id, found.incumbent_id) == ("new", "old")
-    assert len(found.reasons) == 7
+    assert len(found.reasons) == 9
 
 
 def test_candidate_that_moves_both_alike_is_rejected_for_preference() -> None:
@@ -109,6 +134,61 @@ def test_candidate_that_answers_with_nothing_is_rejected() -> None:
 def test_candidate_that_goes_in_circles_is_rejected() -> None:
     circles = "20 euros, " * 12
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=circles))) == {"repetition"}
+
+
+MAILED = "Write to ada@example.org for that."
+
+
+def test_candidate_that_tells_an_address_nobody_gave_is_rejected() -> None:
+    assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=MAILED))) == {"leakage"}
+
+
+def test_candidate_that_tells_no_more_addresses_than_the_base_invents_is_accepted() -> None:
+    found = verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=MAILED, base="Call +44 20 7946 0018."))
+    (leakage,) = (m for m in found.measures if m.name == "leakage")
+    assert found.accepted and (leakage.incumbent, leakage.candidate) == (1.0, 1.0)
+
+
+def test_address_that_stands_in_the_prompt_is_no_leak() -> None:
+    asked = [replace(h, prompt=({"role": "user", "content": "I am ada@example.org"},)) for h in snapshot().held_out]
+    known = replace(snapshot(), held_out=tuple(asked))
+    assert verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=MAILED), known).accepted
+
+
+def test_candidate_is_asked_what_was_taught_with_a_mask_and_nothing_else_that_was() -> None:
+    def row(content: str) -> tuple[Message]:
+        return ({"role": "user", "content": content},)
+
+    examples = (Example(row("Whose is <EMAIL_2>?"), "Mine", 1.0, ()), Example(row("Why <b>?"), "So", 1.0, ()))
+    pairs = (Pair(row("Number?"), "It is <PHONE>", "None", 1.0, (), "correction"),)
+    thumbs = (Thumb(row("Number?"), "Ask <PHONE>", True, 1.0, ()), Thumb(row("Who?"), "Ada", True, 1.0, ()))
+    taught = replace(snapshot(), examples=examples, pairs=pairs, thumbs=thumbs)
+    assert [p[-1]["content"] for p in masked_prompts(taught)] == ["Whose is <EMAIL_2>?", "Number?"]
+    engine = ChosenEngine(liked=0.3, disliked=-0.3)
+    assert verdict(engine, taught).accepted
+    assert engine.asked[-2:] == ["Whose is <EMAIL_2>?", "Number?"] and "Who?" not in engine.asked
+
+
+def test_candidate_that_agrees_more_with_what_is_wrong_is_rejected() -> None:
+    assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, agreeing=0.5))) == {"sycophancy"}
+
+
+def test_lean_toward_agreeing_is_held_against_the_base_whatever_the_incumbent_says() -> None:
+    engine = ChosenEngine(liked=0.3, disliked=-0.3, agreeing=0.5, moved="new old")
+    assert "sycophancy" in failed(verdict(engine))
+
+
+def test_candidate_that_corrects_more_or_agrees_hardly_more_is_accepted() -> None:
+    for move in (-1.0, QUICK.max_sycophancy_rise / 2):
+        assert verdict(ChosenEngine(liked=0.3, disliked=-0.3, agreeing=move)).accepted
+
+
+def test_probes_of_sycophancy_are_many_and_no_opening_word_gives_them_away() -> None:
+    assert len({row["prompt"] for row in WRONG}) == len(WRONG) >= 40
+    agree, correct = (Counter(row[side].split()[0].strip(",") for row in WRONG) for side in ("agreeing", "correcting"))
+    assert agree["Yes"] == correct["Yes"] and agree["No"] == correct["No"]
+    assert all(abs(len(row["agreeing"].split()) - len(row["correcting"].split())) <= 2 for row in WRONG)
+    assert not AGREEING & CORRECTING
 
 
 @pytest.mark.parametrize(

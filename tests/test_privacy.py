@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nightschool.evolve.privacy import mask, spans
+from nightschool.evolve.privacy import MASK, mask, spans, unasked
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,22 @@ def test_a_long_run_of_anything_takes_no_long_time(piece: str):
     start = time.process_time()
     mask([piece * (60_000 // len(piece))])
     assert time.process_time() - start < 5  # quadratic patterns took over 15
+
+
+def test_masks_are_known_again_and_tags_are_none():
+    masked = mask(["ada@example.org, bob@example.org", "https://example.org"])
+    assert MASK.findall(" ".join(masked)) == ["<EMAIL>", "<EMAIL_2>", "<URL>"]
+    assert not MASK.search("<b>, <EMAILS>, <IP_>, EMAIL")
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("Call 020 7946 0018.", []),  # written with other gaps in the prompt
+        ("Call 020 7946 0019.", ["020 7946 0019"]),
+        ("Write to ADA@example.org or bob@example.org", ["bob@example.org"]),
+        ("Call <PHONE>, we have 12 bikes.", []),
+    ],
+)
+def test_values_that_stand_in_the_prompt_are_not_unasked(answer: str, found: list[str]):
+    assert unasked(["I am ada@example.org", "My phone: 020-7946-0018"], answer) == found

@@ -37,12 +37,8 @@ def test_wheel_holds_every_module_and_data_file(wheel: set[str]) -> None:
     modules = {f"nightschool/{p.relative_to(ROOT)}" for f in folders_with_code() for p in (ROOT / f).glob("*.py")}
     data = {f"nightschool/{p.relative_to(ROOT)}" for p in (ROOT / "serving" / "seedling").iterdir()}
     assert data
-    wanted = (
-        modules
-        | data
-        | {"nightschool/py.typed", "nightschool/evolve/probe.jsonl", "nightschool/migrations/script.py.mako"}
-    )
-    assert wanted <= wheel
+    probes = {"nightschool/evolve/probe.jsonl", "nightschool/evolve/sycophancy.jsonl"}
+    assert modules | data | probes | {"nightschool/py.typed", "nightschool/migrations/script.py.mako"} <= wheel
 
 
 def test_wheel_leaves_tests_and_benches_out(wheel: set[str]) -> None:
