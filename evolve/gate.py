@@ -223,7 +223,7 @@ def _answer_measures(
 
 def masked_prompts(snapshot: Snapshot) -> list[Prompt]:
     """The taught prompts whose row holds a mask, in itself or in an answer; each once."""
-    rows = (*snapshot.examples, *snapshot.pairs, *snapshot.thumbs)
+    rows: list[Example | Pair | Thumb] = [*snapshot.examples, *snapshot.pairs, *snapshot.thumbs]
     found = (row.prompt for row in rows if any(map(MASK.search, _texts(row))))
     return list({tuple(m["content"] for m in prompt): prompt for prompt in found}.values())
 
