@@ -85,11 +85,11 @@ class NightSettings:
     replay_share: float = 0.25  # as a share of the rows of each phase: the base's own text, so that it does not forget
     replay_weight: float = 1.0  # of the KL to the base on them; few examples make it greater, see trainer.suited
     # phase 2
-    preference_epochs: float = 1.0
+    preference_epochs: float = 2.0
     preference_lr: float = 1e-3
     beta: float = 0.5  # DPO on pairs
     thumb_beta: float = 0.5  # the unpaired loss on thumbs
-    sft_term: float = 2.0  # alpha, of phase 1's objective, which is per token where the others are per answer
+    sft_term: float = 5.0  # alpha, of phase 1's objective, which is per token where the others are per answer
 
 
 @dataclass(frozen=True)

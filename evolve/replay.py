@@ -26,6 +26,8 @@ MARKS = ("⟨turn⟩", "⟨reply⟩")
 def sample(student: Student, count: int, seed: int, progress: Callable[[str], None]) -> list[Example]:
     """At most `count` and `MOST` conversations of one turn, as rows of weight 1; fewer if the base rambles."""
     count = min(count, MOST)
+    if count:
+        progress(f"replay: the base writes {count} rows")
     found: dict[tuple[str, str], None] = {}  # a set that keeps its order
     student.model.eval()
     with student.model.disable_adapter():
@@ -35,7 +37,7 @@ def sample(student: Student, count: int, seed: int, progress: Callable[[str], No
                 found |= dict.fromkeys(_conversations(student, missing + missing // 4 + 4, seed * ROUNDS + round_))
     rows = list(found)[:count]
     if count:
-        progress(f"replay: {len(rows)} rows of the base's own text, {count} wanted")
+        progress(f"replay: {len(rows)} rows of {count} that were wanted")
     return [Example(_asked(turn), reply, 1.0, ()) for turn, reply in rows]
 
 

@@ -18,6 +18,7 @@ from .formats import conversation_of
 from .store import MemoryStore
 
 CONVERSATIONS_A_BATCH = 500
+CUT = "; the line ends in the middle, and a conversation is one line, or an element of an array"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def _parsed(file: str, number: int, line: bytes) -> _Record:
     try:
         return _Record(file, number, json.loads(line.decode(), parse_constant=_refused))
     except (ValueError, RecursionError) as error:
-        return _Record(file, number, error=_why(error))
+        cut = isinstance(error, json.JSONDecodeError) and error.doc and not error.doc[error.pos :].strip()
+        return _Record(file, number, error=_why(error) + (CUT if cut else ""))
 
 
 def _array(path: Path) -> Iterator[_Record]:

@@ -84,6 +84,12 @@ def test_broken_lines_are_reported_with_file_line_and_reason_and_the_others_go_i
     assert [i.session_id for i in quick_store.interactions()] == ["a", "e"]
 
 
+def test_conversation_over_several_lines_is_told_to_be_one(quick_store, tmp_path):
+    report = brought(quick_store, lines(tmp_path / "a.jsonl", *json.dumps(chat("hi", "hello"), indent=2).split("\n")))
+    assert (report.conversations, report.errors[0].line) == (0, 1)
+    assert "a conversation is one line" in report.errors[0].reason
+
+
 def test_array_goes_in_up_to_its_broken_element(quick_store, tmp_path):
     path = lines(tmp_path / "a.json", "[", json.dumps(chat("hi", "hello")) + ",", '{"messages": ]', "]")
     report = brought(quick_store, path)

@@ -37,7 +37,7 @@ def test_headers_are_those_of_the_chat_template(talker: Any) -> None:
 def test_rows_are_whole_conversations_that_say_something(talker: Any) -> None:
     lines: list[str] = []
     rows = sample(talker, 10, 0, lines.append)
-    assert 5 <= len(rows) <= 10 and f"{len(rows)} rows" in lines[0]
+    assert 5 <= len(rows) <= 10 and f"{len(rows)} rows" in lines[-1]
     for row in rows:
         (turn,) = row.prompt
         assert turn["role"] == "user" and row.weight == 1.0 and row.interaction_ids == ()
