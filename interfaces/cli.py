@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..errors import InputError, NightschoolError
 from ..memory.types import FeedbackEvent, MemoryKind
@@ -241,7 +241,7 @@ def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
     if as_json:
         show(rows, True, [])
         return
-    table = Table("adapter", "phase", "made", "verdict", "state")
+    table = Table(Column("adapter", no_wrap=True), "phase", "made", "verdict", "state")
     for row in rows:
         table.add_row(row["id"], row["phase"], when(row["created_utc"]), row["verdict"], row["state"])
     out.print(table)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..errors import InputError
 from ..evolve.report import Compared, Report
@@ -19,6 +19,7 @@ from ..evolve.types import Measure
 from .printing import when
 
 TOPICS = 12  # the rest are one line
+NIGHTS = 4  # side by side on a terminal; the page has all
 
 
 def to_json(report: Report, compared: Sequence[Compared]) -> dict[str, Any]:
@@ -37,11 +38,12 @@ def printed(report: Report, compared: Sequence[Compared], out: Console) -> None:
     _table(out, "measured on people it never saw", MEASURE_HEAD, [measure_row(m) for m in report.measures])
     _table(out, "left out", ("why", "turns"), report.excluded)
     _table(out, "cost", ("phase", "rows", "steps", "seconds", "peak MB"), phase_rows(report))
-    _table(out, "over the nights", night_head(report), night_rows(report))
+    (name, *nights), *rows = zip(night_head(report), *night_rows(report)[-NIGHTS:], strict=True)
+    _table(out, "over the nights", (Column(name, no_wrap=True), *nights), rows)
     _table(out, "held-out prompts", ("prompt", "before", "after"), [(last(c), c.before, c.after) for c in compared])
 
 
-def _table(out: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def _table(out: Console, title: str, head: Sequence[str | Column], rows: Sequence[Sequence[Any]]) -> None:
     if rows:
         table = Table(*head, title=title, title_justify="left")
         for row in rows:

@@ -117,6 +117,16 @@ def test_terminal_shows_failures_and_costs(quick_store: MemoryStore, registry: R
     assert "rejected" in text and "FAILED" in text and "[+0.100, +0.300]" in text and "700" in text
 
 
+def test_many_nights_fit_a_narrow_terminal(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
+    for _ in range(6):
+        quick_store.clock.now += 86_400
+        rejected(quick_store, registry)
+    written = StringIO()
+    print_report(report(quick_store, registry), [], Console(file=written, width=80))
+    nights = written.getvalue().split("over the nights")[1].split("held-out prompts")[0]
+    assert "learnt_preference" in nights and nights.count("rejected") == 4 and "…" not in nights
+
+
 def test_page_stands_alone_and_escapes_what_people_wrote(
     quick_store: MemoryStore, registry: Registry, night: Cycle, tmp_path: Path
 ) -> None:
