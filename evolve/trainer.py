@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 Objective = Callable[["Tensor", Batch, "Tensor"], "Tensor"]  # (A,) log-probabilities, batch, totals → loss
 
-# Parameter-tokens a minute, forward and backward, with LoRA. Measured; the plan needs a number, not a clock, so that
-# a night's result does not depend on how busy the machine is.
-SPEED = {"cpu": 1.5e12, "cuda": 1.5e15}
+# Parameter-tokens a minute, forward and backward, with LoRA. The plan needs a number, not a clock, so that a night's
+# result does not depend on how busy the machine is. Of a CPU: one thread with AVX-512, as bench/loop.py trains.
+SPEED = {"cpu": 6e11, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
 LONG = 4096  # tokens; more than any prompt of serving.parity
