@@ -217,9 +217,9 @@ def _read(path: Path) -> Any:
 
 
 class _Sparse:
-    """A unit vector from the words of a text: quick, and alike for like texts."""
+    """A unit vector from the words of a text: quick, and alike for like texts. The Censor takes it for MiniLM's."""
 
-    name, dimension = "sparse", 384
+    name, dimension = MiniLM.name, 384
 
     def embed(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         rows = np.full((len(texts), self.dimension), 1e-3, dtype=np.float32)
