@@ -47,7 +47,8 @@ Progress = Callable[[str], None]
 Objective = Callable[["Tensor", Batch, "Tensor"], "Tensor"]  # (A,) log-probabilities, batch, totals → loss
 
 # Parameter-tokens a minute, forward and backward, with LoRA. The plan needs a number, not a clock, so that a night's
-# result does not depend on how busy the machine is. Of a CPU: one thread with AVX-512, as bench/loop.py trains.
+# result does not depend on how busy the machine is. Of a CPU, roughly: one
+# thread with AVX-512 beside another, by the seconds of phase 2 in bench/loop.py. Of a card: not measured.
 SPEED = {"cpu": 6e11, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
