@@ -38,7 +38,6 @@ WRONGLY_CORRECTED_SHARE = 0.1  # of corrections
 REACTING_SHARE = 0.4  # of the rest
 POLITE_SHARE = 0.1  # of those who react to what did not satisfy: they say thanks
 TAKEN_OVER_SHARE = 0.5  # of complaints: a person at the desk answers
-KNOWING_SHARE = 0.4  # of what people at the desk answer: they know the voice
 WRONG_SHARE, RAMBLING_SHARE = 0.08, 0.08  # of what they answer
 
 
@@ -308,13 +307,11 @@ def written(topic: Topic, manner: frozenset[str], fact: str | None = None) -> st
     return opening + told + (WARM if "warm" in manner else "")
 
 
-def desk(random: Random, topic: Topic, voice: Voice) -> str:
-    """What a person at the desk answers: in the manner that fits the voice, or in a manner of their own."""
+def desk(random: Random, topic: Topic) -> str:
+    """What a person at the desk answers, in a manner of their own: who likes which, only reactions tell."""
     if random.random() < RAMBLING_SHARE:
         return random.choice(RAMBLING)
     manner = {m for m in ("reason", "formal", "casual", "warm", "old", "steps") if random.random() < 0.4}
-    if random.random() < KNOWING_SHARE:
-        manner = {*voice.likes, "steps"}
     return written(topic, frozenset(manner), topic.wrong if random.random() < WRONG_SHARE else None)
 
 
@@ -390,7 +387,7 @@ def _react(random: Random, visit: Visit, asked: Asked, found: Sequence[str], ple
     fault = found[0] if found else "wrong"
     visit.say("user", random.choice(COMPLAINTS[fault]) + random.choice(asked.topic.asked))
     if random.random() < TAKEN_OVER_SHARE:
-        answer = desk(random, asked.topic, asked.person.voice)
+        answer = desk(random, asked.topic)
         visit.say("assistant", answer)
         if faults(answer, asked.person, asked.topic) == [] and not asked.person.hostile:
             visit.say("user", random.choice(PLEASED))
@@ -400,6 +397,6 @@ def earlier(seed: int, crowd: Sequence[Person], count: int) -> list[Conversation
     """The month before the first day, when people at the desk answered alone."""
     found = []
     for number, asked in enumerate(questions(seed, 0, crowd, count)):
-        answer = desk(Random(f"desk {seed} {number}"), asked.topic, asked.person.voice)
+        answer = desk(Random(f"desk {seed} {number}"), asked.topic)
         found.append(met(seed, 0, number, asked, answer))
     return found
