@@ -54,7 +54,6 @@ from nightschool.content import Message
 from nightschool.evolve import dataset, dpo, gate, replay, sft
 from nightschool.evolve.registry import Registry, ensure_loaded
 from nightschool.evolve.types import Adapter, Snapshot, Verdict
-from nightschool.memory.conversations import Conversation
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.types import with_notes
 from nightschool.sdk import Assistant
@@ -184,20 +183,10 @@ class World:
         asked = simulated.questions(self.seed, day, self.people, self.sizes.daily)
         replies = self.answers(asked, self.live)
         visits = enumerate(zip(asked, replies, strict=True))
-        conversations = [simulated.met(self.seed, day, n, a, reply) for n, (a, reply) in visits]
-        for conversation in conversations:
-            self._answered(conversation)
-        self._keep(conversations)
+        self._keep([simulated.met(self.seed, day, n, a, reply) for n, (a, reply) in visits])
         self.now += simulated.DAY - 1
 
-    def _answered(self, conversation: Conversation) -> None:
-        """The first reply as `Assistant.reply` records it, with the adapter that gave it."""
-        asked, reply = conversation.messages[:2]
-        given = {**conversation.owner._asdict(), "created_utc": conversation.created_utc[0]}
-        adapter = self.live.id if self.live else None
-        self.assistant.store.record([asked], reply["content"], adapter_id=adapter, **given)
-
-    def _keep(self, conversations: Sequence[Conversation]) -> None:
+    def _keep(self, conversations: Sequence[Any]) -> None:
         if errors := self.assistant.store.record_many(conversations).errors:
             raise next(iter(errors.values()))
 

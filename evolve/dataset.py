@@ -36,7 +36,7 @@ from .curation import CURATION, as_taught, curate
 from .expansion import Author, Expansion
 from .prompts import Prompts
 from .reception import read, reader_at_hand
-from .types import LATER, Example, Judged, Pair, Snapshot, Thumb, without_nothing
+from .types import Example, Judged, Pair, Snapshot, Thumb, without_nothing
 from .weights import balanced, example_weight, limit_marked, limit_share, normalise, thumb_weight
 
 if TYPE_CHECKING:
@@ -234,7 +234,6 @@ def _judged(answers: Sequence[Answer], prompts: Prompts, cluster_of: ClusterOf) 
             cluster=cluster_of(a.interaction),
             interaction_ids=a.sources,
             correction_id=a.correction_id,
-            adapter_id=None if a.correction_id else a.interaction.adapter_id,
         )
         for a in answers
     )
@@ -274,9 +273,9 @@ def resolve(rows: Sequence[Mapping[str, Any]], prompts: Prompts, texts: Mapping[
     _require_remembered(rows, prompts, texts)
     parts: dict[str, list[Any]] = {part: [] for part in PARTS}
     for row in rows:
-        names = {f.name for f in fields(PARTS[row["part"]])} - TEXT
-        kept = {name: row[name] for name in names if name in row or name not in LATER}
-        kept |= {name: tuple(kept[name]) for name in ("interaction_ids", "draft_ids") if name in kept}
+        names = {f.name for f in fields(PARTS[row["part"]])} - TEXT - {"draft_ids"}
+        kept = {name: row[name] for name in names} | {"interaction_ids": tuple(row["interaction_ids"])}
+        kept |= {"draft_ids": tuple(row["draft_ids"])} if row.get("draft_ids") else {}
         parts[row["part"]].append(PARTS[row["part"]](**_text(row, prompts, texts), **kept))
     examples, pairs, thumbs, held_out = (tuple(parts[part]) for part in PARTS)
     return Snapshot(examples, pairs, thumbs, held_out)

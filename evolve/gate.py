@@ -7,9 +7,7 @@ Everything is scored through the engine that serves. A written rule a measure de
   ones; the area under the ROC curve, .5 by chance, must have an interval above .5.
 - `preference`: non-inferiority. The same area by log-probability per token, candidate against incumbent: it may fall by
   at most `max_preference_fall`.
-- `liked_nll`: non-inferiority. Nats per token on liked held-out answers may rise by at most `max_nll_rise`. What the
-  incumbent itself said is left out, where enough else is liked: it was its likeliest answer, so whatever answers
-  otherwise, for better or worse, would look worse by it.
+- `liked_nll`: non-inferiority. Nats per token on liked held-out answers may rise by at most `max_nll_rise`.
 - `gain`: one of the last two must be better than the incumbent, with an interval that leaves out 0.
 - `probe_nll`: non-inferiority. On a fixed text that no night trains on, NLL relative to the base may rise by at most
   `max_probe_rise`; always against the base, so that drift cannot creep in over nights.
@@ -132,7 +130,7 @@ def _held_out_measures(
     liked = np.array([h.liked for h in held_out])
     draws = cluster_draws([h.cluster for h in held_out], settings.bootstrap)
     preference = _preference(after, before, liked, draws, settings)
-    nll = _liked_nll(after, before, _liked_of_others(held_out, incumbent, settings), draws, settings)
+    nll = _liked_nll(after, before, liked.astype(float), draws, settings)
     return (_learnt_preference(after, reference, liked, draws, settings), preference, nll, _gain(preference, nll))
 
 
@@ -161,13 +159,6 @@ def _preference(
     change, most = candidate - incumbent, settings.max_preference_fall
     rule = f"falls by at most {most}"
     return Measure("preference", incumbent, candidate, change, low, high, change >= -most, rule)
-
-
-def _liked_of_others(held_out: Sequence[Judged], incumbent: str | None, settings: GateSettings) -> Vector:
-    """1 for each liked answer that is not the incumbent's own, or for each liked one if too few people have others."""
-    others = np.array([h.liked and (incumbent is None or h.adapter_id != incumbent) for h in held_out], float)
-    clusters = {h.cluster for h, other in zip(held_out, others, strict=True) if other}
-    return others if len(clusters) >= settings.min_clusters else np.array([float(h.liked) for h in held_out])
 
 
 def _liked_nll(

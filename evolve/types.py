@@ -65,7 +65,6 @@ class Judged:
     cluster: str
     interaction_ids: tuple[str, ...]
     correction_id: str | None = None  # the feedback whose correction is the completion
-    adapter_id: str | None = None  # whose words the completion is; none of the base's or a person's
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,9 @@ class Excluded:
     interaction_ids: tuple[str, ...]
 
 
-LATER = ("draft_ids", "adapter_id")  # fields that rows had not at first
-
-
 def without_nothing(row: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a row; one to which none of the later ones applies has those, and the id, that it always had."""
-    return {name: value for name, value in row.items() if name not in LATER or value}
+    """The fields of a row; a pair that is not synthetic has those, and the id, that it had before there were any."""
+    return {name: value for name, value in row.items() if name != "draft_ids" or value}
 
 
 @dataclass(frozen=True)

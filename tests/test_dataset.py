@@ -853,21 +853,6 @@ def test_the_store_freezes_to_rows_that_the_registry_keeps_and_the_same_id_comes
     assert freeze(store, store.settings, now=NOW + DAY).id == snapshot.id
 
 
-def test_what_is_held_out_names_the_adapter_that_said_it_and_a_correction_names_none(store: MemoryStore):
-    for n in range(20):
-        turn: list[Message] = [{"role": "user", "content": f"How much is the bell number {n}?"}]
-        by = "b2:live" if n % 2 else None
-        said = store.record(turn, f"It is {n} euros.", user_id=f"u{n}", session_id="s", adapter_id=by)
-        store.rate(said.id, rating=1.0 if n % 3 else -1.0, correction=None if n % 5 else f"It is {n} crowns.")
-    dataset = replace(store.settings.dataset, held_out_share=0.9)
-    frozen = freeze(store, replace(store.settings, dataset=dataset), now=store.clock())
-    authors = {h.completion: h.adapter_id for h in frozen.held_out if h.completion.startswith("It is ")}
-    odd = {text: int(text.split()[2]) % 2 == 1 and "euros" in text for text in authors}
-    assert len(set(odd.values())) == 2 and any("crowns" in text for text in authors)
-    assert authors == {text: "b2:live" if by_adapter else None for text, by_adapter in odd.items()}
-    assert from_rows(store, to_rows(frozen)).id == frozen.id
-
-
 def test_forgetting_in_the_store_leaves_every_future_snapshot(store: MemoryStore):
     before = freeze(store, store.settings, now=NOW)
     gone = next(e for e in before.examples if len(e.interaction_ids) > 1).interaction_ids[-1]

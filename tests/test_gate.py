@@ -123,25 +123,6 @@ def test_candidate_that_makes_liked_answers_less_likely_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=-0.3, disliked=-0.9))) == {"liked_nll"}
 
 
-@pytest.mark.parametrize(
-    ("author", "clusters", "expected"),
-    [
-        ("old", 12, set()),
-        ("older", 12, {"liked_nll"}),
-        (None, 12, {"liked_nll"}),
-        ("old", QUICK.min_clusters - 1, {"liked_nll"}),  # too few people have others
-    ],
-)
-def test_what_the_incumbent_said_itself_does_not_speak_against_another(
-    author: str | None, clusters: int, expected: set[str]
-) -> None:
-    engine = ChosenEngine(liked=0.3, disliked=-0.9)
-    engine.moves["own"] = -0.8
-    others = snapshot(clusters).held_out
-    own = [Judged(h.prompt, "own", True, f"u{i % 12}", (), adapter_id=author) for i, h in enumerate(others[::2])]
-    assert failed(verdict(engine, Snapshot((), (), (), (*others, *own)))) == expected
-
-
 def test_candidate_that_forgets_the_probe_text_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, probe=-0.5))) == {"probe_nll"}
 
