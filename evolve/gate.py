@@ -2,13 +2,13 @@
 
 Everything is scored through the engine that serves. A written rule a measure decides, and all must pass:
 
-- `learnt_preference`: superiority. What phase 2 learnt must hold for people it never saw: the implicit reward, by how
-  much a held-out answer's log-probability rose from phase 1 to the candidate, must rank liked answers above disliked
-  ones; the area under the ROC curve, .5 by chance, must have an interval above .5.
-- `preference`: non-inferiority. The same area by log-probability per token, candidate against incumbent: it may fall by
-  at most `max_preference_fall`.
-- `liked_nll`: non-inferiority. Nats per token on liked held-out answers may rise by at most `max_nll_rise`.
-- `gain`: one of the last two must be better than the incumbent, with an interval that leaves out 0.
+- `preference`: superiority. By how much a held-out answer's log-probability rose, per token, must rank liked answers
+  above disliked ones, of people it never saw: the area under the ROC curve, .5 by chance, must have an interval above
+  .5. The rise is over the incumbent; where the base serves it is over phase 1, since over the base whatever has the
+  form of an answer here rises.
+- `liked_nll`: non-inferiority. Nats per token on liked held-out answers may rise over the incumbent's by at most
+  `max_nll_rise`, with the whole of the interval. It does not decide what is better, since a few odd answers that
+  somebody liked weigh more in it than all usual ones (bench/results/learning.md).
 - `probe_nll`: non-inferiority. On a fixed text that no night trains on, NLL relative to the base may rise by at most
   `max_probe_rise`; always against the base, so that drift cannot creep in over nights.
 - `empty_answers`: no more empty answers to held-out prompts than the incumbent gives.
@@ -125,40 +125,22 @@ def _held_out_measures(
 ) -> tuple[Measure, ...]:
     prompts, answers = [h.prompt for h in held_out], [h.completion for h in held_out]
     after, before, reference = (
-        _scores(engine, prompts, answers, adapter) for adapter in (candidate.id, incumbent, candidate.parent_id)
+        _scores(engine, prompts, answers, adapter)
+        for adapter in (candidate.id, incumbent, incumbent or candidate.parent_id)
     )
     liked = np.array([h.liked for h in held_out])
     draws = cluster_draws([h.cluster for h in held_out], settings.bootstrap)
-    preference = _preference(after, before, liked, draws, settings)
     nll = _liked_nll(after, before, liked.astype(float), draws, settings)
-    return (_learnt_preference(after, reference, liked, draws, settings), preference, nll, _gain(preference, nll))
-
-
-def _gain(preference: Measure, nll: Measure) -> Measure:
-    """The better proven of the two: how far its interval is from 0, in the direction of better."""
-    best = max((preference.low, preference), (-nll.high, nll), key=lambda pair: pair[0])
-    m = best[1]
-    return Measure("gain", m.incumbent, m.candidate, m.change, m.low, m.high, best[0] > 0, f"{m.name} is better")
-
-
-def _learnt_preference(
-    after: _Scored, reference: _Scored, liked: NDArray[np.bool_], draws: NDArray[np.int64], settings: GateSettings
-) -> Measure:
-    reward = after.logprob - reference.logprob
-    value = auc(reward, liked)
-    low, high = interval(weighted_auc(reward, liked, draws) - 0.5, settings.confidence)
-    return Measure("learnt_preference", 0.5, value, value - 0.5, low, high, low > 0, "interval above .5")
+    return (_preference(after, reference, liked, draws, settings), nll)
 
 
 def _preference(
-    after: _Scored, before: _Scored, liked: NDArray[np.bool_], draws: NDArray[np.int64], settings: GateSettings
+    after: _Scored, reference: _Scored, liked: NDArray[np.bool_], draws: NDArray[np.int64], settings: GateSettings
 ) -> Measure:
-    old, new = before.logprob / before.tokens, after.logprob / after.tokens
-    incumbent, candidate = auc(old, liked), auc(new, liked)
-    low, high = interval(weighted_auc(new, liked, draws) - weighted_auc(old, liked, draws), settings.confidence)
-    change, most = candidate - incumbent, settings.max_preference_fall
-    rule = f"falls by at most {most}"
-    return Measure("preference", incumbent, candidate, change, low, high, change >= -most, rule)
+    rise = (after.logprob - reference.logprob) / after.tokens
+    value = auc(rise, liked)
+    low, high = interval(weighted_auc(rise, liked, draws) - 0.5, settings.confidence)
+    return Measure("preference", 0.5, value, value - 0.5, low, high, low > 0, "interval above .5")
 
 
 def _liked_nll(

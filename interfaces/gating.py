@@ -74,21 +74,13 @@ def in_words(m: Measure) -> str:
 
 
 WORDS: dict[str, Callable[[Measure], str]] = {
-    "learnt_preference": lambda m: (
-        f"of two answers to people it never saw, one liked and one not, phase 2 favoured the liked one in"
-        f" {m.candidate:.0%} of cases (50% is chance; {0.5 + m.low:.0%} to {0.5 + m.high:.0%})"
-    ),
     "preference": lambda m: (
-        f"the liked one of two such answers is the likelier one in {m.candidate:.0%} of cases, it was"
-        f" {m.incumbent:.0%} (change {m.change:+.0%}, {m.low:+.0%} to {m.high:+.0%})"
+        f"of two answers to people it never saw, one liked and one not, the liked one gained more in"
+        f" {m.candidate:.0%} of cases (50% is chance; {0.5 + m.low:.0%} to {0.5 + m.high:.0%})"
     ),
     "liked_nll": lambda m: (
         f"a liked answer costs {m.candidate:.2f} nats a token, it was {m.incumbent:.2f}"
         f" (change {m.change:+.2f}, {m.low:+.2f} to {m.high:+.2f})"
-    ),
-    "gain": lambda m: (
-        f"the better proven gain is {m.rule.removesuffix(' is better')}: {m.incumbent:.3f} to {m.candidate:.3f}"
-        f" ({m.low:+.3f} to {m.high:+.3f})"
     ),
     "probe_nll": lambda m: (
         f"ordinary talk that no night trains on became {abs(m.change):.1%} {'harder' if m.change > 0 else 'easier'} to"

@@ -156,7 +156,7 @@ def _intervals(measures: Sequence[Measure]) -> str:
 def _curve(report: Report) -> str:
     from matplotlib.figure import Figure
 
-    names = [m.name for m in report.measures if m.name != "gain"]
+    names = [m.name for m in report.measures]
     figure = Figure(figsize=(7, 1.6 * len(names)), layout="constrained")
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
         nights = [n for n in report.nights if name in n.measures]

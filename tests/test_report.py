@@ -20,7 +20,7 @@ from nightschool.memory.store import MemoryStore
 from rich.console import Console
 
 MEASURES = (
-    Measure("learnt_preference", 0.5, 0.7, 0.2, 0.1, 0.3, True, "interval above .5"),
+    Measure("preference", 0.5, 0.7, 0.2, 0.1, 0.3, True, "interval above .5"),
     Measure("probe_nll", 4.0, 4.4, 0.1, 0.05, 0.15, False, "at most 5% above the base"),
 )
 
@@ -124,7 +124,7 @@ def test_many_nights_fit_a_narrow_terminal(quick_store: MemoryStore, registry: R
     written = StringIO()
     print_report(report(quick_store, registry), [], Console(file=written, width=80))
     nights = written.getvalue().split("over the nights")[1].split("held-out prompts")[0]
-    assert "learnt_preference" in nights and nights.count("rejected") == 4 and "…" not in nights
+    assert "preference" in nights and nights.count("rejected") == 4 and "…" not in nights
 
 
 def test_page_stands_alone_and_escapes_what_people_wrote(
