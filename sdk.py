@@ -6,16 +6,16 @@ returned.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from .content import Message
-from .errors import GateRefused, InputError, ServingError, SettingsError
+from .errors import InputError, SettingsError
 from .memory.types import (
     DEFAULT_USER,
     Feedback,
@@ -31,13 +31,13 @@ from .memory.types import (
 from .settings import ServingSettings, Settings, load_settings
 
 if TYPE_CHECKING:
+    from .evolve.live import Live
     from .evolve.registry import Registry
     from .memory.store import MemoryStore
     from .serving.engine import Engine
 
 P = ParamSpec("P")
 R = TypeVar("R")
-log = logging.getLogger("nightschool")
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class Assistant:
         self.settings, self.store, self.registry = settings, store, registry
         self._engine = engine
         self._opened_engine: Engine | None = None  # by us, so ours to close
+        self._opening = RLock()
+        self._live: Live | None = None
         self._session_id = uuid4().hex
-        self._served: str | None = None
 
     def __enter__(self) -> Assistant:
         return self
@@ -95,9 +96,19 @@ class Assistant:
     @property
     def engine(self) -> Engine:
         """The serving engine, loaded when first needed."""
-        if self._engine is None:
-            self._engine = self._opened_engine = _opened(self.settings.serving)
-        return self._engine
+        with self._opening:
+            if self._engine is None:
+                self._engine = self._opened_engine = _opened(self.settings.serving)
+            return self._engine
+
+    def _following(self) -> Live:
+        """The live adapter in `engine`."""
+        from .evolve.live import Live
+
+        with self._opening:
+            if self._live is None:
+                self._live = Live(self.registry, self.engine, self.settings.serving.parity_tolerance)
+            return self._live
 
     # -- the day ---
 
@@ -115,9 +126,9 @@ class Assistant:
         found = self.recall(text, user_id=user_id, agent_id=agent_id)
         memories = [r.memory for r in found if r.memory.session_id != session or r.memory.kind == "note"]
         prompt = with_notes([*said, *turn], [m.text for m in memories])
-        adapter_id = self._serving()
         sampling = Sampling(self.settings.serving.max_tokens, self.settings.serving.temperature)
-        (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
+        with self._following().hold() as adapter_id:
+            (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
         memory_ids = tuple(m.id for m in memories)
         interaction = self.store.record(
             turn,
@@ -232,25 +243,6 @@ class Assistant:
             return self.store.forget_apply(plan)
         finally:  # the rows may be gone although their bytes could not be erased yet
             self.registry.withdraw_tainted()
-
-    # -- the live adapter ---
-
-    def _serving(self) -> str | None:
-        """The id of the live adapter, loaded; the base if it cannot be, with a warning that says why."""
-        from .evolve.registry import ensure_loaded
-
-        adapter = self.registry.live()
-        if adapter is None:
-            return None
-        try:
-            ensure_loaded(self.engine, adapter, self.settings.serving.parity_tolerance)
-        except (GateRefused, ServingError) as error:
-            log.warning("the base answers, since the live adapter is refused: %s", error)
-            return None
-        served, self._served = self._served, adapter.id
-        if served and served != adapter.id and served in self.engine.adapters():
-            self.engine.unload(served)
-        return adapter.id
 
 
 def _opened(serving: ServingSettings) -> Engine:

@@ -75,8 +75,10 @@ def read_adapter(folder: Path) -> Adapter:
     manifest = folder / MANIFEST
     if not manifest.exists():
         raise GateRefused(f"{folder.name}: no {MANIFEST}, so the adapter is incomplete; run `nightschool night` again")
-    data = json.loads(manifest.read_text(encoding="utf-8"))
-    adapter = Adapter(path=folder, **data)
+    try:
+        adapter = Adapter(path=folder, **json.loads(manifest.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or not these fields
+        raise GateRefused(f"{folder.name}: {MANIFEST} is damaged: {error}; run `nightschool audit verify`") from error
     found = files_id([folder / WEIGHTS]) if (folder / WEIGHTS).exists() else "missing"
     if found != adapter.id:
         raise GateRefused(

@@ -15,6 +15,7 @@ from ..content import Message
 from ..memory.store import MemoryStore
 from ..serving.engine import Engine, Sampling
 from . import dataset
+from .live import for_now
 from .registry import Registry, ensure_loaded
 from .types import Adapter, Cycle, Judged, Measure
 
@@ -130,14 +131,15 @@ def side_by_side(
         return []
     verdict = registry.cycle_verdict(cycle)
     incumbent = verdict.incumbent_id if verdict else None
-    for adapter_id in filter(None, (incumbent, cycle.candidate_id)):
-        ensure_loaded(engine, registry.adapter(adapter_id), tolerance)
     held_out = dataset.from_rows(store, registry.snapshot_rows(cycle.snapshot_id)).held_out
     prompts = [row.prompt for row in _one_a_cluster(held_out)[:count]]
     sampling = Sampling(max_tokens=48)
-    before, after = (
-        engine.generate(prompts, adapter=adapter, sampling=sampling) for adapter in (incumbent, cycle.candidate_id)
-    )
+    with for_now(engine, registry):
+        for adapter_id in filter(None, (incumbent, cycle.candidate_id)):
+            ensure_loaded(engine, registry.adapter(adapter_id), tolerance)
+        before, after = (
+            engine.generate(prompts, adapter=a, sampling=sampling) for a in (incumbent, cycle.candidate_id)
+        )
     return [Compared(p, b, a) for p, b, a in zip(prompts, before, after, strict=True)]
 
 

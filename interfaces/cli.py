@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from ..errors import InputError, NightschoolError
+from ..errors import GateRefused, InputError, NightschoolError, NotFound, ServingError
 from ..memory.types import FeedbackEvent, MemoryKind
 from ..settings import load_settings
 from .bases import bases, serve
@@ -440,14 +440,19 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """What a night was: what it was taught, what the gate measured, answers before and after, what it cost."""
+    from ..evolve.report import Compared, side_by_side
     from ..evolve.report import report as gather
-    from ..evolve.report import side_by_side
     from . import reporting
 
     with assistant(home) as n:
         found = gather(n.store, n.registry, cycle)
         tolerance = n.settings.serving.parity_tolerance
-        compared = side_by_side(n.store, n.registry, n.engine, found.cycle, examples, tolerance) if examples else []
+        compared: list[Compared] = []
+        try:
+            if examples:
+                compared = side_by_side(n.store, n.registry, n.engine, found.cycle, examples, tolerance)
+        except (NotFound, GateRefused, ServingError) as error:  # forgotten since, or of another base
+            err.print(f"no answers side by side: {error}", markup=False, highlight=False)
     if html:
         reporting.write_html(found, compared, html)
         err.print(f"written: {html}", markup=False, highlight=False)

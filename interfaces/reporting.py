@@ -90,7 +90,7 @@ def night_head(report: Report) -> tuple[str, ...]:
 
 
 def night_rows(report: Report) -> list[tuple[str, ...]]:
-    names = [m.name for m in report.measures]
+    names = list(dict.fromkeys(name for night in report.nights for name in night.measures))
     return [
         (when(n.started_utc), n.outcome, *(f"{n.measures[k]:.3f}" if k in n.measures else "" for k in names))
         for n in report.nights
@@ -156,7 +156,7 @@ def _intervals(measures: Sequence[Measure]) -> str:
 def _curve(report: Report) -> str:
     from matplotlib.figure import Figure
 
-    names = [m.name for m in report.measures]
+    names = list(dict.fromkeys(name for night in report.nights for name in night.measures))
     figure = Figure(figsize=(7, 1.6 * len(names)), layout="constrained")
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
         nights = [n for n in report.nights if name in n.measures]

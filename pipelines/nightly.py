@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from ..errors import NotFound
+from ..errors import GateRefused, NotFound, ServingError
 from ..evolve import dataset, gate
 from ..evolve.expansion import base_of
+from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
 from ..evolve.registry import Registry, ensure_loaded, intact
 from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
@@ -52,9 +53,10 @@ def _night(
     if known:
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
     candidate = known or _learn(snapshot, registry, settings, progress)
-    verdict = _judge(candidate, snapshot, probes, registry, engine, settings, progress)
-    registry.update_cycle(cycle_id, candidate_id=candidate.id)
-    _decide(candidate, verdict, registry, progress)
+    with for_now(engine, registry):
+        verdict = _judge(candidate, snapshot, probes, registry, engine, settings, progress)
+        registry.update_cycle(cycle_id, candidate_id=candidate.id)
+        _decide(candidate, verdict, registry, progress)
 
 
 def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, base_id: str) -> Adapter | None:
@@ -143,21 +145,33 @@ def _judge(
     settings: Settings,
     progress: Progress,
 ) -> Verdict:
-    incumbent = registry.live()
-    if incumbent and incumbent.id == candidate.id:  # judged again, by new rules: against what it took over from
-        incumbent = registry.predecessor(candidate.id)
-    if incumbent and incumbent.base_id != engine.base_id:
-        progress(f"{incumbent.id} was trained on another base, {incumbent.base_id}, and cannot be compared with")
-        incumbent = None
     grounded = registry.adapter(candidate.parent_id) if candidate.parent_id else None
-    for adapter in filter(None, (candidate, grounded, incumbent)):
+    for adapter in filter(None, (candidate, grounded)):
         ensure_loaded(engine, adapter, settings.serving.parity_tolerance)
+    incumbent = _incumbent(candidate, registry, engine, settings, progress)
     progress(f"judging against {incumbent.id if incumbent else 'the base'}")
     verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate, probes)
     registry.add_verdict(verdict)
     for reason in verdict.reasons:
         progress(f"  {reason}")
     return verdict
+
+
+def _incumbent(
+    candidate: Adapter, registry: Registry, engine: Engine, settings: Settings, progress: Progress
+) -> Adapter | None:
+    """What serves, loaded; what served before it where it cannot be compared with; None is the base."""
+    found = registry.live()
+    if found and found.id == candidate.id:  # judged again, by new rules: against what it took over from
+        found = registry.predecessor(found.id)
+    while found:
+        try:
+            ensure_loaded(engine, found, settings.serving.parity_tolerance)
+            return found
+        except (GateRefused, ServingError) as error:
+            progress(f"{found.id} cannot be compared with: {error}")
+            found = registry.predecessor(found.id)
+    return None
 
 
 def _decide(candidate: Adapter, verdict: Verdict, registry: Registry, progress: Progress) -> None:

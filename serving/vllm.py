@@ -8,6 +8,7 @@ call ends on the adapter it started with, also when it is unloaded meanwhile or 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any, TypeVar
 
 from ..errors import ServingError
@@ -30,6 +31,7 @@ except ModuleNotFoundError as error:
     raise ServingError(f"the vllm engine needs {error.name}; run `pip install 'nightschool[serve]'`") from error
 
 T = TypeVar("T")
+log = logging.getLogger("nightschool")
 DEFAULT = Sampling()
 CALLS = 64  # at a time; the server batches them
 
@@ -75,7 +77,8 @@ class VLLMEngine:
         self._paths: dict[str, Path] = {}  # adapter id → its folder; what should be loaded
         self._leases: Counter[str] = Counter()
         self._leaving: set[str] = set()
-        self._lock = RLock()
+        self._lock = RLock()  # of the three above, never held while the server is asked
+        self._changing = Lock()  # one load or unload at a time
 
     def close(self) -> None:
         self._client.close()
@@ -144,20 +147,22 @@ class VLLMEngine:
 
     def load(self, adapter_id: str, path: Path) -> None:
         """Have the server load the adapter in `path`, which it must see under the same name."""
-        with self._lock:
-            self._leaving.discard(adapter_id)
-            if adapter_id in self._paths:
-                return
+        with self._changing:
+            with self._lock:
+                self._leaving.discard(adapter_id)
+                if adapter_id in self._paths:
+                    return
             self._check_base(adapter_id, path)
             self._load(adapter_id, path)
-            self._paths[adapter_id] = path
+            with self._lock:
+                self._paths[adapter_id] = path
 
     def unload(self, adapter_id: str) -> None:
         """Answer no new call with it; the server drops it when the running ones have ended."""
         with self._lock:
             self._require(adapter_id)
             self._leaving.add(adapter_id)
-            self._drop_unused(adapter_id)
+        self._drop_unused(adapter_id)
 
     @contextmanager
     def _lease(self, adapter: str | None) -> Iterator[str]:
@@ -172,21 +177,34 @@ class VLLMEngine:
         finally:
             with self._lock:
                 self._leases[adapter] -= 1
+            try:
                 self._drop_unused(adapter)
+            except ServingError as error:  # an answer that is whole is not lost by it
+                log.warning("adapter %s could not be unloaded: %s", adapter, error)
 
     def _require(self, adapter_id: str) -> None:
         if adapter_id not in self.adapters():
             raise ServingError(f"adapter {adapter_id} is not loaded; loaded: {', '.join(self.adapters()) or 'none'}")
 
     def _drop_unused(self, adapter_id: str) -> None:
-        if adapter_id in self._leaving and not self._leases[adapter_id]:
-            self._leaving.discard(adapter_id)
-            del self._paths[adapter_id]
+        with self._lock:
+            if adapter_id not in self._leaving:
+                return
+        with self._changing:
+            with self._lock:
+                if adapter_id not in self._leaving or self._leases[adapter_id]:
+                    return
+                self._leaving.discard(adapter_id)
+                del self._paths[adapter_id]
             self._send("/v1/unload_lora_adapter", {"lora_name": adapter_id}, missing_is_fine=True)
 
     def _check_base(self, adapter_id: str, path: Path) -> None:
-        manifest = path / "adapter.json"
-        made_for = json.loads(manifest.read_text(encoding="utf-8"))["base_id"] if manifest.exists() else self._base_id
+        manifest, made_for = path / "adapter.json", self._base_id
+        try:
+            if manifest.exists():
+                made_for = json.loads(manifest.read_text(encoding="utf-8"))["base_id"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ServingError(f"adapter {adapter_id}: {manifest} is damaged: {error}") from error
         if made_for != self._base_id:
             raise ServingError(
                 f"adapter {adapter_id} was trained on base {made_for}, but {self._base_id} is serving;"
@@ -231,8 +249,10 @@ class VLLMEngine:
         return choice
 
     def _load_again(self, model: str) -> None:
-        with self._lock:
-            if path := self._paths.get(model):
+        with self._changing:
+            with self._lock:
+                path = self._paths.get(model)
+            if path:
                 self._load(model, path)
 
     def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Iterator[str]:

@@ -221,10 +221,11 @@ def test_adapter_of_another_base_is_no_incumbent(assistant: Assistant, monkeypat
     other = replace(live, base_id="b2:other")
     monkeypatch.setattr(Registry, "live", lambda self: other)
     monkeypatch.setattr(nightly, "_withdrawn", lambda registry: set())
-    monkeypatch.setattr(Registry, "predecessor", lambda self, adapter_id: other)
+    steps = iter([other, None])
+    monkeypatch.setattr(Registry, "predecessor", lambda self, adapter_id: next(steps))
     assistant.settings = replace(assistant.settings, gate=replace(GATE, bootstrap=201))
     said: list[str] = []
     cycle = night(assistant, said)
-    assert any("another base" in line for line in said)
+    assert any("cannot be compared with" in line and "b2:other" in line for line in said)
     verdict = assistant.registry.cycle_verdict(cycle)
     assert verdict and verdict.incumbent_id is None

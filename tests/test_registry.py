@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from nightschool.errors import GateRefused, NotFound
-from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, ensure_loaded, read_adapter, seal
+from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, ensure_loaded, intact, read_adapter, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.tables import Base, ReceiptRow
 from sqlalchemy import create_engine
@@ -120,6 +120,15 @@ def test_rollback_passes_over_tainted_adapters(registry: Registry) -> None:
     promoted(registry, b"three")
     registry.taint(two.id, "a turn was forgotten")
     assert registry.rollback() == one
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"id": 1}', b"\xff"])
+def test_damaged_manifest_is_refused_by_name(registry: Registry, text: bytes) -> None:
+    adapter = trained(registry, b"one")
+    (adapter.path / MANIFEST).write_bytes(text)
+    with pytest.raises(GateRefused, match="is damaged"):
+        read_adapter(adapter.path)
+    assert not intact(adapter.path)
 
 
 def test_tainted_live_adapter_stops_serving_and_its_clean_predecessor_returns(registry: Registry) -> None:

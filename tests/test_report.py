@@ -39,6 +39,9 @@ class NamingEngine:
     def load(self, adapter_id: str, path: Path) -> None:
         self.loaded.append(adapter_id)
 
+    def unload(self, adapter_id: str) -> None:
+        self.loaded.remove(adapter_id)
+
     def generate(
         self, prompts: Sequence[Sequence[Message]], *, adapter: str | None = None, sampling: object = None
     ) -> list[str]:
@@ -137,6 +140,24 @@ def test_page_stands_alone_and_escapes_what_people_wrote(
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 2 and "&lt;i&gt;wheel" in page and "<i>wheel" not in page and "<b>base" not in page
     assert not re.search(r"<script|<link|src=|href=\"http", page)
+
+
+def test_page_of_a_night_that_was_not_judged_shows_the_curve_of_those_before(
+    quick_store: MemoryStore, registry: Registry, night: Cycle, tmp_path: Path
+) -> None:
+    quick_store.clock.now += 86_400
+    rejected(quick_store, registry)
+    quick_store.clock.now += 86_400
+    write_html(report(quick_store, registry, registry.open_cycle()), [], tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("<svg") == 1
+
+
+def test_what_was_loaded_for_the_examples_leaves_the_engine(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    engine = NamingEngine()
+    assert side_by_side(quick_store, registry, engine, night, 3, 0.1)
+    assert engine.loaded == []
 
 
 def test_json_holds_all_of_it(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:

@@ -1,0 +1,180 @@
+"""The live adapter, followed while threads answer with it; the registry and its files are real."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event, Lock
+
+import pytest
+from nightschool.errors import ServingError
+from nightschool.evolve import live as following
+from nightschool.evolve.live import Live, for_now
+from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
+from nightschool.memory.store import MemoryStore
+
+
+class StrictEngine:
+    """Knows what is loaded, refuses what is not, and takes `pause` seconds to load."""
+
+    base_id = "base"
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.loaded: set[str] = set()
+        self.lock, self.pause = Lock(), pause
+        self.broken = False
+        self.loading = Event()
+
+    def adapters(self) -> list[str]:
+        with self.lock:
+            return list(self.loaded)
+
+    def load(self, adapter_id: str, path: Path) -> None:
+        if self.broken:
+            raise ServingError("the server is down")
+        self.loading.set()
+        time.sleep(self.pause)
+        with self.lock:
+            self.loaded.add(adapter_id)
+
+    def unload(self, adapter_id: str) -> None:
+        with self.lock:
+            self.loaded.remove(adapter_id)
+
+    def answer(self, adapter_id: str | None) -> None:
+        with self.lock:
+            if adapter_id is not None and adapter_id not in self.loaded:
+                raise ServingError(f"adapter {adapter_id} is not loaded")
+
+
+@pytest.fixture
+def registry(quick_store: MemoryStore) -> Iterator[Registry]:
+    yield Registry(quick_store.sql, quick_store.settings.home / "adapters", quick_store.clock)
+
+
+def accepted(registry: Registry, weights: bytes, interaction_id: str = "b2:1") -> Adapter:
+    snapshot = Snapshot((), (), (), (Judged((), "x", True, "ada", (interaction_id,)),))
+    registry.add_snapshot(snapshot, [])
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(weights)
+    made = {"base_id": "base", "snapshot_id": snapshot.id, "phase": "sft", "parent_id": None}
+    adapter = seal(folder, created_utc=0.0, details={}, **made)  # type: ignore[arg-type]
+    registry.add(adapter)
+    registry.add_verdict(Verdict(adapter.id, None, snapshot.id, True, (), ("better",)))
+    return adapter
+
+
+def test_no_answer_meets_an_adapter_that_was_unloaded_while_the_alias_moves(registry: Registry) -> None:
+    made = [accepted(registry, bytes([i])) for i in range(3)]
+    engine = StrictEngine(pause=0.002)
+    live = Live(registry, engine, 0.1)
+    registry.promote(made[0].id)
+    stop = Event()
+
+    def ask() -> int:
+        count = 0
+        while not stop.is_set():
+            with live.hold() as adapter_id:
+                for _ in range(3):
+                    engine.answer(adapter_id)
+                    time.sleep(0.0005)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(ask) for _ in range(6)]
+        for move in range(30):
+            registry.promote(made[(move + 1) % 3].id)
+            time.sleep(0.01)
+        stop.set()
+        assert sum(future.result() for future in asked) > 30
+    with live.hold() as adapter_id:
+        assert adapter_id == made[0].id
+    assert engine.loaded == {made[0].id}
+
+
+def test_requests_go_on_with_the_one_before_while_another_loads(registry: Registry) -> None:
+    one, two = accepted(registry, b"one"), accepted(registry, b"two")
+    registry.promote(one.id)
+    engine = StrictEngine()
+    live = Live(registry, engine, 0.1)
+    with live.hold() as adapter_id:
+        assert adapter_id == one.id
+    engine.pause = 0.5
+    engine.loading.clear()
+    registry.promote(two.id)
+
+    def first() -> str | None:
+        with live.hold() as adapter_id:
+            return adapter_id
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(first)
+        assert engine.loading.wait(5)
+        with live.hold() as adapter_id:
+            assert adapter_id == one.id and not loading.done()
+        assert loading.result() == two.id
+
+
+def test_adapter_that_is_refused_leaves_the_one_before_and_is_tried_again_later(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = accepted(registry, b"one"), accepted(registry, b"two")
+    registry.promote(one.id)
+    engine = StrictEngine()
+    live = Live(registry, engine, 0.1)
+    with live.hold():
+        pass
+    engine.broken = True
+    registry.promote(two.id)
+    for _ in range(3):
+        with live.hold() as adapter_id:
+            assert adapter_id == one.id
+    assert caplog.text.count("the server is down") == 1 and f"{one.id} answers" in caplog.text
+    engine.broken = False
+    now = time.monotonic() + following.RETRY_S + 1
+    monkeypatch.setattr(following.time, "monotonic", lambda: now)
+    with live.hold() as adapter_id:
+        assert adapter_id == two.id
+    assert engine.loaded == {two.id}
+
+
+def test_tainted_adapter_does_not_stay_because_the_next_is_refused(registry: Registry) -> None:
+    one, two = accepted(registry, b"one"), accepted(registry, b"two")
+    engine = StrictEngine()
+    live = Live(registry, engine, 0.1)
+    registry.promote(one.id)
+    registry.promote(two.id)
+    with live.hold() as adapter_id:
+        assert adapter_id == two.id
+    (one.path / WEIGHTS).write_bytes(b"damaged")
+    registry.taint(two.id, "forgotten")
+    registry.withdraw_tainted()
+    for _ in range(2):
+        with live.hold() as adapter_id:
+            assert adapter_id is None
+    assert engine.loaded == set()
+
+
+def test_adapter_that_somebody_else_unloaded_is_loaded_again(registry: Registry) -> None:
+    one = accepted(registry, b"one")
+    registry.promote(one.id)
+    engine = StrictEngine()
+    live = Live(registry, engine, 0.1)
+    for _ in range(2):
+        with live.hold() as adapter_id:
+            engine.answer(adapter_id)
+        engine.unload(one.id)
+
+
+def test_what_is_loaded_for_now_leaves_but_for_the_live_one(registry: Registry) -> None:
+    kept, passing, serving = (accepted(registry, weights) for weights in (b"one", b"two", b"three"))
+    engine = StrictEngine()
+    engine.load(kept.id, kept.path)
+    with pytest.raises(ServingError), for_now(engine, registry):
+        for adapter in (passing, serving):
+            engine.load(adapter.id, adapter.path)
+        registry.promote(serving.id)
+        raise ServingError("on the way")
+    assert engine.loaded == {kept.id, serving.id}
