@@ -218,14 +218,13 @@ def test_adapter_of_another_base_is_no_incumbent(assistant: Assistant, monkeypat
     assert night(assistant).outcome == "promoted"
     live = assistant.registry.live()
     assert live
-    other = replace(live, base_id="b2:other")
+    other = replace(live, id="b2:served", base_id="b2:other")
     monkeypatch.setattr(Registry, "live", lambda self: other)
     monkeypatch.setattr(nightly, "_withdrawn", lambda registry: set())
-    steps = iter([other, None])
-    monkeypatch.setattr(Registry, "predecessor", lambda self, adapter_id: next(steps))
+    monkeypatch.setattr(Registry, "predecessor", lambda self, adapter_id: None)
     assistant.settings = replace(assistant.settings, gate=replace(GATE, bootstrap=201))
     said: list[str] = []
     cycle = night(assistant, said)
-    assert any("cannot be compared with" in line and "b2:other" in line for line in said)
+    assert any("b2:served cannot be compared with" in line for line in said)
     verdict = assistant.registry.cycle_verdict(cycle)
     assert verdict and verdict.incumbent_id is None
