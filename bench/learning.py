@@ -66,6 +66,11 @@ from simulated import Asked
 ANSWER = Sampling(max_tokens=48)
 DRAWS = 4000
 PICTURE = Path(__file__).parent.parent / "docs" / "learning.png"
+TABLES = (
+    ("satisfied, weighted by frequency", "satisfied", True),
+    ("satisfied, every topic alike", "satisfied", False),
+    ("right in words that no day had", "right", False),
+)
 Row = dict[str, Any]
 Array = NDArray[np.float64]
 
@@ -409,10 +414,14 @@ class Results:
 
     def print(self) -> None:
         nights = range(SIZES.nights + 1)
-        print("\nsatisfied, weighted by frequency\narm | " + " | ".join(f"night {n}" for n in nights))
+        for what, key, weighted in TABLES:
+            print(f"\n{what}\narm | " + " | ".join(f"night {n}" for n in nights))
+            for arm in ARMS:
+                shares = [self.share(self.rows(arm, night, key), weighted) for night in nights]
+                print(f"{arm} | " + " | ".join(f"{s:.3f} [{low:.3f}, {high:.3f}]" for s, low, high in shares))
+        print("\ndrift of the probe's NLL, mean of seeds\narm | " + " | ".join(f"night {n}" for n in nights))
         for arm in ARMS:
-            shares = [self.share(self.rows(arm, night)) for night in nights]
-            print(f"{arm} | " + " | ".join(f"{s:.3f} [{low:.3f}, {high:.3f}]" for s, low, high in shares))
+            print(f"{arm} | " + " | ".join(f"{self.mean(arm, night, 'probe'):+.1%}" for night in nights))
         columns = ("unweighted", "right", "probe", "words", "distinct", "repetition", "promoted", "candidates")
         print(f"\nafter night {SIZES.nights}\narm | " + " | ".join(columns))
         for arm in ARMS:

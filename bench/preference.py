@@ -34,7 +34,7 @@ Rows = list[dict[str, Any]]  # prompt (messages), answer, liked, cluster
 OURS = ("full", "equal", "shuffled")
 STOCK = ("trl_dpo", "trl_kto")
 ARMS = ("sft", *OURS, *STOCK)
-MOST_PAIR_EPOCHS = 3  # of trl's DPO, where pairs are few
+MOST_PAIR_EPOCHS = 3  # of trl's DPO for one of ours, where pairs are few
 DRAWS = 1000
 
 
@@ -194,7 +194,8 @@ def _dpo(pupil: Any, snapshot: Any, night: Any, home: Path) -> Any:
     rows = [
         {"prompt": list(p.prompt), "chosen": _said(p.chosen), "rejected": _said(p.rejected)} for p in snapshot.pairs
     ]
-    epochs = min(MOST_PAIR_EPOCHS, (len(snapshot.pairs) + len(snapshot.thumbs)) / len(rows))
+    passes = min(MOST_PAIR_EPOCHS, (len(snapshot.pairs) + len(snapshot.thumbs)) / len(rows))
+    epochs = night.preference_epochs * passes
     args = DPOConfig(**_common(night, home, epochs), activation_checkpointing=False)
     return DPOTrainer(pupil.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=pupil.tokenizer)
 
@@ -204,7 +205,7 @@ def _kto(pupil: Any, snapshot: Any, night: Any, home: Path) -> Any:
     from trl import KTOConfig, KTOTrainer
 
     rows = [{"prompt": list(t.prompt), "completion": _said(t.completion), "label": t.liked} for t in snapshot.thumbs]
-    args = KTOConfig(**_common(night, home, 1.0))
+    args = KTOConfig(**_common(night, home, night.preference_epochs))
     return KTOTrainer(pupil.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=pupil.tokenizer)
 
 

@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import tempfile
 import time
@@ -37,6 +38,9 @@ from typing import Any
 import sources
 import torch
 from nightschool.errors import ServingError
+from nightschool.evolve.live import Live
+from nightschool.evolve.registry import seal
+from nightschool.evolve.types import Adapter
 from nightschool.serving.base import SEEDLING, base_id, load_base, lora_targets
 from nightschool.serving.batching import Prefixes
 from nightschool.serving.chat import answer_ids, prompt_ids
@@ -188,18 +192,33 @@ def one_round(
 # -- swaps under load ---
 
 
+class Alias:
+    """What `Live` asks of a registry: which adapter serves. `at` is moved by whoever deploys."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters, self.at = adapters, 0
+
+    def live(self) -> Adapter:
+        return self.adapters[self.at % len(self.adapters)]
+
+    def tainted(self) -> dict[str, str]:
+        return {}
+
+
 def swap(adapters: dict[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     """Without and with swaps in turn, so that what else the machine does falls on both."""
     engine = engine_with({})
     parts = 4
     calm: list[float] = []
     moved: list[float] = []
-    failed = moves = late = 0
-    for part in range(parts):
-        calm += under_load(engine, adapters, args.requests // parts // 2, 0)[0]
-        times, broken, swaps, wait = under_load(engine, adapters, args.requests // parts, args.swaps // parts)
-        moved, failed, moves, late = moved + times, failed + broken, moves + swaps, late + wait
-        print(f"part {part + 1} of {parts}", flush=True)
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        alias = Alias([sealed(path, Path(folder), engine.base_id) for path in adapters.values()])
+        for part in range(parts):
+            calm += under_load(engine, alias, args.requests // parts // 2, 0)[0]
+            times, broken = under_load(engine, alias, args.requests // parts, args.swaps // parts)
+            moved, failed = moved + times, failed + broken
+            print(f"part {part + 1} of {parts}", flush=True)
 
     def p95(times: Sequence[float]) -> float:
         return 1000 * sorted(times)[int(0.95 * len(times))]
@@ -207,8 +226,7 @@ def swap(adapters: dict[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     return {
         "swap_requests": len(moved) + failed,
         "swap_failed": failed,
-        "swap_count": moves,
-        "swap_asked_again": late,
+        "swap_count": alias.at,
         "swap_ms_p50": [round(1000 * statistics.median(times)) for times in (calm, moved)],
         "swap_ms_p95": [round(p95(times)) for times in (calm, moved)],
         "swap_ms_max": [round(1000 * max(times)) for times in (calm, moved)],
@@ -216,51 +234,37 @@ def swap(adapters: dict[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def under_load(
-    engine: LocalEngine, adapters: dict[str, Path], requests: int, swaps: int
-) -> tuple[list[float], int, int, int]:
-    """Seconds of each request, how many failed, how often the alias moved, how many met an alias that had moved on.
+def sealed(path: Path, folder: Path, base: str) -> Adapter:
+    copy = Path(shutil.copytree(path, folder / path.name))
+    return seal(copy, base_id=base, snapshot_id="", phase="sft", parent_id=None, created_utc=0.0, details={})
 
-    The last is the caller's to try again: between its look at the alias and its call the adapter was unloaded.
-    """
-    names, asked = list(adapters), [talk[-1:] for talk in questions(64)]
-    live = [names[0]]
-    engine.load(live[0], adapters[live[0]])
+
+def under_load(engine: LocalEngine, alias: Alias, requests: int, swaps: int) -> tuple[list[float], int]:
+    """Seconds of each request, and how many failed; each holds the adapter that it began with, as a reply does."""
+    asked = [talk[-1:] for talk in questions(64)]
+    live = Live(alias, engine, ServingSettings().parity_tolerance)  # type: ignore[arg-type]
     done: list[float] = []
     failed: list[str] = []
-    again: list[int] = []
 
     def ask(i: int) -> None:
         start = time.perf_counter()
-        name = live[0]
         try:
-            try:
-                engine.generate([asked[i % 64]], adapter=name, sampling=Sampling(8))
-            except ServingError:
-                if live[0] == name:
-                    raise
-                again.append(i)
-                engine.generate([asked[i % 64]], adapter=live[0], sampling=Sampling(8))
+            with live.hold() as adapter:
+                engine.generate([asked[i % 64]], adapter=adapter, sampling=Sampling(8))
             done.append(time.perf_counter() - start)
         except ServingError as error:
             failed.append(str(error))
 
-    moves = 0
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(ask, i) for i in range(requests)]
         for move in range(swaps):
             while len(done) + len(failed) < requests * (move + 1) // (swaps + 1):
                 time.sleep(0.005)
-            old, new = live[0], names[(move + 1) % len(names)]
-            engine.load(new, adapters[new])
-            live[0] = new
-            engine.unload(old)
-            moves += 1
+            alias.at += 1
         for future in futures:
             future.result()
-    engine.unload(live[0])
     print(*failed[:3], sep="\n", end="")
-    return done, len(failed), moves, len(again)
+    return done, len(failed)
 
 
 # -- a session's prefix ---
