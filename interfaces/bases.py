@@ -86,11 +86,14 @@ def _write(path: Path, base: str) -> None:
 def serve(
     context: typer.Context,
     home: Home = None,
+    engine: Annotated[str, typer.Option(help="What serves; vllm is the one server there is.")] = "vllm",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the command.")] = False,
 ) -> None:
     """Start a vLLM server for the base, at serving.url. What follows `--` goes to vLLM as it is."""
     from ..serving.launch import ENVIRONMENT, vllm_command
 
+    if engine != "vllm":
+        raise InputError(f"--engine is {engine!r}; only vllm is a server, `local` answers inside of an application")
     settings = load_settings(home)
     command = vllm_command(settings, context.args)
     if dry_run:

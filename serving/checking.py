@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ServingError
-from .base import LORA_SETTINGS, base_id, expert_share, load_config, load_tokenizer, locate, lora_targets, modules_of
+from .base import (
+    LORA_SETTINGS,
+    base_id,
+    expert_share,
+    is_fp8,
+    load_config,
+    load_tokenizer,
+    locate,
+    lora_targets,
+    modules_of,
+)
 
 GIB = 1 << 30
 TRAINED_BYTES = 16  # of a LoRA parameter: float32 value and gradient, two moments of Adam
@@ -23,11 +33,11 @@ class BaseReport:
     parameters: int
     active_parameters: int  # that one token meets: of the routed experts only those that are chosen
     context: int
-    fp8: str  # the layout of its FP8 weights; empty if it has none
+    fp8: str  # the layout of its FP8 weights; else how it is quantised, if it is
     lora_modules: dict[str, tuple[str, ...]]  # by value of night.lora_targets
     on_disk_gib: float
     serving_gib: dict[str, float]  # by engine
-    training_gib: float
+    training_gib: dict[str, float]  # by device
     cache_kib_a_token: float  # bfloat16 keys and values, or the latents of MLA
     problems: tuple[str, ...]
 
@@ -35,8 +45,9 @@ class BaseReport:
 def check(spec: str, rank: int) -> BaseReport:
     """Everything a night or a server will ask of the base at `spec`; `problems` is empty when it can be used.
 
-    In this process weights are dequantised, to 4 bytes on a CPU and 2 elsewhere; a vLLM server keeps what is on disk.
-    Training holds the dequantised weights in 2 bytes and TRAINED_BYTES for each parameter of the adapter.
+    In this process weights are dequantised, to 4 bytes on a CPU and 2 elsewhere; a card that multiplies in FP8 keeps
+    what is on disk (`serving.weights`), and so does a vLLM server. Training holds the dequantised weights and
+    TRAINED_BYTES for each parameter of the adapter.
     """
     folder, config = locate(spec), load_config(spec)
     sizes = modules_of(config)
@@ -59,9 +70,13 @@ def check(spec: str, rank: int) -> BaseReport:
         serving_gib={
             "local, cpu": 4 * parameters / GIB,
             "local, cuda": 2 * parameters / GIB,
+            **({"local, cuda in fp8": on_disk} if is_fp8(config) else {}),
             "vllm": on_disk,
         },
-        training_gib=(2 * parameters + TRAINED_BYTES * trained) / GIB,
+        training_gib={
+            "cpu": (4 * parameters + TRAINED_BYTES * trained) / GIB,
+            "cuda": (2 * parameters + TRAINED_BYTES * trained) / GIB,
+        },
         cache_kib_a_token=_cache_bytes(text) / 1024,
         problems=tuple(problems),
     )
@@ -99,8 +114,8 @@ def _lora_parameters(linear: dict[str, tuple[int, int]], pattern: str, rank: int
 
 def _fp8(config: Any) -> str:
     quantization = getattr(config, "quantization_config", None) or {}
-    if quantization.get("quant_method") != "fp8":
-        return ""
+    if not is_fp8(config):
+        return f"none; quantised by {quantization['quant_method']}" if "quant_method" in quantization else ""
     block = quantization.get("weight_block_size")
     return f"{quantization.get('fmt', 'e4m3')}, " + ("blocks of " + "×".join(map(str, block)) if block else "by tensor")
 

@@ -54,6 +54,13 @@ def test_serve_prints_the_command_and_starts_nothing(monkeypatch: pytest.MonkeyP
     assert result.output.strip().endswith("--tensor-parallel-size 2")
 
 
+def test_serve_takes_the_engine_by_name_and_no_other_than_vllm() -> None:
+    named = run(app, ["serve", "--engine", "vllm", "--dry-run"])
+    assert named.exit_code == 0 and "--engine" not in named.output
+    other = run(app, ["serve", "--engine", "local", "--dry-run"])
+    assert other.exit_code != 0 and "'local'" in str(other.exception)
+
+
 def test_serve_without_vllm_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTSCHOOL_SERVING_VLLM_COMMAND", "no-such-vllm")
     result = run(app, ["serve"])
