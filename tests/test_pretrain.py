@@ -238,6 +238,35 @@ def test_resumed_run_ends_where_an_unbroken_one_does(tokenizer, checkpoint: Path
         assert torch.allclose(a, b, atol=1e-5), name
 
 
+def test_save_that_is_cut_off_leaves_the_checkpoint_before_it(
+    tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tokenizer, tmp_path)
+    run.step()
+    run.save()
+    run.step()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run.save()
+    again = trainer(tokenizer, tmp_path)
+    again.load()
+    assert again.done == 1
+    again.step()
+    again.save()
+    assert [p.name for p in tmp_path.glob("moments-*")] == ["moments-2.safetensors"]
+
+
+def test_another_plan_is_told_when_a_run_goes_on(tokenizer, tmp_path: Path) -> None:
+    run = trainer(tokenizer, tmp_path)
+    run.step()
+    run.save()
+    said: list[str] = []
+    longer = trainer(tokenizer, tmp_path, Plan(steps=100))
+    longer.report = said.append
+    longer.load()
+    assert len(said) == 1 and "steps" in said[0]
+
+
 def test_rate_warms_up_stays_and_falls(tokenizer, tmp_path: Path) -> None:
     run = trainer(tokenizer, tmp_path, Plan(steps=100, warm_up_steps=10, decay_share=0.3))
     rates = []

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from . import corpus
 from .export import export
 from .measure import card, measure
-from .run import Plan, Trainer
+from .run import WEIGHTS, Plan, Trainer
 from .tokens import Batches, train_tokenizer
 
 
@@ -34,7 +34,10 @@ def train(plan: Plan, dialogues: Path, folder: Path, *, resume: bool) -> None:
 
     talks, held_out = corpus.read_dialogues(dialogues)
     print(f"{len(talks)} dialogues to train on, {len(held_out)} held out", flush=True)
-    resume = resume and (folder / "state.json").exists()
+    begun = (folder / WEIGHTS).exists()
+    if begun and not resume:
+        raise SystemExit(f"{folder} holds a checkpoint: go on from it with --resume, or name another --checkpoint")
+    resume = resume and begun
     tokenizer = AutoTokenizer.from_pretrained(folder) if resume else train_tokenizer(talks, plan.seed)
     tokenizer.save_pretrained(folder)
     batches = Batches(tokenizer, talks, plan.seed, plan.tokens, plan.weights)
@@ -58,7 +61,7 @@ def evaluate(folder: Path, dialogues: Path | None, checkpoint: Path) -> None:
 
 
 def _parameters(checkpoint: Path) -> int:
-    with safe_open(checkpoint / "model.safetensors", "pt") as weights:
+    with safe_open(checkpoint / WEIGHTS, "pt") as weights:
         sizes = [torch.Size(weights.get_slice(name).get_shape()).numel() for name in weights.keys()]  # noqa: SIM118
     return sum(sizes)
 

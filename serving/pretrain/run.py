@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from .muon import Muon, split_parameters
 from .tokens import Batches, Weights
 
 SHOWN_EVERY = 20
+WEIGHTS = "model.safetensors"
 Report = Callable[[str], None]
 
 
@@ -141,23 +143,30 @@ class Trainer:
         return [p for group in self.adam.param_groups for p in group["params"]]
 
     def save(self) -> None:
+        """The weights are put in place last and say which moments are theirs, so a stop in between loses one save."""
         self.folder.mkdir(parents=True, exist_ok=True)
         moments = {f"muon.{name}": buffer for name, buffer in self._momenta()}
         for i, p in enumerate(self._adam_parameters()):
             moments |= {f"adam.{i}.{key}": value for key, value in self.adam.state[p].items()}
         weights = {k: v.contiguous() for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
-        save_file(weights, self.folder / "model.tmp")
-        save_file(moments, self.folder / "moments.tmp")
-        state = {"step": self.done, "tokens": self.tokens, "elapsed_s": self.elapsed_s, "plan": asdict(self.plan)}
-        (self.folder / "model.tmp").replace(self.folder / "model.safetensors")
-        (self.folder / "moments.tmp").replace(self.folder / "moments.safetensors")
-        (self.folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        made = {"step": self.done, "tokens": self.tokens, "elapsed_s": self.elapsed_s, "plan": asdict(self.plan)}
+        state = json.dumps(made)
+        kept = self.folder / f"moments-{self.done}.safetensors"
+        save_file(moments, kept)
+        save_file(weights, self.folder / "model.tmp", metadata={"state": state})
+        (self.folder / "model.tmp").replace(self.folder / WEIGHTS)
+        (self.folder / "state.json").write_text(state, encoding="utf-8")  # for people and for the card
+        for old in set(self.folder.glob("moments-*.safetensors")) - {kept}:
+            old.unlink()
 
     def load(self) -> None:
-        state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        with safe_open(self.folder / WEIGHTS, "pt") as weights:
+            state = json.loads(weights.metadata()["state"])
         self.done, self.tokens, self.elapsed_s = state["step"], state["tokens"], state["elapsed_s"]
-        self.model.load_state_dict(load_file(self.folder / "model.safetensors"), strict=False)
-        moments = load_file(self.folder / "moments.safetensors")
+        if changed := [name for name, value in asdict(self.plan).items() if state["plan"].get(name) != value]:
+            self.report(f"goes on with another plan than it began with: {', '.join(changed)}")
+        self.model.load_state_dict(load_file(self.folder / WEIGHTS), strict=False)
+        moments = load_file(self.folder / f"moments-{self.done}.safetensors")
         for name, buffer in self._momenta():
             buffer.copy_(moments[f"muon.{name}"])
         for i, p in enumerate(self._adam_parameters()):
