@@ -1,6 +1,6 @@
 """Does it get better, and by what: seven nights with people who have hidden preferences, in eight arms.
 
-    python bench/learning.py [--quick] [--seeds 0,1,2,3,4] [--jobs 2] [--keep FOLDER]
+    python bench/learning.py [--quick] [--seeds 0,1,2,3,4] [--nights 7] [--jobs 2] [--keep FOLDER]
 
 A closed loop. `bench/simulated.py` says who asks, how they react and who judges. By day the live adapter of the arm
 answers, people react, and the store keeps it; by night the arm learns from all that is remembered, from the base, and
@@ -85,6 +85,7 @@ class Sizes:
 
 
 SIZES = Sizes()
+QUICK = {"seeds": "0", "nights": 4}
 DATASET = DatasetSettings(max_rows=200)
 NIGHT = NightSettings(
     few_rows=400, sft_epochs=3.0, sft_lr=7e-3, preference_lr=3e-3, replay_share=0.075, replay_weight=3.0
@@ -331,7 +332,7 @@ def main() -> None:
     if args.part:
         run_part(args)
         return
-    seeds = [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
+    seeds = [int(seed) for seed in args.seeds.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
         args.keep = args.keep or Path(scratch)
         args.keep.mkdir(parents=True, exist_ok=True)
@@ -346,13 +347,15 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="seed 0 alone")
+    parser.add_argument("--quick", action="store_true", help="seed 0 alone, four nights")
     parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--nights", type=int, default=SIZES.nights)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--part", help=argparse.SUPPRESS)  # "seed half", in a process of its own
-    return parser.parse_args()
+    args = parser.parse_args()
+    return argparse.Namespace(**{**vars(args), **QUICK}) if args.quick else args
 
 
 def kept(folder: Path, arm: str, seed: int) -> Path:
@@ -364,6 +367,7 @@ def spawn(args: argparse.Namespace, seed: int, half: int) -> None:
     if all(kept(args.keep, arm, seed).exists() for arm in HALVES[half]):
         return
     command = [sys.executable, __file__, "--part", f"{seed} {half}", "--keep", str(args.keep)]
+    command += ["--nights", str(args.nights)]
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run(command, env={**os.environ, **quiet, "OMP_NUM_THREADS": "1"}, check=True)
 
@@ -374,11 +378,12 @@ def run_part(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     keep_replay()
     seed, half = map(int, args.part.split())
+    sizes = replace(SIZES, nights=args.nights)
     for arm in HALVES[half]:
         path = kept(args.keep, arm, seed)
         if not path.exists():
             with tempfile.TemporaryDirectory() as home:
-                found = run_arm(arm, seed, SIZES, LocalEngine(ServingSettings(threads=1)), Path(home))
+                found = run_arm(arm, seed, sizes, LocalEngine(ServingSettings(threads=1)), Path(home))
             path.write_text(json.dumps(found))
 
 
@@ -389,7 +394,7 @@ class Results:
     """What the judge found by arm, seed and night. Rows of an exam are the same in all: (people, questions each)."""
 
     def __init__(self, found: Mapping[str, Sequence[Row]]) -> None:
-        self.found = found
+        self.found, self.last = found, len(found["full"][0]["nights"]) - 1
         seeds, rows = len(found["full"]), SIZES.people * SIZES.exam
         people = [f"{seed} {row // SIZES.exam}" for seed in range(seeds) for row in range(rows)]
         self.draws = gate.cluster_draws(people, DRAWS)
@@ -413,7 +418,7 @@ class Results:
         return round(float(np.mean([seed["nights"][night][key] for seed in self.found[arm]])), 4)
 
     def print(self) -> None:
-        nights = range(SIZES.nights + 1)
+        nights = range(self.last + 1)
         for what, key, weighted in TABLES:
             print(f"\n{what}\narm | " + " | ".join(f"night {n}" for n in nights))
             for arm in ARMS:
@@ -423,26 +428,27 @@ class Results:
         for arm in ARMS:
             print(f"{arm} | " + " | ".join(f"{self.mean(arm, night, 'probe'):+.1%}" for night in nights))
         columns = ("unweighted", "right", "probe", "words", "distinct", "repetition", "promoted", "candidates")
-        print(f"\nafter night {SIZES.nights}\narm | " + " | ".join(columns))
+        print(f"\nafter night {self.last}\narm | " + " | ".join(columns))
         for arm in ARMS:
             print(f"{arm} | " + " | ".join(str(self.details(arm)[column]) for column in columns))
         for name, (difference, low, high, *_) in self.differences().items():
             print(f"{name}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]")
 
     def details(self, arm: str) -> Row:
-        last = SIZES.nights
         nights = [night for seed in self.found[arm] for night in seed["nights"][1:]]
         return {
-            "unweighted": self.share(self.rows(arm, last), weighted=False),
-            "right": self.share(self.rows(arm, last, "right"), weighted=False),
-            "probe": self.mean(arm, last, "probe"),
-            "words": [self.mean(arm, night, "words") for night in (0, last)],
-            "distinct": [self.mean(arm, night, "distinct") for night in (0, last)],
-            "repetition": [self.mean(arm, night, "repetition") for night in (0, last)],
+            "unweighted": self.share(self.rows(arm, self.last), weighted=False),
+            "right": self.share(self.rows(arm, self.last, "right"), weighted=False),
+            "probe": self.mean(arm, self.last, "probe"),
+            "words": [self.mean(arm, night, "words") for night in (0, self.last)],
+            "distinct": [self.mean(arm, night, "distinct") for night in (0, self.last)],
+            "repetition": [self.mean(arm, night, "repetition") for night in (0, self.last)],
             "promoted": f"{sum(night.get('accepted', False) for night in nights)} of {len(nights)}",
             "candidates": self.candidates(arm),
-            "by_night": [self.share(self.rows(arm, night)) for night in range(last + 1)],
-            "unweighted_by_night": [self.share(self.rows(arm, night), weighted=False) for night in range(last + 1)],
+            "by_night": [self.share(self.rows(arm, night)) for night in range(self.last + 1)],
+            "unweighted_by_night": [
+                self.share(self.rows(arm, night), weighted=False) for night in range(self.last + 1)
+            ],
             "seconds": [seed["seconds"] for seed in self.found[arm]],
         }
 
@@ -461,20 +467,20 @@ class Results:
         pairs["hostile_minus_full"] = ("hostile", "full")
         found = {}
         for name, arms in pairs.items():
-            ours, theirs = (self.rows(arm, SIZES.nights) for arm in arms)
+            ours, theirs = (self.rows(arm, self.last) for arm in arms)
             found[name] = [*self.share(ours - theirs), *self.share(ours - theirs, over_seeds=True)[1:]]
         return found
 
     def summary(self) -> Row:
-        arms, last = {}, SIZES.nights
+        arms = {}
         for arm in ARMS:
-            share, *ci = self.share(self.rows(arm, last))
+            share, *ci = self.share(self.rows(arm, self.last))
             arms[arm] = {
                 "satisfied_night0": self.share(self.rows(arm, 0))[0],
-                f"satisfied_night{last}": share,
+                f"satisfied_night{self.last}": share,
                 "ci": ci,
                 "domain_accuracy": self.details(arm)["right"][0],
-                "probe_nll_change": self.mean(arm, last, "probe"),
+                "probe_nll_change": self.mean(arm, self.last, "probe"),
             }
         return {"arms": arms, **self.differences(), "details": {arm: self.details(arm) for arm in ARMS}}
 
@@ -485,7 +491,7 @@ def draw(results: Results, path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, weighted in zip(figure.subplots(1, 2, sharey=True), (True, False), strict=True):
         for arm in ARMS:
-            shares = [results.share(results.rows(arm, n), weighted=weighted) for n in range(SIZES.nights + 1)]
+            shares = [results.share(results.rows(arm, n), weighted=weighted) for n in range(results.last + 1)]
             middle, low, high = zip(*shares, strict=True)
             (line,) = axes.plot(middle, marker="o", markersize=3, linewidth=2.5 if arm == "full" else 1.2, label=arm)
             axes.fill_between(range(len(middle)), low, high, alpha=0.08, color=line.get_color())
