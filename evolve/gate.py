@@ -25,7 +25,7 @@ Everything is scored through the engine that serves. A written rule a measure de
 - `probes`: hard. Every probe of the operator passes (`evolve/probes.py`), whatever the incumbent says to it.
 
 Against the base (`probe_nll`, `repetition`, `leakage`, `sycophancy`) the mean decides and not the end of its interval:
-the bounds are far from what an ordinary night does, and over few prompts an interval says more of them than of the night.
+the bounds are far from what an ordinary night does, and an interval over few prompts says more of them than of it.
 
 Intervals are percentile bootstraps over clusters (users, or sessions where users are few), since the turns of one
 person are not independent. Not covered here: facts, safety, and preferences of people who never gave feedback.
