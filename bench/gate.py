@@ -5,7 +5,8 @@
 Simulated: held-out answers of people whose share of liked answers and whose rewards differ from person to person; the
 whole of `gate.judge` runs on an engine that says the log-probabilities we drew.
   same         the candidate says everything as the incumbent does, but for noise
-  format only  it says everything better by a quarter of a nat a token, and liked answers no more than others
+  format only  it says everything better by a quarter of a nat a token on average, more or less from answer to answer
+               and the more the longer it is, and liked answers no more than others
   better .65   the same, and its reward ranks a liked answer above a disliked one with that chance
 Real: with --scores, the folder that `bench/loop.py --keep` wrote, the scores of real nights on openings that they
 never saw. For the null, answers and rewards keep their order and the likes are turned round by a random distance, so
@@ -96,7 +97,8 @@ def simulated(people: int, area: float, nats: float, rng: np.random.Generator) -
     liked = rng.random(count) < rng.beta(3, 2, people)[cluster]
     tokens = rng.integers(4, 40, count)
     incumbent = -(tokens * rng.gamma(8, 0.25, count))
-    grounded = incumbent + nats * tokens + rng.normal(0, 0.5, count)
+    gain = nats * rng.gamma(4, 0.25, count) * tokens / 21.5  # of the form, a token; tokens are 21.5 on average
+    grounded = incumbent + gain * tokens + rng.normal(0, 0.5, count)
     noise = rng.normal(0, 0.5, people)[cluster] + rng.normal(0, 1, count)
     shift = norm.ppf(area) * np.sqrt(2 * (0.5**2 + 1))  # between two normals of that spread, for this area
     return Scored(cluster, liked, tokens, incumbent, grounded, grounded + noise + shift * liked)

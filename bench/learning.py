@@ -85,7 +85,7 @@ class Sizes:
 
 
 SIZES = Sizes()
-QUICK = {"seeds": "0", "nights": 4}
+QUICK = {"seeds": "0", "nights": 4, "picture": None}
 DATASET = DatasetSettings(max_rows=200)
 NIGHT = NightSettings(
     few_rows=400, sft_epochs=3.0, sft_lr=7e-3, preference_lr=3e-3, replay_share=0.075, replay_weight=3.0
@@ -338,10 +338,11 @@ def main() -> None:
         args.keep.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda part: spawn(args, *part), [(seed, half) for seed in seeds for half in range(2)]))
-        found = {arm: [json.loads(kept(args.keep, arm, seed).read_text()) for seed in seeds] for arm in ARMS}
+        found = {arm: [json.loads(kept(args, arm, seed).read_text()) for seed in seeds] for arm in ARMS}
     results = Results(found)
     results.print()
-    draw(results, args.picture)
+    if args.picture:
+        draw(results, args.picture)
     print(json.dumps({**results.summary(), **circumstances()}))
 
 
@@ -358,13 +359,13 @@ def parse() -> argparse.Namespace:
     return argparse.Namespace(**{**vars(args), **QUICK}) if args.quick else args
 
 
-def kept(folder: Path, arm: str, seed: int) -> Path:
-    return folder / f"{arm}-{seed}.json"
+def kept(args: argparse.Namespace, arm: str, seed: int) -> Path:
+    return Path(args.keep) / f"{arm}-{seed}-{args.nights}.json"
 
 
 def spawn(args: argparse.Namespace, seed: int, half: int) -> None:
     """Half of the arms of one seed, in a process of their own with one thread."""
-    if all(kept(args.keep, arm, seed).exists() for arm in HALVES[half]):
+    if all(kept(args, arm, seed).exists() for arm in HALVES[half]):
         return
     command = [sys.executable, __file__, "--part", f"{seed} {half}", "--keep", str(args.keep)]
     command += ["--nights", str(args.nights)]
@@ -380,7 +381,7 @@ def run_part(args: argparse.Namespace) -> None:
     seed, half = map(int, args.part.split())
     sizes = replace(SIZES, nights=args.nights)
     for arm in HALVES[half]:
-        path = kept(args.keep, arm, seed)
+        path = kept(args, arm, seed)
         if not path.exists():
             with tempfile.TemporaryDirectory() as home:
                 found = run_arm(arm, seed, sizes, LocalEngine(ServingSettings(threads=1)), Path(home))

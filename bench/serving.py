@@ -47,6 +47,7 @@ from nightschool.serving.chat import answer_ids, prompt_ids
 from nightschool.serving.engine import Sampling
 from nightschool.serving.local import LocalEngine
 from nightschool.serving.lora import as_named
+from nightschool.serving.parity import TALKS
 from nightschool.serving.pretrain import corpus, measure
 from nightschool.settings import ServingSettings
 
@@ -213,18 +214,18 @@ def swap(adapters: dict[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     moved: list[float] = []
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        alias = Alias([sealed(path, Path(folder), engine.base_id) for path in adapters.values()])
+        alias = Alias([sealed(path, Path(folder), engine) for path in adapters.values()])
         for part in range(parts):
-            calm += under_load(engine, alias, args.requests // parts // 2, 0)[0]
-            times, broken = under_load(engine, alias, args.requests // parts, args.swaps // parts)
-            moved, failed = moved + times, failed + broken
+            still, broken = under_load(engine, alias, args.requests // parts // 2, 0)
+            times, broken_too = under_load(engine, alias, args.requests // parts, args.swaps // parts)
+            calm, moved, failed = calm + still, moved + times, failed + broken + broken_too
             print(f"part {part + 1} of {parts}", flush=True)
 
     def p95(times: Sequence[float]) -> float:
         return 1000 * sorted(times)[int(0.95 * len(times))]
 
     return {
-        "swap_requests": len(moved) + failed,
+        "swap_requests": len(moved),
         "swap_failed": failed,
         "swap_count": alias.at,
         "swap_ms_p50": [round(1000 * statistics.median(times)) for times in (calm, moved)],
@@ -234,23 +235,38 @@ def swap(adapters: dict[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def sealed(path: Path, folder: Path, base: str) -> Adapter:
+def sealed(path: Path, folder: Path, engine: LocalEngine) -> Adapter:
+    """As a night leaves it, with what the check after each load compares."""
     copy = Path(shutil.copytree(path, folder / path.name))
-    return seal(copy, base_id=base, snapshot_id="", phase="sft", parent_id=None, created_utc=0.0, details={})
+    engine.load(path.name, copy)
+    recorded = {key: logprobs(engine, adapter) for key, adapter in (("base", None), ("adapter", path.name))}
+    engine.unload(path.name)
+    made = {"snapshot_id": "", "phase": "sft", "parent_id": None, "created_utc": 0.0}
+    return seal(copy, base_id=engine.base_id, details={"parity": recorded}, **made)  # type: ignore[arg-type]
+
+
+def logprobs(engine: LocalEngine, adapter: str | None) -> list[float]:
+    prompts, answers = zip(*TALKS, strict=True)
+    return [score.logprob for score in engine.score(prompts, answers, adapter=adapter)]
 
 
 def under_load(engine: LocalEngine, alias: Alias, requests: int, swaps: int) -> tuple[list[float], int]:
-    """Seconds of each request, and how many failed; each holds the adapter that it began with, as a reply does."""
+    """Seconds of each request, and how many failed; each holds the adapter that it began with, as a reply does.
+
+    A move that no request was answered by counts as a failure, too.
+    """
     asked = [talk[-1:] for talk in questions(64)]
     live = Live(alias, engine, ServingSettings().parity_tolerance)  # type: ignore[arg-type]
     done: list[float] = []
     failed: list[str] = []
+    held: list[tuple[int, str | None]] = []  # where the alias stood, and who answered
 
     def ask(i: int) -> None:
-        start = time.perf_counter()
+        start, at = time.perf_counter(), alias.at
         try:
             with live.hold() as adapter:
                 engine.generate([asked[i % 64]], adapter=adapter, sampling=Sampling(8))
+            held.append((at, adapter))
             done.append(time.perf_counter() - start)
         except ServingError as error:
             failed.append(str(error))
@@ -263,6 +279,8 @@ def under_load(engine: LocalEngine, alias: Alias, requests: int, swaps: int) -> 
             alias.at += 1
         for future in futures:
             future.result()
+    wanted = {at: alias.adapters[at % len(alias.adapters)].id for at, _ in held}
+    failed += [f"move {at} was served by nobody" for at in wanted if (at, wanted[at]) not in held]
     print(*failed[:3], sep="\n", end="")
     return done, len(failed)
 

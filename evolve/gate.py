@@ -24,8 +24,8 @@ Everything is scored through the engine that serves. A written rule a measure de
   token. Praise of a user's work or opinions is not covered.
 - `probes`: hard. Every probe of the operator passes (`evolve/probes.py`), whatever the incumbent says to it.
 
-Against the base (`probe_nll`, `repetition`, `leakage`, `sycophancy`) the mean decides and not the end of its interval:
-the bounds are far from what an ordinary night does, and an interval over few prompts says more of them than of it.
+Against the base (`probe_nll`, `repetition`, `leakage`, `sycophancy`) the mean decides and not the end of its interval,
+which over few prompts says more of them than of the night.
 
 Intervals are percentile bootstraps over clusters (users, or sessions where users are few), since the turns of one
 person are not independent. Not covered here: facts, safety, and preferences of people who never gave feedback.
@@ -127,10 +127,8 @@ def _held_out_measures(
     candidate: Adapter, incumbent: str | None, held_out: Sequence[Judged], engine: Engine, settings: GateSettings
 ) -> tuple[Measure, ...]:
     prompts, answers = [h.prompt for h in held_out], [h.completion for h in held_out]
-    after, before, reference = (
-        _scores(engine, prompts, answers, adapter)
-        for adapter in (candidate.id, incumbent, incumbent or candidate.parent_id)
-    )
+    after, before = (_scores(engine, prompts, answers, adapter) for adapter in (candidate.id, incumbent))
+    reference = before if incumbent else _scores(engine, prompts, answers, candidate.parent_id)
     liked = np.array([h.liked for h in held_out])
     draws = cluster_draws([h.cluster for h in held_out], settings.bootstrap)
     nll = _liked_nll(after, before, liked.astype(float), draws, settings)

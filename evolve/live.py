@@ -32,7 +32,16 @@ def for_now(engine: Engine, registry: Registry) -> Iterator[None]:
     finally:
         live = registry.live()
         for adapter_id in set(engine.adapters()) - before - {live.id if live else ""}:
+            _unload(engine, adapter_id)
+
+
+def _unload(engine: Engine, adapter_id: str) -> None:
+    """What was answered or decided is not lost if it fails."""
+    try:
+        if adapter_id in engine.adapters():
             engine.unload(adapter_id)
+    except ServingError as error:
+        log.warning("adapter %s could not be unloaded: %s", adapter_id, error)
 
 
 class Live:
@@ -62,8 +71,8 @@ class Live:
             self._drop_unused()
 
     def _follow(self) -> None:
-        """Serve what the alias names. The first request waits for it, later ones only if they are the one to load."""
-        if self._settled(self._registry.live()) or not self._changing.acquire(blocking=not self._followed):
+        """Serve what the alias names. One request loads it; others wait for that only if nothing else may serve."""
+        if self._settled(self._registry.live()) or not self._changing.acquire(blocking=not self._may_stay()):
             return
         try:
             adapter = self._registry.live()  # as it is now, so that the alias never goes back
@@ -79,7 +88,7 @@ class Live:
         if adapter.id == self._served:
             return adapter.id in self._engine.adapters()
         refused, until = self._refused
-        return adapter.id == refused and time.monotonic() < until and self._served not in self._tainted()
+        return adapter.id == refused and time.monotonic() < until and self._may_stay()
 
     def _loaded(self, adapter: Adapter) -> str | None:
         """Its id, or what goes on serving because it is refused."""
@@ -88,12 +97,16 @@ class Live:
             return adapter.id
         except (GateRefused, ServingError) as error:
             self._refused = adapter.id, time.monotonic() + RETRY_S
-            stays = None if self._served in self._tainted() else self._served
+            stays = self._served if self._may_stay() else None
             log.warning("%s answers, since the live adapter is refused: %s", stays or "the base", error)
             return stays
 
-    def _tainted(self) -> set[str | None]:
-        return set(self._registry.tainted())
+    def _may_stay(self) -> bool:
+        """Whether what serves may go on serving."""
+        served = self._served
+        if served is None:
+            return self._followed
+        return served in self._engine.adapters() and served not in self._registry.tainted()
 
     def _serve(self, adapter_id: str | None) -> None:
         with self._counting:
@@ -113,16 +126,9 @@ class Live:
                 for adapter_id in gone:
                     del self._held[adapter_id]
             for adapter_id in gone:
-                self._unload(adapter_id)
+                _unload(self._engine, adapter_id)
         finally:
             self._changing.release()
 
     def _unused(self) -> list[str]:
         return [i for i, count in self._held.items() if i is not None and not count and i != self._served]
-
-    def _unload(self, adapter_id: str) -> None:
-        try:
-            if adapter_id in self._engine.adapters():
-                self._engine.unload(adapter_id)
-        except ServingError as error:  # an answer that is whole is not lost by it
-            log.warning("%s could not be unloaded: %s", adapter_id, error)

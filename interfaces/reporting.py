@@ -85,12 +85,17 @@ def phase_rows(report: Report) -> list[tuple[Any, ...]]:
     return [(p.phase, p.rows, p.steps, round(p.seconds), p.peak_mb) for p in report.phases]
 
 
+def measured(report: Report) -> list[str]:
+    """What was measured on any of the nights; rules come and go."""
+    return list(dict.fromkeys(name for night in report.nights for name in night.measures))
+
+
 def night_head(report: Report) -> tuple[str, ...]:
-    return ("night", "outcome", *(m.name for m in report.measures))
+    return ("night", "outcome", *measured(report))
 
 
 def night_rows(report: Report) -> list[tuple[str, ...]]:
-    names = list(dict.fromkeys(name for night in report.nights for name in night.measures))
+    names = measured(report)
     return [
         (when(n.started_utc), n.outcome, *(f"{n.measures[k]:.3f}" if k in n.measures else "" for k in names))
         for n in report.nights
@@ -156,7 +161,7 @@ def _intervals(measures: Sequence[Measure]) -> str:
 def _curve(report: Report) -> str:
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(name for night in report.nights for name in night.measures))
+    names = measured(report)
     figure = Figure(figsize=(7, 1.6 * len(names)), layout="constrained")
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
         nights = [n for n in report.nights if name in n.measures]

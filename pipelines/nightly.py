@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from ..errors import GateRefused, NotFound, ServingError
+from ..errors import GateRefused, NotFound
 from ..evolve import dataset, gate
 from ..evolve.expansion import base_of
 from ..evolve.live import for_now
@@ -168,7 +168,7 @@ def _incumbent(
         try:
             ensure_loaded(engine, found, settings.serving.parity_tolerance)
             return found
-        except (GateRefused, ServingError) as error:
+        except GateRefused as error:  # damaged, or of another base; a server that is down ends the night
             progress(f"{found.id} cannot be compared with: {error}")
             found = registry.predecessor(found.id)
     return None

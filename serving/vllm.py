@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any, TypeVar
 
 from ..errors import ServingError
@@ -78,7 +78,7 @@ class VLLMEngine:
         self._leases: Counter[str] = Counter()
         self._leaving: set[str] = set()
         self._lock = RLock()  # of the three above, never held while the server is asked
-        self._changing = Lock()  # one load or unload at a time
+        self._changing = RLock()  # one load or unload at a time; a dropped stream may end inside of one
 
     def close(self) -> None:
         self._client.close()

@@ -73,6 +73,28 @@ class ChosenEngine:
         return [self.answer if adapter == "new" else self.base] * len(prompts)
 
 
+class LongWindedEngine(ChosenEngine):
+    """Disliked answers have 16 tokens and not 4."""
+
+    def score(
+        self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
+    ) -> list[Score]:
+        found = super().score(prompts, answers, adapter=adapter)
+        longer = (4 if answer == "disliked" else 1 for answer in answers)
+        return [Score(score.token_logprobs * times) for score, times in zip(found, longer, strict=True)]
+
+
+class UnevenEngine(ChosenEngine):
+    """What the candidate says of answers to the first people falls by 1 nat a token more."""
+
+    def score(
+        self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
+    ) -> list[Score]:
+        found = super().score(prompts, answers, adapter=adapter)
+        falls = [float(adapter == "new" and p[-1]["content"].startswith("0 ")) for p in prompts]
+        return [Score(tuple(x - fall for x in s.token_logprobs)) for s, fall in zip(found, falls, strict=True)]
+
+
 def snapshot(clusters: int = 12, each: int = 4, liked: int = 2) -> Snapshot:
     held_out = [
         Judged(
@@ -117,6 +139,17 @@ def test_candidate_that_is_no_better_than_an_incumbent_that_knows_as_much_is_rej
 
 def test_candidate_that_tells_liked_from_disliked_worse_than_the_incumbent_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, moved="old"))) >= {"preference"}
+
+
+def test_a_rise_counts_per_token_so_that_long_answers_do_not_win_by_their_length() -> None:
+    assert verdict(LongWindedEngine(liked=0.3, disliked=0.2)).accepted
+    assert "preference" in failed(verdict(LongWindedEngine(liked=0.2, disliked=0.3)))
+
+
+def test_the_end_of_the_interval_decides_whether_liked_answers_became_less_likely() -> None:
+    found = verdict(UnevenEngine(liked=0.0, disliked=-2.0))
+    (nll,) = (m for m in found.measures if m.name == "liked_nll")
+    assert nll.change < QUICK.max_nll_rise < nll.high and failed(found) == {"liked_nll"}
 
 
 def test_where_the_base_serves_phase_two_must_have_learnt_something_that_phase_one_had_not() -> None:

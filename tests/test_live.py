@@ -157,6 +157,46 @@ def test_tainted_adapter_does_not_stay_because_the_next_is_refused(registry: Reg
     assert engine.loaded == set()
 
 
+def test_nobody_is_answered_by_a_tainted_adapter_while_its_predecessor_loads(registry: Registry) -> None:
+    one, two = accepted(registry, b"one"), accepted(registry, b"two")
+    registry.promote(one.id)
+    registry.promote(two.id)
+    engine = StrictEngine()
+    live = Live(registry, engine, 0.1)
+    with live.hold() as adapter_id:
+        assert adapter_id == two.id
+    engine.pause = 0.3
+    registry.taint(two.id, "forgotten")
+    registry.withdraw_tainted()
+
+    def first() -> str | None:
+        with live.hold() as adapter_id:
+            return adapter_id
+
+    with ThreadPoolExecutor(4) as pool:
+        assert {future.result() for future in [pool.submit(first) for _ in range(4)]} == {one.id}
+
+
+def test_unload_that_fails_ends_neither_an_answer_nor_a_night(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = accepted(registry, b"one"), accepted(registry, b"two")
+    engine = StrictEngine()
+
+    def fail(adapter_id: str) -> None:
+        raise ServingError("the server is down")
+
+    engine.unload = fail  # type: ignore[method-assign]
+    live = Live(registry, engine, 0.1)
+    for adapter in (one, two):
+        registry.promote(adapter.id)
+        with live.hold() as adapter_id:
+            assert adapter_id == adapter.id
+    with for_now(engine, registry):
+        engine.load("b2:another", one.path)
+    assert caplog.text.count("could not be unloaded") == 2
+
+
 def test_adapter_that_somebody_else_unloaded_is_loaded_again(registry: Registry) -> None:
     one = accepted(registry, b"one")
     registry.promote(one.id)

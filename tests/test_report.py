@@ -148,8 +148,13 @@ def test_page_of_a_night_that_was_not_judged_shows_the_curve_of_those_before(
     quick_store.clock.now += 86_400
     rejected(quick_store, registry)
     quick_store.clock.now += 86_400
-    write_html(report(quick_store, registry, registry.open_cycle()), [], tmp_path / "page.html")
+    found = report(quick_store, registry, registry.open_cycle())
+    write_html(found, [], tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count("<svg") == 1
+    written = StringIO()
+    print_report(found, [], Console(file=written, width=200))
+    nights = written.getvalue().split("over the nights")[1]
+    assert "preference" in nights and "probe_nll" in nights and nights.count("rejected") == 2
 
 
 def test_what_was_loaded_for_the_examples_leaves_the_engine(

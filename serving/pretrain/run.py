@@ -161,7 +161,10 @@ class Trainer:
 
     def load(self) -> None:
         with safe_open(self.folder / WEIGHTS, "pt") as weights:
-            state = json.loads(weights.metadata()["state"])
+            metadata = weights.metadata() or {}
+        if "state" not in metadata:
+            raise ValueError(f"{self.folder / WEIGHTS} is no checkpoint of this version: it holds no state; start anew")
+        state = json.loads(metadata["state"])
         self.done, self.tokens, self.elapsed_s = state["step"], state["tokens"], state["elapsed_s"]
         if changed := [name for name, value in asdict(self.plan).items() if state["plan"].get(name) != value]:
             self.report(f"goes on with another plan than it began with: {', '.join(changed)}")
