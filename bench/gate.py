@@ -7,7 +7,7 @@ whole of `gate.judge` runs on an engine that says the log-probabilities we drew.
   same         the candidate says everything as the incumbent does, but for noise
   format only  it says everything better by a quarter of a nat a token on average, more or less from answer to answer
                and the more the longer it is, and liked answers no more than others
-  better .65   the same, and its reward ranks a liked answer above a disliked one with that chance
+  better .65   the same, and a liked answer rose more than a disliked one, per token, with that chance
 Real: with --scores, the folder that `bench/loop.py --keep` wrote, the scores of real nights on openings that they
 never saw. For the null, answers and rewards keep their order and the likes are turned round by a random distance, so
 that both stay as alike within an opening as they were; for both, openings are drawn from a fold.
@@ -20,6 +20,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from nightschool.evolve.types import Adapter, Judged, Snapshot
 from nightschool.serving.engine import Sampling, Score
 from nightschool.settings import GateSettings
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
+from scipy.optimize import brentq
+from scipy.stats import binomtest
 
 CANDIDATE = Adapter("candidate", "base", "b2:s", "dpo", "grounded", Path("candidate"), 0.0)
 INCUMBENT = Adapter("incumbent", "base", "b2:s", "dpo", None, Path("incumbent"), 0.0)
@@ -91,17 +93,33 @@ def promoted(scored: Scored, settings: GateSettings) -> bool:
 
 
 def simulated(people: int, area: float, nats: float, rng: np.random.Generator) -> Scored:
-    """Each person rates one answer and about three more; likes and rewards of a person are alike."""
+    """Each person rates one answer and about three more; what they like and what rose for them are alike.
+
+    `nats` a token are of the form, more or less from answer to answer and the more the longer it is; `area` is the
+    chance that a liked answer rose more, per token, than a disliked one, all of that noise included.
+    """
     cluster = np.repeat(np.arange(people), 1 + rng.poisson(3, people))
+    liked = rng.random(len(cluster)) < rng.beta(3, 2, people)[cluster]
+    tokens, rise = unmoved(cluster, nats, rng)
+    incumbent = -(tokens * rng.gamma(8, 0.25, len(cluster)))
+    candidate = incumbent + (rise + shift_for(area, nats) * liked) * tokens
+    return Scored(cluster, liked, tokens, incumbent, incumbent, candidate)
+
+
+def unmoved(cluster: NDArray[Any], nats: float, rng: np.random.Generator) -> tuple[NDArray[np.int64], Vector]:
+    """Tokens of answers, and by how much they rose, per token, whether liked or not."""
     count = len(cluster)
-    liked = rng.random(count) < rng.beta(3, 2, people)[cluster]
     tokens = rng.integers(4, 40, count)
-    incumbent = -(tokens * rng.gamma(8, 0.25, count))
-    gain = nats * rng.gamma(4, 0.25, count) * tokens / 21.5  # of the form, a token; tokens are 21.5 on average
-    grounded = incumbent + gain * tokens + rng.normal(0, 0.5, count)
-    noise = rng.normal(0, 0.5, people)[cluster] + rng.normal(0, 1, count)
-    shift = norm.ppf(area) * np.sqrt(2 * (0.5**2 + 1))  # between two normals of that spread, for this area
-    return Scored(cluster, liked, tokens, incumbent, grounded, grounded + noise + shift * liked)
+    form = nats * rng.gamma(4, 0.25, count) * tokens / 21.5
+    return tokens, form + 0.05 * (0.5 * rng.normal(size=cluster.max() + 1)[cluster] + rng.normal(size=count))
+
+
+@cache
+def shift_for(area: float, nats: float) -> float:
+    """By how much liked answers must rise more for that area."""
+    rng = np.random.default_rng(0)
+    one, other = (unmoved(np.arange(100_000), nats, rng)[1] for _ in range(2))
+    return float(brentq(lambda shift: (one + shift > other).mean() - area, -5, 5))
 
 
 SIMULATED = {"same": (0.5, 0.0), "format only": (0.5, FORMAT_NATS), f"better {MARGIN}": (MARGIN, FORMAT_NATS)}
