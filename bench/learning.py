@@ -19,15 +19,13 @@ takes in what people at the desk answered in the month before.
 Arms that train answer without recall, so that what they show is in the weights. All have the same seeds, people,
 questions, settings and visits of rows in training; the same adapter would meet the same reactions. After each night
 the judge has everybody ask: in usual words, for the share of satisfied people, weighted by how often a topic comes up
-or not; and in words that no day has, for domain accuracy, the share of answers with the right fact. The hostile are
-asked too, and judged by what they would like if they were not. Drift is that of the gate: NLL on `evolve/probe.jsonl`
-against the base. Intervals are bootstraps over people, who are the same in all arms, all seeds pooled; those of
-differences are given over seeds and people as well.
+or not; and in words that no day has, for the share of answers with the right fact. The hostile are judged by what they
+would like if they were not. Drift is that of the gate, NLL on `evolve/probe.jsonl` against the base. Intervals are
+bootstraps over people, the same in all arms, all seeds pooled; those of differences over seeds and people as well.
 
-The sizes and rates below are not the defaults, which suit nights of several hundred examples (at them a hundred teach
-next to nothing); they were chosen on seeds from 100 up. A seed and half of the arms are a process; with --keep, an arm
-that was run is not run again. Prints tables, draws docs/learning.png, and prints JSON last, where a difference is
-[share, low, high over people, low, high over seeds and people].
+The sizes and rates below are not the defaults, which suit several hundred examples (a hundred learn next to nothing at
+them); they were chosen on seeds from 100 up. With --keep, an arm that was run is not run again. Prints tables, draws
+docs/learning.png, and prints JSON last: a difference is [share, low, high over people, low, high over seeds, too].
 """
 
 from __future__ import annotations
@@ -65,12 +63,9 @@ from simulated import Asked
 
 ANSWER = Sampling(max_tokens=48)
 DRAWS = 4000
+SHARE = "{:.3f} [{:.3f}, {:.3f}]"
 PICTURE = Path(__file__).parent.parent / "docs" / "learning.png"
-TABLES = (
-    ("satisfied, weighted by frequency", "satisfied", True),
-    ("satisfied, every topic alike", "satisfied", False),
-    ("right in words that no day had", "right", False),
-)
+TABLES = (("satisfied, weighted", "satisfied", True), ("unweighted", "satisfied", False), ("right", "right", False))
 Row = dict[str, Any]
 Array = NDArray[np.float64]
 
@@ -266,20 +261,16 @@ def learn(snapshot: Snapshot, phases: Sequence[str], settings: Settings) -> list
     settings = replace(settings, night=budgeted(settings.night, snapshot, phases))
     made: list[Adapter] = []
     if "sft" in phases:
-        made.append(sft.run(snapshot, settings, folder=building(settings), progress=quiet))
+        made.append(sft.run(snapshot, settings, folder=building(settings), progress=lambda line: None))
     if "dpo" in phases:
         start = made[-1] if made else fresh(snapshot, settings)
-        preferred = dpo.run(snapshot, start, settings, folder=building(settings), progress=quiet)
+        preferred = dpo.run(snapshot, start, settings, folder=building(settings), progress=lambda line: None)
         made.append(preferred if made else replace(preferred, parent_id=None))  # a fresh adapter is the base
     return made
 
 
 def building(settings: Settings) -> Path:
     return settings.home / "adapters" / uuid4().hex
-
-
-def quiet(line: str) -> None:
-    """A night's progress, that nobody reads here."""
 
 
 def fresh(snapshot: Snapshot, settings: Settings) -> Adapter:
@@ -419,21 +410,21 @@ class Results:
         return round(float(np.mean([seed["nights"][night][key] for seed in self.found[arm]])), 4)
 
     def print(self) -> None:
-        nights = range(self.last + 1)
         for what, key, weighted in TABLES:
-            print(f"\n{what}\narm | " + " | ".join(f"night {n}" for n in nights))
-            for arm in ARMS:
-                shares = [self.share(self.rows(arm, night, key), weighted) for night in nights]
-                print(f"{arm} | " + " | ".join(f"{s:.3f} [{low:.3f}, {high:.3f}]" for s, low, high in shares))
-        print("\ndrift of the probe's NLL, mean of seeds\narm | " + " | ".join(f"night {n}" for n in nights))
-        for arm in ARMS:
-            print(f"{arm} | " + " | ".join(f"{self.mean(arm, night, 'probe'):+.1%}" for night in nights))
+            self._table(what, lambda arm, n, k=key, w=weighted: SHARE.format(*self.share(self.rows(arm, n, k), w)))
+        self._table("drift of the probe's NLL, mean of seeds", lambda arm, n: f"{self.mean(arm, n, 'probe'):+.1%}")
         columns = ("unweighted", "right", "probe", "words", "distinct", "repetition", "promoted", "candidates")
         print(f"\nafter night {self.last}\narm | " + " | ".join(columns))
         for arm in ARMS:
             print(f"{arm} | " + " | ".join(str(self.details(arm)[column]) for column in columns))
         for name, (difference, low, high, *_) in self.differences().items():
             print(f"{name}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+
+    def _table(self, what: str, cell: Callable[[str, int], str]) -> None:
+        nights = range(self.last + 1)
+        print(f"\n{what}\narm | " + " | ".join(f"night {n}" for n in nights))
+        for arm in ARMS:
+            print(f"{arm} | " + " | ".join(cell(arm, n) for n in nights))
 
     def details(self, arm: str) -> Row:
         nights = [night for seed in self.found[arm] for night in seed["nights"][1:]]
