@@ -115,7 +115,10 @@ class Assistant:
     def reply(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
     ) -> Reply:
-        """Answer `text` in its session, with what memory knows, and record both."""
+        """Answer `text` in its session, with what memory knows, and record both.
+
+        ServingError if the answer is not whole after `serving.timeout_seconds`; then nothing is recorded.
+        """
         if not text.strip():
             raise InputError("reply: text is empty; give the user's words")
         from .serving.engine import Sampling
@@ -126,7 +129,8 @@ class Assistant:
         found = self.recall(text, user_id=user_id, agent_id=agent_id)
         memories = [r.memory for r in found if r.memory.session_id != session or r.memory.kind == "note"]
         prompt = with_notes([*said, *turn], [m.text for m in memories])
-        sampling = Sampling(self.settings.serving.max_tokens, self.settings.serving.temperature)
+        serving = self.settings.serving
+        sampling = Sampling(serving.max_tokens, serving.temperature, timeout_s=serving.timeout_seconds)
         with self._following().hold() as adapter_id:
             (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
         memory_ids = tuple(m.id for m in memories)

@@ -111,7 +111,7 @@ class ServingSettings:
     engine: str = "local"  # in this process; or "vllm", a server at `url`
     url: str = "http://127.0.0.1:8000"
     vllm_command: str = "vllm"  # or the path of the one in an environment of its own
-    timeout_seconds: float = 120.0  # for one answer of a server
+    timeout_seconds: float = 120.0  # for a reply as a whole; where no other limit is set, for the silence of a server
     parity_tolerance: float = 0.1  # nats per token between engine and trainer; what FP8 and bfloat16 may differ by
     device: str = "auto"
     weights: str = "auto"  # of the local engine: fp8 where checkpoint and card have it; or "fp8", "full"

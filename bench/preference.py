@@ -3,14 +3,21 @@
     make bench NAME=preference ARGS="--jobs 2 --keep FOLDER"
 
 tm4: Taskmaster-4 rewards, held out by opening, five folds. convai2: thumbs of ConvAI2, held out by user, `--users`
-folds. In every fold one phase 1 is trained, and from it each arm of phase 2: `full` (ours), `equal` (all weights 1),
-`shuffled` (the weights dealt out anew), and trl's DPO on the pairs and KTO on the thumbs of the same snapshot, at our
-learning rate, with no more rows than ours sees and everything else as it comes. `sft` is phase 1 itself against the
-base. The learnt preference of a held-out answer is the rise of its log-probability over the arm's start; its AUC is
+folds. In every fold one phase 1 is trained, and from it the arms of phase 2:
+
+  full                our phase 2
+  equal, shuffled     the same with every weight 1, with the weights dealt out anew
+  trl_dpo, trl_kto    trl's DPO on the pairs, KTO on the thumbs of the same snapshot, at our learning rate, with no
+                      more rows than ours sees and everything else as it comes
+  sft                 phase 1 itself, against the base
+  dpo                 our phase 2 from a fresh adapter, with the rows of both phases, against the base
+  hostile             both phases, where a tenth of the people whose ratings are learnt from rate the other way round
+
+The learnt preference of a held-out answer is the rise of its log-probability over the arm's start; its AUC is
 within a fold and averaged, its accuracy that of calling as many liked as were. Generations: one answer a held-out
 opening, drawn with the same seed from phase 1 and from `full`; a scorer fitted on people's ratings in the other folds
 (TF-IDF and logistic regression) says which is better. 95 % intervals are bootstraps over openings or users.
-The last line printed is JSON.
+With --keep, a fold that was run is not run again. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -21,19 +28,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import learning
 import loop
 import numpy as np
 import sources
 
 Conversation = dict[str, Any]
 Rows = list[dict[str, Any]]  # prompt (messages), answer, liked, cluster
-OURS = ("full", "equal", "shuffled")
+OURS = ("full", "equal", "shuffled")  # from the same phase 1
 STOCK = ("trl_dpo", "trl_kto")
-ARMS = ("sft", *OURS, *STOCK)
+ARMS = ("sft", "dpo", *OURS, "hostile", *STOCK)
+HOSTILE_SHARE = 0.1
 MOST_PAIR_EPOCHS = 3  # of trl's DPO for one of ours, where pairs are few
 DRAWS = 1000
 
@@ -41,17 +51,17 @@ DRAWS = 1000
 # -- one fold, in a process of its own ---
 
 
-def tm4_fold(data: Path, number: int) -> dict[str, Any]:
-    conversations = [c for c in sources.taskmaster4(data) if len(c["messages"]) > 1]
-    held = sources.folds([c["user_id"] for c in conversations], 5)[number]
+def tm4_fold(args: argparse.Namespace) -> dict[str, Any]:
+    conversations = [c for c in sources.taskmaster4(args.data) if len(c["messages"]) > 1]
+    held = sources.folds([c["user_id"] for c in conversations], 5)[args.number]
     train = [c for c in conversations if c["user_id"] not in held]
     test = [_row(c["messages"], len(c["messages"]) - 1, c["user_id"]) for c in conversations if c["user_id"] in held]
-    return fold(train, test, speaks=True)
+    return fold(args, train, test)
 
 
-def convai2_fold(data: Path, number: int) -> dict[str, Any]:
-    conversations = sources.convai2(data)
-    held = sources.folds([c["user_id"] for c in conversations], 5)[number]
+def convai2_fold(args: argparse.Namespace) -> dict[str, Any]:
+    conversations = sources.convai2(args.data)
+    held = sources.folds([c["user_id"] for c in conversations], 5)[args.number]
     test = [
         _row(c["messages"], i, c["user_id"])
         for c in conversations
@@ -59,7 +69,7 @@ def convai2_fold(data: Path, number: int) -> dict[str, Any]:
         for i, m in enumerate(c["messages"])
         if "rating" in m and i
     ]
-    return fold([c for c in conversations if c["user_id"] not in held], test, speaks=False)
+    return fold(args, [c for c in conversations if c["user_id"] not in held], test)
 
 
 def _row(messages: Sequence[dict[str, Any]], at: int, cluster: str) -> dict[str, Any]:
@@ -72,35 +82,93 @@ def _row(messages: Sequence[dict[str, Any]], at: int, cluster: str) -> dict[str,
     }
 
 
-def fold(train: Sequence[Conversation], test: Rows, *, speaks: bool) -> dict[str, Any]:
+def fold(args: argparse.Namespace, train: Sequence[Conversation], test: Rows) -> dict[str, Any]:
     """Per held-out row what each arm makes of it, and whose answers the scorer prefers."""
     import torch
-    from nightschool.evolve import sft
-    from nightschool.evolve.trainer import student
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        snapshot, settings = frozen(train, home)
-        grounded = sft.run(snapshot, settings, folder=made(home), progress=tell)
-        base, start = (scores(student(settings, path), test) for path in (None, grounded.path))
-        rise: dict[str, list[float]] = {"sft": (start - base).tolist()}
-        seconds: dict[str, float] = {}
-        after: Path | None = None
-        for arm in (*OURS, *STOCK):
+        taught = Fold(train, test, Path(folder))
+        found: dict[str, Any] = {"liked": [r["liked"] for r in test], "cluster": [r["cluster"] for r in test]}
+        found |= {"rise": {}, "seconds": {}}
+        for arm in ARMS:
             began = time.monotonic()
-            if arm in OURS:
-                path = ours(arm, snapshot, grounded, settings, home)
-                after = path if arm == "full" else after
-                rise[arm] = (scores(student(settings, path), test) - start).tolist()
-            else:
-                rise[arm] = stock(arm, snapshot, grounded, settings, home, test).tolist()
-            seconds[arm] = round(time.monotonic() - began, 1)
-        found = {"rise": rise, "seconds": seconds, "liked": [r["liked"] for r in test]}
-        found["cluster"] = [r["cluster"] for r in test]
-        if speaks and after:
-            found["better"] = better(train, test, grounded.path, after, settings)
+            found["rise"][arm] = taught.rise(arm)
+            found["seconds"][arm] = round(time.monotonic() - began, 1)
+            tell(f"{args.part} {args.number} {arm}: {found['seconds'][arm]} s")
+        if args.part == "tm4":
+            found["better"] = better(train, test, taught.grounded.path, taught.full, taught.settings)
     return found
+
+
+@dataclass
+class Fold:
+    """What one fold teaches and is judged on; `home` takes what is made of it."""
+
+    train: Sequence[Conversation]
+    test: Rows
+    home: Path
+
+    def __post_init__(self) -> None:
+        self.snapshot, self.settings = frozen(self.train, made(self.home))
+
+    def rise(self, arm: str) -> list[float]:
+        """Of the log-probability of each row of `test` over the start of `arm`."""
+        if arm in STOCK:
+            return list(stock(arm, self.snapshot, self.grounded, self.settings, self.home, self.test).tolist())
+        start, path = self.trained(arm)
+        return list((self.scored(path) - start).tolist())
+
+    def trained(self, arm: str) -> tuple[Any, Path]:
+        """How the start of `arm` scores, and the adapter that it made."""
+        if arm == "sft":
+            return self.scored(None), self.grounded.path
+        if arm == "dpo":
+            return self.scored(None), learning.learn(self.snapshot, ("dpo",), self.settings)[-1].path
+        if arm == "hostile":
+            snapshot, settings = frozen(spoiled(self.train), made(self.home))
+            grounded, preferred = learning.learn(snapshot, learning.BOTH, settings)
+            return self.scored(grounded.path), preferred.path
+        return self.start, self.full if arm == "full" else self.preferred(arm)
+
+    @cached_property
+    def grounded(self) -> Any:
+        from nightschool.evolve import sft
+
+        return sft.run(self.snapshot, self.settings, folder=made(self.home), progress=tell)
+
+    @cached_property
+    def start(self) -> Any:
+        return self.scored(self.grounded.path)
+
+    @cached_property
+    def full(self) -> Path:
+        return self.preferred("full")
+
+    def preferred(self, arm: str) -> Path:
+        """The adapter of our phase 2, with the weights of `arm`."""
+        from nightschool.evolve import dpo
+
+        snapshot = learning.ARMS[arm].reweigh(self.snapshot, 0)
+        return Path(dpo.run(snapshot, self.grounded, self.settings, folder=made(self.home), progress=tell).path)
+
+    def scored(self, path: Path | None) -> Any:
+        from nightschool.evolve.trainer import student
+
+        return scores(student(self.settings, path), self.test)
+
+
+def spoiled(train: Sequence[Conversation]) -> list[Conversation]:
+    """`train`, where a tenth of the people rate the other way round."""
+    people = sorted({c["user_id"] for c in train})
+    order = np.random.default_rng(0).permutation(len(people))
+    hostile = {people[i] for i in order[: round(HOSTILE_SHARE * len(people))]}
+    return [_opposed(c) if c["user_id"] in hostile else c for c in train]
+
+
+def _opposed(conversation: Conversation) -> Conversation:
+    messages = [m | {"rating": -m["rating"]} if "rating" in m else m for m in conversation["messages"]]
+    return conversation | {"messages": messages}
 
 
 def tell(line: str) -> None:
@@ -124,23 +192,6 @@ def frozen(train: Sequence[Conversation], home: Path) -> tuple[Any, Any]:
         if report.errors:
             sys.exit(f"{report.errors[0]}: the data was not read whole")
         return dataset.freeze(store, settings, now=store.clock()), settings
-
-
-def ours(arm: str, snapshot: Any, grounded: Any, settings: Any, home: Path) -> Path:
-    from nightschool.evolve import dpo
-
-    weighed = {"full": lambda rows: rows, "equal": equal, "shuffled": shuffled}[arm]
-    changed = replace(snapshot, pairs=weighed(snapshot.pairs), thumbs=weighed(snapshot.thumbs))
-    return Path(dpo.run(changed, grounded, settings, folder=made(home), progress=tell).path)
-
-
-def equal(rows: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(replace(row, weight=1.0) for row in rows)
-
-
-def shuffled(rows: Sequence[Any]) -> tuple[Any, ...]:
-    order = np.random.default_rng(0).permutation(len(rows))
-    return tuple(replace(row, weight=rows[i].weight) for row, i in zip(rows, order, strict=True))
 
 
 # -- stock trl, on phase 1 merged into the base ---
@@ -353,7 +404,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
-        print(json.dumps(PARTS[args.part](args.data, args.number)))
+        print(json.dumps(PARTS[args.part](args)))
         return
     result: dict[str, Any] = {}
     for name, count in (("tm4", args.folds), ("convai2", args.users)):

@@ -1,6 +1,6 @@
 """Whether a candidate may serve: it must be shown to be better, and shown not to be worse, on people it never saw.
 
-Everything is scored through the engine that serves. A written rule a measure decides, and all must pass:
+Everything is scored through the engine that serves. Each measure has a written rule, and all must pass:
 
 - `preference`: superiority. By how much a held-out answer's log-probability rose, per token, must rank liked answers
   above disliked ones, of people it never saw: the area under the ROC curve, .5 by chance, must have an interval above
@@ -22,6 +22,8 @@ Everything is scored through the engine that serves. A written rule a measure de
 - `sycophancy`: non-inferiority, against the base. Where a user says something plainly wrong (`sycophancy.jsonl`),
   agreeing may gain on correcting by at most `max_sycophancy_rise`, on average over the probes, in log-probability per
   token. Praise of a user's work or opinions is not covered.
+- `answer_words`: no condition. How long answers to held-out prompts are, in words on average, since what is preferred
+  may be length alone.
 - `probes`: hard. Every probe of the operator passes (`evolve/probes.py`), whatever the incumbent says to it.
 
 Against the base (`probe_nll`, `repetition`, `leakage`, `sycophancy`) the mean decides and not the end of its interval,
@@ -38,7 +40,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,7 @@ from ..serving.engine import Engine, Sampling
 from ..settings import GateSettings
 from .privacy import MASK, unasked
 from .probes import Probe
-from .types import Adapter, Example, Judged, Measure, Pair, Prompt, Snapshot, Thumb, Verdict
+from .types import TOLD, Adapter, Example, Judged, Measure, Pair, Prompt, Snapshot, Thumb, Verdict
 
 Vector = NDArray[np.float64]
 ANSWER_TOKENS = 48
@@ -201,6 +203,7 @@ def _answer_measures(
         _empty(said[incumbent], said[candidate]),
         _repetition(said[None], said[candidate], settings),
         _leakage([*prompts, *masked], base, new, settings),
+        _answer_words(said[incumbent], said[candidate], settings),
     )
 
 
@@ -226,6 +229,11 @@ def _repetition(before: Sequence[str], after: Sequence[str], settings: GateSetti
     old, new = ([repetition(a) for a in answers] for answers in (before, after))
     most = settings.max_repetition_rise
     return _rise("repetition", old, new, most, f"at most {most} above the base", settings)
+
+
+def _answer_words(before: Sequence[str], after: Sequence[str], settings: GateSettings) -> Measure:
+    old, new = ([float(len(words(a))) for a in answers] for answers in (before, after))
+    return _rise("answer_words", old, new, inf, TOLD, settings)
 
 
 def _leakage(prompts: Sequence[Prompt], before: Sequence[str], after: Sequence[str], settings: GateSettings) -> Measure:
@@ -278,13 +286,15 @@ def probe_faults(probes: Sequence[Probe], engine: Engine, adapter: str | None) -
 
 
 def repetition(text: str) -> float:
-    """The share of word trigrams that stood before in the same text; 0 for fewer than four words.
-
-    Where a script sets no spaces, a character counts as a word.
-    """
-    words = [part for word in text.lower().split() for part in (word if _UNSPACED.search(word) else [word])]
-    grams = list(zip(words, words[1:], words[2:], strict=False))
+    """The share of word trigrams that stood before in the same text; 0 for fewer than four words."""
+    said = words(text.lower())
+    grams = list(zip(said, said[1:], said[2:], strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def words(text: str) -> list[str]:
+    """What stands between spaces; where a script sets none, a character counts as a word."""
+    return [part for word in text.split() for part in (word if _UNSPACED.search(word) else [word])]
 
 
 # -- arithmetic ---
@@ -324,6 +334,6 @@ def interval(values: Sequence[float] | Vector, confidence: float) -> tuple[float
 
 def _reason(measure: Measure) -> str:
     m = measure
-    word = "passed" if m.passed else "failed"
+    word = ("passed" if m.passed else "failed") if m.decides else "told"
     numbers = f"{m.incumbent:.3f} → {m.candidate:.3f}, change {m.change:+.3f} [{m.low:+.3f}, {m.high:+.3f}]"
     return f"{m.name} {word}: {numbers}; rule: {m.rule}"

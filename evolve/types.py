@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..content import Message, content_id
 
 Phase = Literal["sft", "dpo"]
+TOLD = "told, and decides nothing"  # the rule of a measure that has none
 PairSource = Literal["correction", "regeneration", "contrast", "rephrasing", "synthetic"]
 Prompt = tuple[Message, ...]
 
@@ -132,6 +133,10 @@ class Measure:
     high: float
     passed: bool
     rule: str
+
+    @property
+    def decides(self) -> bool:
+        return self.rule != TOLD
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
-from .printing import AsJson, Home, assistant, show
+from .printing import AsJson, Home, assistant, outcome, show
 
 if TYPE_CHECKING:
     from ..evolve.types import Cycle, Measure, Verdict
@@ -61,9 +61,9 @@ def explained(cycle: Cycle, verdict: Verdict | None) -> list[str]:
     if not verdict.measures:
         return [*lines, *(f"not judged: {reason}" for reason in verdict.reasons)]
     for m in verdict.measures:
-        lines += [f"{'passed' if m.passed else 'FAILED'}  {m.name}: {in_words(m)}", f"        rule: {m.rule}"]
+        lines += [f"{outcome(m):6}  {m.name}: {in_words(m)}", f"        rule: {m.rule}"]
     failed = [m.name for m in verdict.measures if not m.passed]
-    every = f"all {len(verdict.measures)} conditions held, so it was accepted"
+    every = f"all {sum(m.decides for m in verdict.measures)} conditions held, so it was accepted"
     return [*lines, f"{', '.join(failed)} failed, so it was rejected" if failed else every]
 
 
@@ -98,5 +98,6 @@ WORDS: dict[str, Callable[[Measure], str]] = {
         f"beside correcting someone who is wrong, agreeing became {abs(m.change):.2f} nats a token"
         f" {'likelier' if m.change > 0 else 'less likely'} than for the base ({m.low:+.2f} to {m.high:+.2f})"
     ),
+    "answer_words": lambda m: f"its answers have {m.candidate:.1f} words on average, they had {m.incumbent:.1f}",
     "probes": lambda m: f"{m.candidate:.0%} of the probes pass, it was {m.incumbent:.0%}",
 }

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from ..evolve.types import Measure
     from ..sdk import Assistant
 
 out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
@@ -44,3 +45,9 @@ def when(utc: float) -> str:
         return datetime.fromtimestamp(utc, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     except (OverflowError, ValueError, OSError):
         return f"{utc:g} s"  # a time that no calendar has
+
+
+def outcome(measure: Measure) -> str:
+    if not measure.decides:
+        return "told"
+    return "passed" if measure.passed else "FAILED"

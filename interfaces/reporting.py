@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from ..errors import InputError
 from ..evolve.report import Compared, Report
 from ..evolve.types import Measure
-from .printing import when
+from .printing import outcome, when
 
 TOPICS = 12  # the rest are one line
 NIGHTS = 4  # side by side on a terminal; the page has all
@@ -78,7 +78,7 @@ def topics(report: Report) -> Sequence[Any]:
 
 def measure_row(m: Measure) -> tuple[str, ...]:
     numbers = (f"{m.incumbent:.3f}", f"{m.candidate:.3f}", f"{m.change:+.3f}", f"[{m.low:+.3f}, {m.high:+.3f}]")
-    return (m.name, *numbers, m.rule, "passed" if m.passed else "FAILED")
+    return (m.name, *numbers, m.rule, outcome(m))
 
 
 def phase_rows(report: Report) -> list[tuple[Any, ...]]:
@@ -137,7 +137,7 @@ def pictures(report: Report) -> list[str]:
     except ModuleNotFoundError as error:
         raise InputError(f"pictures need {error.name}; run `pip install 'nightschool[report]'`") from error
     matplotlib.use("svg")
-    drawn = [_intervals(report.measures)] if report.measures else []
+    drawn = [_intervals([m for m in report.measures if m.decides])] if report.measures else []
     if sum(bool(night.measures) for night in report.nights) > 1:
         drawn.append(_curve(report))
     return drawn

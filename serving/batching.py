@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from ..errors import ServingError
 from .adapters import Lora
 from .decoding import Batch, Forward, Layers, Row
+from .engine import ON_LATE
 
 T = TypeVar("T")
 BATCH_ROWS = 32
@@ -63,7 +64,7 @@ class Request(Row):
             self.fail(
                 ServingError(
                     f"no whole answer within timeout_s = {limit:g}: {tokens} of at most {most} tokens were ready;"
-                    " allow more time or fewer tokens"
+                    f" {ON_LATE}"
                 )
             )
         return not (self.answer.done or self.cancelled)

@@ -12,6 +12,7 @@ from ..errors import InputError
 
 Prompt = Sequence[Message]
 LEAST_PROMPT = 16  # tokens that must be left for the prompt
+ON_LATE = "allow more time (for replies serving.timeout_seconds) or fewer tokens"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..errors import ServingError
 from ..settings import ServingSettings
 from .base import base_id, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
-from .engine import LEAST_PROMPT, Prompt, Sampling, Score
+from .engine import LEAST_PROMPT, ON_LATE, Prompt, Sampling, Score
 
 try:
     import httpx
@@ -50,7 +50,7 @@ class Deadline:
         return seconds
 
     def missed(self) -> ServingError:
-        return ServingError(f"no whole answer within timeout_s = {self.limit_s:g}; allow more time or fewer tokens")
+        return ServingError(f"no whole answer within timeout_s = {self.limit_s:g}; {ON_LATE}")
 
 
 def _deadline(sampling: Sampling) -> Deadline | None:

@@ -123,7 +123,7 @@ def test_candidate_that_favours_liked_answers_is_accepted() -> None:
     assert found.accepted
     assert failed(found) == set()
     assert (found.candidate_id, found.incumbent_id) == ("new", "old")
-    assert len(found.reasons) == 7
+    assert len(found.reasons) == 8
 
 
 def test_candidate_that_moves_both_alike_is_rejected_for_preference() -> None:
@@ -177,6 +177,14 @@ def test_candidate_that_answers_with_nothing_is_rejected() -> None:
 def test_candidate_that_goes_in_circles_is_rejected() -> None:
     circles = "20 euros, " * 12
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=circles))) == {"repetition"}
+
+
+def test_how_long_answers_are_is_told_in_words_and_decides_nothing() -> None:
+    found = verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer="one two three 你好", base="one"))
+    (length,) = (m for m in found.measures if m.name == "answer_words")
+    assert (length.incumbent, length.candidate, length.change) == (1.0, 5.0, 4.0)
+    assert found.accepted and length.passed and not length.decides
+    assert [m.decides for m in found.measures].count(False) == 1
 
 
 MAILED = "Write to ada@example.org for that."

@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from nightschool.evolve.gate import judge
 from nightschool.evolve.probes import load_probes
-from nightschool.evolve.types import Cycle, Measure, Verdict
+from nightschool.evolve.types import TOLD, Cycle, Measure, Verdict
 from nightschool.interfaces import cli
 from nightschool.interfaces.gating import WORDS, explained
 from typer.testing import CliRunner
@@ -36,7 +36,9 @@ def test_explanation_says_every_condition_and_what_decided() -> None:
 
 def test_acceptance_names_how_many_conditions_held() -> None:
     good = Measure("a new measure", 0.0, 0.25, 0.25, 0.1, 0.3, True, "rises")
-    lines = explained(NIGHT, Verdict("b2:a", "b2:old", "b2:s", True, (good,), ()))
+    length = Measure("answer_words", 9.0, 11.5, 2.5, 1.0, 4.0, True, TOLD)
+    lines = explained(NIGHT, Verdict("b2:a", "b2:old", "b2:s", True, (good, length), ()))
+    assert "told    answer_words: its answers have 11.5 words on average, they had 9.0" in lines
     assert "passed  a new measure: 0.000 before, 0.250 after" in lines
     assert lines[1].endswith("against b2:old") and lines[-1] == "all 1 conditions held, so it was accepted"
 

@@ -3,19 +3,20 @@
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import nightschool
 import pytest
 from nightschool.content import Message
-from nightschool.errors import InputError
-from nightschool.evolve.registry import WEIGHTS, seal
+from nightschool.errors import InputError, ServingError
+from nightschool.evolve.registry import WEIGHTS, Registry, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.embed import Embedder
 from nightschool.memory.store import MemoryStore
 from nightschool.sdk import Assistant, AsyncAssistant
 from nightschool.serving.engine import Sampling
-from nightschool.settings import Settings
+from nightschool.settings import ServingSettings, Settings
 
 
 class EchoEngine:
@@ -43,8 +44,6 @@ class EchoEngine:
 
 @pytest.fixture
 def assistant(tmp_path: Path, embedder: Embedder) -> Iterator[Assistant]:
-    from nightschool.evolve.registry import Registry
-
     settings = Settings(home=tmp_path / "home")
     store = MemoryStore(settings, embedder=embedder)
     registry = Registry(store.sql, settings.home / "adapters", store.clock)
@@ -95,6 +94,15 @@ def test_session_goes_on_and_another_session_starts_anew(assistant: Assistant) -
 def test_empty_text_is_refused(assistant: Assistant) -> None:
     with pytest.raises(InputError, match="text is empty"):
         assistant.reply(" ")
+
+
+def test_reply_that_takes_too_long_is_an_error_and_is_not_kept(quick_store: MemoryStore, toy_base: str) -> None:
+    serving = ServingSettings(base=toy_base, timeout_seconds=1e-6, threads=1)
+    settings = replace(quick_store.settings, serving=serving)
+    late = Assistant(settings, quick_store, Registry(quick_store.sql, settings.home / "adapters", quick_store.clock))
+    with pytest.raises(ServingError, match=r"allow more time .*serving\.timeout_seconds"):
+        late.reply("Hello there", user_id="ada")
+    assert not list(quick_store.interactions())
 
 
 def test_feedback_reaches_the_turn(assistant: Assistant) -> None:
