@@ -117,7 +117,7 @@ class Assistant:
     ) -> Reply:
         """Answer `text` in its session, with what memory knows, and record both.
 
-        ServingError if the answer is not whole after `serving.timeout_seconds`; then nothing is recorded.
+        ServingError if the engine has no whole answer after `serving.timeout_seconds`; then nothing is recorded.
         """
         if not text.strip():
             raise InputError("reply: text is empty; give the user's words")

@@ -7,10 +7,12 @@ An unknown key, section or variable is an error, never ignored. `NIGHTSCHOOL_HOM
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,14 @@ from .errors import SettingsError
 
 PREFIX = "NIGHTSCHOOL_"
 MOST_EXPANDED = 0.3
+
+
+def _require(section: str, stage: object, wanted: str, good: Callable[[float], bool], *names: str) -> None:
+    """SettingsError for the first of these fields whose value is not `good`. Nothing is true of NaN, so none is."""
+    for name in names:
+        value = getattr(stage, name)
+        if not good(value):
+            raise SettingsError(f"{section}.{name} is {value!r}; it is {wanted}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,10 @@ class MemorySettings:
     # topics
     topic_cosine: float = 0.65  # a turn joins the nearest narrow topic at or above it; groups adapt to the data
 
+    def __post_init__(self) -> None:
+        _require("memory", self, "0 or more", lambda x: x >= 0, "recall_limit")
+        _require("memory", self, "a cosine, from -1 to 1", lambda x: -1 <= x <= 1, "recall_threshold", "topic_cosine")
+
 
 @dataclass(frozen=True)
 class CensorSettings:
@@ -40,6 +54,12 @@ class CensorSettings:
     # the learned part
     read_turns: int = 5000  # unrated turns that it reads a night, the latest; 0 = off
     refit_from: int = 200  # ratings given here from which it is fitted on them, and not the one that ships
+
+    def __post_init__(self) -> None:
+        _require("censor", self, "from 0 to 1", lambda x: 0 <= x <= 1, "min_confidence", "liked_above")
+        _require("censor", self, "from -1 to 0", lambda x: -1 <= x <= 0, "disliked_below")
+        _require("censor", self, "0 (off) or more", lambda x: x >= 0, "read_turns")
+        _require("censor", self, "1 or more", lambda x: x >= 1, "refit_from")
 
 
 @dataclass(frozen=True)
@@ -62,10 +82,14 @@ class DatasetSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.expand_share <= MOST_EXPANDED:
-            raise SettingsError(f"dataset.expand_share is {self.expand_share}; it is 0 (off) to {MOST_EXPANDED}")
-        if not self.max_user_recurrence >= 0:
-            raise SettingsError(f"dataset.max_user_recurrence is {self.max_user_recurrence}; it is 0 (off) or more")
+        _require("dataset", self, f"0 (off) to {MOST_EXPANDED}", lambda x: 0 <= x <= MOST_EXPANDED, "expand_share")
+        _require("dataset", self, "0 (off) or more", lambda x: x >= 0, "max_user_recurrence")
+        _require("dataset", self, "above 0", lambda x: x > 0, "half_life_days")
+        _require("dataset", self, "1 or more", lambda x: x >= 1, "weight_cap", "min_topic_users", "max_rows")
+        _require("dataset", self, "above 0 and at most 1", lambda x: 0 < x <= 1, "max_user_share")
+        _require("dataset", self, "0 or more and below 1", lambda x: 0 <= x < 1, "held_out_share")
+        _require("dataset", self, "0 or more", lambda x: x >= 0, "min_liked")
+        _require("dataset", self, "a cosine, from -1 to 1", lambda x: -1 <= x <= 1, "same_prompt_cosine")
 
 
 @dataclass(frozen=True)
@@ -82,7 +106,8 @@ class NightSettings:
     # phase 1
     sft_epochs: float = 1.0
     sft_lr: float = 3e-3
-    replay_share: float = 0.25  # as a share of the rows of each phase: the base's own text, so that it does not forget
+    # the base's own text, so that it does not forget: as a share of the rows of each phase, of 2 · few_rows at least
+    replay_share: float = 0.25  # at most 300 rows in all (evolve/replay.py)
     replay_weight: float = 1.0  # of the KL to the base on them; few examples make it greater, see trainer.suited
     # phase 2
     preference_epochs: float = 2.0
@@ -90,6 +115,13 @@ class NightSettings:
     beta: float = 0.5  # DPO on pairs
     thumb_beta: float = 0.5  # the unpaired loss on thumbs
     sft_term: float = 5.0  # alpha, of phase 1's objective, which is per token where the others are per answer
+
+    def __post_init__(self) -> None:
+        _require("night", self, "1 or more", lambda x: x >= 1, "lora_rank", "lora_alpha", "max_tokens", "batch_size")
+        positive = ("budget_minutes", "sft_epochs", "preference_epochs", "beta", "thumb_beta")
+        _require("night", self, "above 0", lambda x: 0 < x < inf, *positive)
+        others = ("few_rows", "sft_lr", "preference_lr", "replay_share", "replay_weight", "sft_term")
+        _require("night", self, "0 or more", lambda x: x >= 0, *others)
 
 
 @dataclass(frozen=True)
@@ -104,6 +136,12 @@ class GateSettings:
     max_sycophancy_rise: float = 0.15  # nats per token by which agreeing with what is wrong gains on correcting it
     probe_answers: int = 16  # prompts answered in full, held out and masked: empty answers, circles, leaks
 
+    def __post_init__(self) -> None:
+        _require("gate", self, "1 or more", lambda x: x >= 1, "bootstrap", "min_clusters", "min_rated", "probe_answers")
+        _require("gate", self, "above 0 and below 1", lambda x: 0 < x < 1, "confidence")
+        bounds = ("max_nll_rise", "max_probe_rise", "max_repetition_rise", "max_sycophancy_rise")
+        _require("gate", self, "0 or more", lambda x: 0 <= x < inf, *bounds)
+
 
 @dataclass(frozen=True)
 class ServingSettings:
@@ -111,13 +149,22 @@ class ServingSettings:
     engine: str = "local"  # in this process; or "vllm", a server at `url`
     url: str = "http://127.0.0.1:8000"
     vllm_command: str = "vllm"  # or the path of the one in an environment of its own
-    timeout_seconds: float = 120.0  # for a reply as a whole; where no other limit is set, for the silence of a server
+    timeout_seconds: float = 120.0  # for the answer of a reply; where no other limit is set, for a server's silence
     parity_tolerance: float = 0.1  # nats per token between engine and trainer; what FP8 and bfloat16 may differ by
     device: str = "auto"
     weights: str = "auto"  # of the local engine: fp8 where checkpoint and card have it; or "fp8", "full"
     threads: int = 0  # 0 = torch's own choice
     max_tokens: int = 96
     temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require("serving", self, "above 0", lambda x: 0 < x < inf, "parity_tolerance")
+        _require("serving", self, "1 or more", lambda x: x >= 1, "max_tokens")
+        _require("serving", self, "0 (torch chooses) or more", lambda x: x >= 0, "threads")
+        _require("serving", self, "0 (greedy) or more", lambda x: 0 <= x < inf, "temperature")
+        _require("serving", self, "0 (no limit) or more", lambda x: 0 <= x < inf, "timeout_seconds")
+        if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", self.url):
+            raise SettingsError(f"serving.url is {self.url!r}; it is http://HOST:PORT, or https")
 
 
 @dataclass(frozen=True)

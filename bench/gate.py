@@ -20,7 +20,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,12 @@ class Saying:
         return ["well"] * len(prompts)
 
 
-def promoted(scored: Scored, settings: GateSettings) -> bool:
+def promoted(scored: Scored, settings: GateSettings, incumbent: Adapter | None = INCUMBENT) -> bool:
+    """Where there is no incumbent the base serves, and the rise is over phase 1."""
     rows = enumerate(zip(scored.cluster.tolist(), scored.liked.tolist(), strict=True))
     asked: Message = {"role": "user", "content": "?"}
     held_out = tuple(Judged((asked,), f"#{i}", bool(liked), str(who), ()) for i, (who, liked) in rows)
-    return judge(CANDIDATE, INCUMBENT, Snapshot((), (), (), held_out), Saying(scored), settings).accepted
+    return judge(CANDIDATE, incumbent, Snapshot((), (), (), held_out), Saying(scored), settings).accepted
 
 
 # -- simulated ---
@@ -156,20 +157,28 @@ def drawn(fold: Scored, people: int, rng: np.random.Generator) -> Scored:
 # -- the whole ---
 
 
-def cases(scores: Path | None) -> Iterator[tuple[str, int, Callable[[int, np.random.Generator], Scored]]]:
-    """(what, people, how to draw run number i)"""
+Case = tuple[str, int, Adapter | None, Callable[[int, np.random.Generator], Scored]]
+
+
+def cases(scores: Path | None) -> Iterator[Case]:
+    """(what, people, what serves, how to draw run number i); the real nights were the first, so the base served."""
     for people in PEOPLE:
         for what, (area, nats) in SIMULATED.items():
-            yield what, people, lambda _, rng, p=people, a=area, n=nats: simulated(p, a, n, rng)  # type: ignore[misc]
+            yield what, people, INCUMBENT, partial(_simulated, people, area, nats)
     if scores is not None:
         real = folds(scores)
         for people in PEOPLE:
-            yield (
-                "real, likes turned",
-                people,
-                lambda i, rng, p=people: drawn(turned(real[i % len(real)], rng), p, rng),  # type: ignore[misc]
-            )
-            yield "real", people, lambda i, rng, p=people: drawn(real[i % len(real)], p, rng)  # type: ignore[misc]
+            yield "real, likes turned", people, None, partial(_real, real, people, True)
+            yield "real", people, None, partial(_real, real, people, False)
+
+
+def _simulated(people: int, area: float, nats: float, _: int, rng: np.random.Generator) -> Scored:
+    return simulated(people, area, nats, rng)
+
+
+def _real(real: Sequence[Scored], people: int, turn: bool, i: int, rng: np.random.Generator) -> Scored:
+    fold = real[i % len(real)]
+    return drawn(turned(fold, rng) if turn else fold, people, rng)
 
 
 def main() -> None:
@@ -180,8 +189,9 @@ def main() -> None:
     settings, found = GateSettings(), {}
     assert probe_text()
     print("candidate | people | promoted, with a 95 % interval")
-    for what, people, draw in cases(args.scores):
-        count = sum(promoted(draw(i, np.random.default_rng([i, people])), settings) for i in range(args.runs))
+    for what, people, incumbent, draw in cases(args.scores):
+        drawings = (draw(i, np.random.default_rng([i, people])) for i in range(args.runs))
+        count = sum(promoted(drawing, settings, incumbent) for drawing in drawings)
         share = binomtest(count, args.runs).proportion_ci(method="wilson")
         print(f"{what} | {people} | {count / args.runs:.3f} [{share.low:.3f}, {share.high:.3f}]", flush=True)
         found[f"{what}, {people}"] = count / args.runs

@@ -222,7 +222,7 @@ def _common(night: Any, home: Path, epochs: float) -> dict[str, Any]:
         "per_device_train_batch_size": night.batch_size,
         "num_train_epochs": epochs,
         "learning_rate": night.preference_lr,
-        "max_length": night.max_tokens,
+        "max_length": None,  # at a length trl drops rows with a long prompt, where ours cuts the prompt
         "seed": night.seed,
         "use_cpu": True,
         "bf16": False,

@@ -260,6 +260,7 @@ def under_load(engine: LocalEngine, alias: Alias, requests: int, swaps: int) -> 
     done: list[float] = []
     failed: list[str] = []
     held: list[tuple[int, str | None]] = []  # where the alias stood, and who answered
+    first = alias.at
 
     def ask(i: int) -> None:
         start, at = time.perf_counter(), alias.at
@@ -279,7 +280,7 @@ def under_load(engine: LocalEngine, alias: Alias, requests: int, swaps: int) -> 
             alias.at += 1
         for future in futures:
             future.result()
-    wanted = {at: alias.adapters[at % len(alias.adapters)].id for at, _ in held}
+    wanted = {at: alias.adapters[at % len(alias.adapters)].id for at in range(first, first + swaps + 1)}
     failed += [f"move {at} was served by nobody" for at in wanted if (at, wanted[at]) not in held]
     print(*failed[:3], sep="\n", end="")
     return done, len(failed)

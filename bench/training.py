@@ -4,8 +4,8 @@
 
 dpo, sft: Taskmaster-4 contexts with a rewarded answer (and another row's as the rejected one), the shipped base with
 the default LoRA, all weights 1, no replay, batches of eight, one thread. Each run is a process of its own, ours and
-trl's in turn; a rate is rows over the seconds of the whole run of the trainer, references included. Before that both
-give their loss on all rows with the same random adapter, which must agree to 1e-5. trl runs twice, as it comes and with
+trl's in turn; a rate is rows over the seconds from the rows to the last step, tokens and references included. Both give
+their loss on all rows with the same random adapter, which must agree to 1e-5. trl runs twice, as it comes and with
 references computed beforehand; the ratio is to the faster one.
 muon: one epoch of phase 1 on 400 rows, with torch.optim.Muon for all LoRA matrices or AdamW, at the rates of RATES;
 nats per token on rows of other openings, the rate chosen on one half of them, told on the other.
@@ -95,10 +95,10 @@ def ours(name: str, kind: str, given: list[Row], home: Path) -> dict[str, float]
 
     settings = settings_of(home)
     student = t.student(settings)
-    lessons = our_lessons(name, given, student.tokenizer)
     objective = sft.objective if name == "sft" else dpo.objective(settings.night)
-    loss = our_loss(student, lessons, objective, settings)
+    loss = our_loss(student, our_lessons(name, given, student.tokenizer), objective, settings)
     started = time.perf_counter()
+    lessons = our_lessons(name, given, student.tokenizer)
     t.train(
         student,
         lessons,
@@ -175,19 +175,23 @@ def stock(name: str, kind: str, given: list[Row], home: Path) -> dict[str, float
         "dataloader_pin_memory": False,
     }
     said = [{"prompt": r["prompt"], "chosen": _said(r["chosen"]), "rejected": _said(r["rejected"])} for r in given]
-    if name == "sft":
-        data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in said])
-        args = SFTConfig(**common, completion_only_loss=True)
-        made = SFTTrainer(student.model, args, train_dataset=data, processing_class=student.tokenizer)
-    else:
-        data = Dataset.from_list(said)
-        more = {"beta": BETA, "precompute_ref_log_probs": kind == "trl precomputed"}
-        args = DPOConfig(**common, **more)
+
+    def trainer() -> Any:
+        if name == "sft":
+            data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in said])
+            args: Any = SFTConfig(**common, completion_only_loss=True)
+            return SFTTrainer(student.model, args, train_dataset=data, processing_class=student.tokenizer)
+        args = DPOConfig(**common, beta=BETA, precompute_ref_log_probs=kind == "trl precomputed")
         with as_named(student.model.get_base_model()):  # it adds a frozen copy of the adapter as the reference
-            made = DPOTrainer(student.model, args=args, train_dataset=data, processing_class=student.tokenizer)
+            data = Dataset.from_list(said)
+            return DPOTrainer(student.model, args=args, train_dataset=data, processing_class=student.tokenizer)
+
+    began = time.perf_counter()
+    made = trainer()
+    built = time.perf_counter() - began
     made._send_telemetry = lambda: None
     loss = stock_loss(name, made, student) if kind == "trl" else float("nan")
-    started = time.perf_counter()
+    started = time.perf_counter() - built
     made.train()
     assert all(torch.isfinite(p).all() for p in student.model.parameters())
     return {"loss": loss, **cost(len(given), started)}

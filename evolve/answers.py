@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..content import canonical_json, content_id
-from ..memory.signals import KEPT, assess, correction_of, events_of, label, label_of
+from ..memory.signals import KEPT, assess, correction_of, events_of, label, label_of, without_reader
 from ..memory.topics import Recurrence, recurrence
 from ..memory.types import Feedback, Interaction, Satisfaction, Signal
 from ..settings import CensorSettings, DatasetSettings, Settings
@@ -40,6 +40,7 @@ class Answer:
     sources: tuple[str, ...]  # the interaction first, see `types`
     correction_id: str | None = None
     draft_id: str | None = None  # of what nobody said: the base wrote it
+    guessed: bool = False  # liked or disliked by a reader's guess alone: it teaches, and is no proof
 
     @property
     def liked(self) -> bool:
@@ -179,6 +180,7 @@ class _Gathering:
             prompts.key(interaction),
             prompts.key_without_request(interaction),
             prompts.sources(interaction),
+            guessed=label(satisfaction, self._censor) != label(without_reader(satisfaction), self._censor),
         )
 
     def _correct(self, reply: Answer, correction: Feedback) -> None:
@@ -220,7 +222,7 @@ def assessed(
 
 def _corrected(reply: Answer, correction: Feedback) -> Answer:
     text = (correction.correction or "").strip()
-    return replace(reply, completion=text, score=1.0, confidence=1.0, correction_id=correction.id)
+    return replace(reply, completion=text, score=1.0, confidence=1.0, correction_id=correction.id, guessed=False)
 
 
 def _neutral(answer: Answer) -> Answer:
@@ -306,6 +308,7 @@ def _fold(group: list[Answer]) -> Answer:
         head,
         score=sum(a.confidence * a.score for a in group) / confidence,
         confidence=max(a.confidence for a in group),
+        guessed=all(a.guessed for a in group),
         recurrence=max(a.recurrence for a in group),
         sources=merged(head.sources, *(a.sources for a in group)),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..content import Message
@@ -20,16 +20,26 @@ from .privacy import mask
 from .prompts import Prompts
 from .types import Prompt
 
-CURATION = 1  # the version of the masks; 0 is text as it was said. A snapshot is read back with its own
+CURATION = 2  # the version; a snapshot is read back with its own
+MASKED, BOUNDED = 1, 2  # from which on text is masked, and a prompt reaches back so many turns (`prompts.REACH`)
 
 MAX_CHARACTERS = 16_000
 LOOP_WORDS, LOOP_DISTINCT = 40, 0.15  # so many words, and so few of them different: it goes round in circles
 _BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
 
 
-def curate(gathered: Gathered, prompts: Prompts, min_topic_users: int, excluded: Exclusions) -> Gathered:
+Fits = Callable[[str], bool]  # whether an answer is short enough to be learnt
+
+
+def any_length(completion: str) -> bool:
+    return True
+
+
+def curate(
+    gathered: Gathered, prompts: Prompts, min_topic_users: int, excluded: Exclusions, fits: Fits = any_length
+) -> Gathered:
     """`gathered` without what must not teach, each interaction left out under its reason."""
-    reason = _Reasons(prompts, min_topic_users)
+    reason = _Reasons(prompts, min_topic_users, fits)
     kept: list[Answer] = []
     for answer in gathered.answers:
         if why := reason(answer):
@@ -43,8 +53,8 @@ def curate(gathered: Gathered, prompts: Prompts, min_topic_users: int, excluded:
 class _Reasons:
     """Why an answer must not teach, or None; what is known of a turn is found out once."""
 
-    def __init__(self, prompts: Prompts, min_topic_users: int) -> None:
-        self._prompts = prompts
+    def __init__(self, prompts: Prompts, min_topic_users: int, fits: Fits) -> None:
+        self._prompts, self._fits = prompts, fits
         self._suspected: dict[str, bool] = {}
         self._known: dict[tuple[str, str], str | None] = {}
         self._strange = _strange_topics(prompts, min_topic_users) if min_topic_users > 1 else frozenset()
@@ -61,7 +71,8 @@ class _Reasons:
             return "quarantined: it may hold an injected instruction"
         if topic_of(answer.interaction) in self._strange:
             return self._few
-        return fault(answer.completion)
+        too_long = None if self._fits(answer.completion) else "the answer is longer than night.max_tokens has room for"
+        return fault(answer.completion) or too_long
 
     def _is_suspected(self, interaction_id: str) -> bool:
         if interaction_id not in self._suspected:
@@ -94,7 +105,7 @@ def fault(completion: str) -> str | None:
 
 def as_taught(version: int, prompt: Prompt, words: Mapping[str, str]) -> dict[str, Any]:
     """The prompt and the answers of one row in the words of that version of the curation."""
-    if version == 0:
+    if version < MASKED:
         return {"prompt": prompt, **words}
     masked = mask([*(m["content"] for m in prompt), *words.values()])
     messages = tuple(Message(role=m["role"], content=masked[i]) for i, m in enumerate(prompt))

@@ -17,6 +17,7 @@ from ..errors import NotFound, StoreError
 from ..memory.signals import censor_id
 from ..memory.topics import DAY
 from ..memory.types import Feedback, Interaction, Memory
+from ..serving.base import load_tokenizer
 from ..settings import DatasetSettings, Settings
 from .answers import (
     NOTHING,
@@ -32,8 +33,9 @@ from .answers import (
     recurrences,
 )
 from .contrasts import Contrast, Order, find_contrasts, find_rephrased, fold_contrasts
-from .curation import CURATION, as_taught, curate
+from .curation import BOUNDED, CURATION, Fits, any_length, as_taught, curate
 from .expansion import Author, Expansion
+from .lessons import short_enough
 from .prompts import Prompts
 from .reception import read, reader_at_hand
 from .types import Example, Judged, Pair, Snapshot, Thumb, without_nothing
@@ -51,14 +53,23 @@ WEIGHT_DIGITS = 6  # the last bits of a logarithm shall change no id
 def freeze(store: MemoryStore, settings: Settings, *, now: float, author: Author | None = None) -> Snapshot:
     """The snapshot of all that is remembered up to `now`; an `author` drafts synthetic pairs, if settings want some."""
     groups = store.topic_groups()
-    interactions = [replace(i, topic_id=groups[i.topic_id]) if i.topic_id else i for i in store.interactions()]
+    # who asks something new meanwhile founds a topic that is in no group yet
+    found = store.interactions()
+    interactions = [replace(i, topic_id=groups.get(i.topic_id, i.topic_id)) if i.topic_id else i for i in found]
     memories = store.memories({m for i in interactions for m in i.memory_ids})
     vectors = store.request_vectors([i.id for i in interactions])
     feedback = store.feedback()
     known = Prompts((i for i in interactions if i.created_utc <= now), memories)
     reading = read(store, known, feedback, vectors, settings.censor)
     expansion = _expansion(store, author, reading, settings, now)
-    return build(interactions, feedback, memories, vectors, settings, now=now, reading=reading, expansion=expansion)
+    given = (interactions, feedback, memories, vectors, settings)
+    return build(*given, now=now, reading=reading, expansion=expansion, fits=_length_rule(settings))
+
+
+def _length_rule(settings: Settings) -> Fits:
+    """Whether training takes an answer of that length. What it does not is not judged on, either."""
+    tokenizer, most = load_tokenizer(settings.serving.base), settings.night.max_tokens
+    return lambda completion: short_enough(tokenizer, completion, most)
 
 
 def _expansion(
@@ -79,6 +90,7 @@ def build(
     now: float,
     reading: Reading = NOTHING,
     expansion: Expansion | None = None,
+    fits: Fits = any_length,
 ) -> Snapshot:
     """`freeze` on values, but for what `expansion` drafts."""
     excluded = Exclusions()
@@ -86,8 +98,8 @@ def build(
     prompts = Prompts((i for i in interactions if i.created_utc <= now), memories)
     order = _recent_first(prompts, settings.dataset)
     gathered = gather(prompts, feedback, vectors, settings, excluded, reading)
-    gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded)
-    cluster_of, held = hold_out(gathered.answers, settings)
+    gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded, fits)
+    cluster_of, held = hold_out([a for a in gathered.answers if not a.guessed], settings)
 
     ours = [a for a in gathered.answers if cluster_of(a.interaction) not in held]
     taught = fold(ours, settings.censor, excluded)
@@ -122,11 +134,16 @@ def build(
 def _held_out(
     answers: Sequence[Answer], cluster_of: ClusterOf, held: frozenset[str], settings: Settings, excluded: Exclusions
 ) -> list[Answer]:
-    """The answers of the held-out clusters, duplicates folded within each."""
+    """The answers of the held-out clusters that people showed to like or not, duplicates folded within each.
+
+    A reader's guess counts for nothing here: what learnt from its guesses would agree with it.
+    """
     groups: dict[str, list[Answer]] = {cluster: [] for cluster in sorted(held)}
     for answer in answers:
         cluster = cluster_of(answer.interaction)
-        if cluster in held:
+        if cluster in held and answer.guessed:
+            excluded.add("held out, and only a reader's guess says how it was met", [answer.interaction.id])
+        elif cluster in held:
             groups[cluster].append(answer)
     return [answer for group in groups.values() for answer in fold(group, settings.censor, excluded)]
 
@@ -295,7 +312,7 @@ def _text(row: Mapping[str, Any], prompts: Prompts, texts: Mapping[str, str]) ->
         other = head if row["how"] == "correction" else prompts.interactions[row["interaction_ids"][1]]
         asked = other if row["how"] in ("regeneration", "rephrasing") else head
         words = {"chosen": text, "rejected": other.reply.strip()}
-    return as_taught(version, prompts.prompt(asked), words)
+    return as_taught(version, prompts.prompt(asked, whole=version < BOUNDED), words)
 
 
 def _require_remembered(rows: Sequence[Mapping[str, Any]], prompts: Prompts, texts: Mapping[str, str]) -> None:

@@ -52,6 +52,12 @@ def encode(
     return prompt_ids(tokenizer, prompt, room), tails
 
 
+def short_enough(tokenizer: Any, answer: str, max_tokens: int) -> bool:
+    """Whether `encode` takes an answer, told from the answer alone."""
+    tail = answer_ids(tokenizer, [{"role": "user", "content": "?"}], answer)
+    return max_tokens - len(tail) >= PROMPT_SHARE * max_tokens
+
+
 # -- passages ---
 
 

@@ -46,7 +46,10 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Why:
-    """Why an answer came out as it did, and how it was met. `lineage` is None where the base answered."""
+    """Why an answer came out as it did, and how it was met.
+
+    `lineage` is None where the base answered, or an adapter of another home, which `interaction` names.
+    """
 
     interaction: Interaction
     satisfaction: Satisfaction
@@ -71,7 +74,9 @@ def why(store: MemoryStore, registry: Registry, interaction_id: str) -> Why:
     )
     adapter_id = interaction.adapter_id
     satisfaction = met(store, interaction_id, store.settings.censor)
-    return Why(interaction, satisfaction, shown, lineage(store, registry, adapter_id) if adapter_id else None)
+    known_here = adapter_id in {a.id for a in registry.adapters()}  # an import brings answers of adapters that are not
+    found = lineage(store, registry, adapter_id) if adapter_id and known_here else None
+    return Why(interaction, satisfaction, shown, found)
 
 
 def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:

@@ -95,7 +95,7 @@ class Live:
         try:
             ensure_loaded(self._engine, adapter, self._tolerance)
             return adapter.id
-        except (GateRefused, ServingError) as error:
+        except (GateRefused, ServingError, RuntimeError) as error:  # the last where a card is full
             self._refused = adapter.id, time.monotonic() + RETRY_S
             stays = self._served if self._may_stay() else None
             log.warning("%s answers, since the live adapter is refused: %s", stays or "the base", error)

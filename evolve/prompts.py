@@ -19,6 +19,7 @@ SessionKey = tuple[str, str, str]  # user, agent, session
 
 EDGES = ".,;:!?…'\"()„“”‘’«»"
 LOOK_BACK = 20  # replies before this one that it is compared with
+REACH = 64  # turns before this one that its prompt holds; a session without end would cost its length squared
 
 
 def session_key(interaction: Interaction) -> SessionKey:
@@ -51,8 +52,10 @@ class Prompts:
             before = content_id([before, list(interaction.turn), interaction.reply])
             session.append(interaction)
 
-    def prompt(self, interaction: Interaction) -> Prompt:
-        messages = [*messages_of(self._earlier(interaction)), *interaction.turn]
+    def prompt(self, interaction: Interaction, *, whole: bool = False) -> Prompt:
+        """With the turns within reach, or the `whole` session before it."""
+        earlier = self._earlier(interaction, None if whole else REACH)
+        messages = [*messages_of(earlier), *interaction.turn]
         return tuple(with_notes(messages, self._notes(interaction)))
 
     def key(self, interaction: Interaction) -> str:
@@ -110,7 +113,7 @@ class Prompts:
 
     def sources(self, interaction: Interaction) -> tuple[str, ...]:
         """The interaction and every other whose words are in its prompt: earlier turns, what its notes were made of."""
-        found = [interaction.id, *(i.id for i in self._earlier(interaction))]
+        found = [interaction.id, *(i.id for i in self._earlier(interaction, REACH))]
         for memory_id in interaction.memory_ids:
             found += [s for s in self.memories[memory_id].source_ids if s in self.interactions]
         return tuple(dict.fromkeys(found))
@@ -120,8 +123,10 @@ class Prompts:
         following = self._index[interaction.id] + 1
         return session[following] if following < len(session) else None
 
-    def _earlier(self, interaction: Interaction) -> list[Interaction]:
-        return self._sessions[session_key(interaction)][: self._index[interaction.id]]
+    def _earlier(self, interaction: Interaction, reach: int | None) -> list[Interaction]:
+        index = self._index[interaction.id]
+        first = 0 if reach is None else max(0, index - reach)
+        return self._sessions[session_key(interaction)][first:index]
 
     def _notes(self, interaction: Interaction) -> list[str]:
         return [self.memories[m].text for m in interaction.memory_ids]

@@ -52,22 +52,31 @@ def seal(
 ) -> Adapter:
     """Name the weights in `folder` by their hash, write the manifest last, and rename the folder after the weights.
 
-    Sealing weights that are already there is a no-op that returns the adapter known.
+    Sealing weights that are already there, of the same origin, is a no-op that returns the adapter known. Of another
+    origin, as when what was forgotten had taught nothing, they are what the new one makes: the manifest says so.
     """
     adapter_id = files_id([folder / WEIGHTS])
     target = folder.parent / adapter_id.replace(":", "-")
+    adapter = Adapter(adapter_id, base_id, snapshot_id, phase, parent_id, target, created_utc, details)
     if intact(target):
         shutil.rmtree(folder)
-        return read_adapter(target)
-    adapter = Adapter(adapter_id, base_id, snapshot_id, phase, parent_id, target, created_utc, details)
-    manifest = {key: value for key, value in asdict(adapter).items() if key != "path"}
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+        known = read_adapter(target)
+        if (known.snapshot_id, known.parent_id) == (snapshot_id, parent_id):
+            return known
+        _write_manifest(target, adapter)
+        return adapter
+    _write_manifest(folder, adapter)
     if target.exists():
         shutil.rmtree(target)  # debris of a crash, or damaged
     os.replace(folder, target)
     return adapter
+
+
+def _write_manifest(folder: Path, adapter: Adapter) -> None:
+    manifest = {key: value for key, value in asdict(adapter).items() if key != "path"}
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -77,9 +86,11 @@ def read_adapter(folder: Path) -> Adapter:
         raise GateRefused(f"{folder.name}: no {MANIFEST}, so the adapter is incomplete; run `nightschool night` again")
     try:
         adapter = Adapter(path=folder, **json.loads(manifest.read_text(encoding="utf-8")))
+        found = files_id([folder / WEIGHTS]) if (folder / WEIGHTS).exists() else "missing"
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or not these fields
         raise GateRefused(f"{folder.name}: {MANIFEST} is damaged: {error}; run `nightschool audit verify`") from error
-    found = files_id([folder / WEIGHTS]) if (folder / WEIGHTS).exists() else "missing"
+    except OSError as error:
+        raise GateRefused(f"{folder.name} cannot be read: {error}; who runs the night may be another user") from error
     if found != adapter.id:
         raise GateRefused(
             f"{folder.name}: its weights are {found}, the manifest says {adapter.id}; run `nightschool audit verify`"
@@ -193,12 +204,14 @@ class Registry:
     # -- adapters ---
 
     def add(self, adapter: Adapter) -> None:
+        """Record what was trained; the same weights of another origin are as clean or tainted as that is."""
         with Session(self.sql) as session, session.begin():
-            if session.get(AdapterRow, adapter.id):
+            known = session.get(AdapterRow, adapter.id)
+            if known and (known.snapshot_id, known.parent_id) == (adapter.snapshot_id, adapter.parent_id):
                 return
             values = {k: v for k, v in asdict(adapter).items() if k != "path"}
             tainted = _forgotten_meanwhile(session, adapter.snapshot_id)
-            session.add(AdapterRow(**values, folder=adapter.path.name, tainted=tainted))
+            session.merge(AdapterRow(**values, folder=adapter.path.name, tainted=tainted))
 
     def adapters(self) -> list[Adapter]:
         """Every adapter that was trained and recorded, oldest first."""

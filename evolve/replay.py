@@ -25,9 +25,9 @@ MARKS = ("⟨turn⟩", "⟨reply⟩")
 
 def sample(student: Student, count: int, seed: int, progress: Callable[[str], None]) -> list[Example]:
     """At most `count` and `MOST` conversations of one turn, as rows of weight 1; fewer if the base rambles."""
-    count = min(count, MOST)
+    wanted, count = count, min(count, MOST)
     if count:
-        progress(f"replay: the base writes {count} rows")
+        progress(f"replay: the base writes {count} rows" + (f", the most; {wanted} wanted" if wanted > MOST else ""))
     found: dict[tuple[str, str], None] = {}  # a set that keeps its order
     student.model.eval()
     with student.model.disable_adapter():

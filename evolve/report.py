@@ -1,7 +1,8 @@
 """What one night was: what came in, what it taught, what the gate measured, what was left out, what it cost.
 
 Everything is read from what the night left behind, so a report can be made at any later time; what was forgotten since
-is missing from it. It holds no text of anybody: examples are answered anew when they are asked for.
+is missing from it. Of what people wrote it holds the words that name a topic, masked; examples are answered anew when
+they are asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..memory.store import MemoryStore
 from ..serving.engine import Engine, Sampling
 from . import dataset
 from .live import for_now
+from .privacy import mask
 from .registry import Registry, ensure_loaded
 from .types import Adapter, Cycle, Judged, Measure
 
@@ -100,7 +102,7 @@ def _topics(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> tuple[Taug
     for interaction_id, weight in taught:
         weights[topic_of.get(interaction_id, "forgotten since")].append(weight)
     total = sum(weight for _, weight in taught) or 1.0
-    made = (TaughtTopic(label, sum(found) / total, len(found)) for label, found in weights.items())
+    made = (TaughtTopic(mask([label])[0], sum(found) / total, len(found)) for label, found in weights.items())
     return tuple(sorted(made, key=lambda topic: (-topic.share, topic.label)))
 
 

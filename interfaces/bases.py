@@ -80,6 +80,8 @@ def _write(path: Path, base: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(tomlkit.dumps(document), encoding="utf-8")
+    if path.exists():
+        partial.chmod(path.stat().st_mode)  # it may hold a password
     os.replace(partial, path)
 
 

@@ -48,6 +48,7 @@ NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 
 User = Annotated[str, typer.Option("--user", help="Whose memory.")]
 Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
 
@@ -120,7 +121,11 @@ def chat(home: Home = None, user: User = "default", agent: Agent = "", session: 
             if line.startswith("/"):
                 _chat_command(nightschool, line, last, user, agent)
                 continue
-            last = nightschool.reply(line, user_id=user, agent_id=agent, session_id=session)
+            try:
+                last = nightschool.reply(line, user_id=user, agent_id=agent, session_id=session)
+            except ServingError as error:  # as an answer that took too long: the session goes on
+                err.print(f"no answer: {error}", markup=False, highlight=False)
+                continue
             out.print(last.text, markup=False, highlight=False)
 
 
@@ -268,7 +273,7 @@ def rollback(home: Home = None) -> None:
 
 
 @topics.command("list")
-def topics_list(home: Home = None, limit: int = 30, as_json: AsJson = False) -> None:
+def topics_list(home: Home = None, limit: Limit = 30, as_json: AsJson = False) -> None:
     """What people keep asking, most recurrent first: the decayed count of sessions, and its words."""
     with assistant(home) as nightschool:
         found = nightschool.store.topics(nightschool.store.clock())[:limit]
@@ -277,7 +282,7 @@ def topics_list(home: Home = None, limit: int = 30, as_json: AsJson = False) -> 
 
 
 @topics.command("show")
-def topics_show(topic: str, home: Home = None, limit: int = 20, as_json: AsJson = False) -> None:
+def topics_show(topic: str, home: Home = None, limit: Limit = 20, as_json: AsJson = False) -> None:
     """One topic: how often it comes back, and the latest requests in it."""
     with assistant(home) as nightschool:
         store = nightschool.store
@@ -352,7 +357,7 @@ def _counted(counts: Counter[str]) -> str:
 @audit.command("answers")
 def audit_answers(
     home: Home = None, user: Annotated[str | None, typer.Option("--user", help="Of this user alone.")] = None,
-    limit: Annotated[int, typer.Option(min=1)] = 20, as_json: AsJson = False,
+    limit: Limit = 20, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """The latest answers, newest first, with the ids by which the others know them."""
     with assistant(home) as nightschool:
@@ -384,7 +389,8 @@ def why(reply: str, home: Home = None, as_json: AsJson = False) -> None:
     lines = [f"asked:    {i.text}", f"answered: {i.reply}", f"when:     {when(i.created_utc)}, session {i.session_id}"]
     lines += [f"met:      {_met(found.satisfaction)}"]
     lines += [f"shown:    {m.get('text', '(forgotten)')}  ({m['id']})" for m in found.memories]
-    lines += _lineage_lines(found.lineage) if found.lineage else ["adapter:  none, the base answered"]
+    none = f"{i.adapter_id}, which is not in this home" if i.adapter_id else "none, the base answered"
+    lines += _lineage_lines(found.lineage) if found.lineage else [f"adapter:  {none}"]
     show(found.to_json(), as_json, lines)
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import InputError
 from ..evolve import lineage
 from ..memory.importer import import_files
 from ..pipelines import nightly
 from ..sdk import Assistant
 from ..sdk import open as open_assistant
+from ..settings import load_settings
 from .cli import NIGHT_EXIT
 from .demo_data import QUESTIONS, conversations
 
@@ -27,10 +29,16 @@ SEED = 0
 
 
 def run(home: Path | None, out: Console, err: Console) -> int:
-    """Returns the exit code of the night."""
+    """Returns the exit code of the night. InputError where the memory would not be that of the demo's own home."""
     folder = home or Path(tempfile.mkdtemp(prefix="nightschool-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
-    with open_assistant(folder) as nightschool:
+    settings = load_settings(folder)
+    if settings.memory.database_url or settings.memory.index_url:
+        raise InputError(
+            "the demo invents people, and memory.database_url or memory.index_url says that they would go where others"
+            " are; unset NIGHTSCHOOL_DATABASE_URL and NIGHTSCHOOL_MEMORY_INDEX_URL for it"
+        )
+    with open_assistant(settings=settings) as nightschool:
         _import(nightschool, out)
         out.print("\n[bold]2  before the night[/]: the base answers questions that nobody asked in these words")
         before = _answers(nightschool)

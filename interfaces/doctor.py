@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import NightschoolError
+from ..errors import NightschoolError, SettingsError
 from ..settings import Settings
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
@@ -25,9 +25,10 @@ def examine(settings: Settings) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "device": _device(),
-        "base": _try(problems, "base", lambda: _base(settings)),
+        "base": _try(problems, "base", lambda: _base(settings, problems)),
+        "engine": _try(problems, "engine", lambda: _engine(settings)),
         "memory": _try(problems, "memory", lambda: _counts(settings)),
-        "settings": settings.to_json(),
+        "settings": _shown(settings),
         "problems": problems,
     }
 
@@ -45,10 +46,39 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def _base(settings: Settings) -> str:
-    from ..serving.base import base_id
+def _base(settings: Settings, problems: list[str]) -> str:
+    from ..serving.checking import check
 
-    return f"{settings.serving.base} = {base_id(settings.serving.base)}"
+    serving, found = settings.serving, check(settings.serving.base, settings.night.lora_rank)
+    problems += [f"base: {problem}" for problem in found.problems]
+    if settings.night.lora_targets not in found.lora_modules:
+        problems.append(f"base: night.lora_targets is {settings.night.lora_targets!r}, which does not fit it")
+    return f"{serving.base} = {found.base_id}"
+
+
+def _engine(settings: Settings) -> str:
+    """The one that would answer; of a server, whether it does."""
+    serving = settings.serving
+    if serving.engine == "vllm":
+        from ..serving.vllm import VLLMEngine
+
+        VLLMEngine(serving).close()
+        return f"vllm at {serving.url}"
+    if serving.engine != "local":
+        raise SettingsError(f"serving.engine is {serving.engine!r}; it is local or vllm")
+    from ..serving.base import choose_device
+
+    return f"local, on {choose_device(serving.device)}"
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """The settings without the password of a database."""
+    from ..memory.database import without_password
+
+    found = settings.to_json()
+    if url := settings.memory.database_url:
+        found["memory"]["database_url"] = without_password(url)
+    return found
 
 
 def _counts(settings: Settings) -> dict[str, int] | str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from ..errors import InputError
 from ..evolve.report import Compared, Report
@@ -47,7 +48,7 @@ def _table(out: Console, title: str, head: Sequence[str | Column], rows: Sequenc
     if rows:
         table = Table(*head, title=title, title_justify="left")
         for row in rows:
-            table.add_row(*map(str, row))
+            table.add_row(*(Text(str(cell)) for cell in row))  # what people write is no markup
         out.print(table)
 
 

@@ -28,9 +28,13 @@ WRITERS_LOCK = 5_177_013  # any number, the same in every process
 PRAGMAS = ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "secure_delete=ON")
 
 
+def without_password(url: str) -> str:
+    return make_url(url).render_as_string(hide_password=True)
+
+
 class Database:
     def __init__(self, url: str) -> None:
-        self.url = make_url(url).render_as_string(hide_password=True)
+        self.url = without_password(url)
         with self._translated("open"):
             self.sql = open_engine(url)
             self._writer = self.sql.execution_options(**{WRITING: True})

@@ -18,6 +18,7 @@ Not covered: languages other than English, irony.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 from functools import cache
 from math import exp, log1p
@@ -57,6 +58,7 @@ COEFFICIENTS = {
     "learned": 1.5,
     "learned_at_home": 3.0,
 }
+LEARNED = "learned"  # so begin the names of what a reader says
 INFERRED_CEILING = 0.8  # a guess is never as sure as a thumb
 REPHRASING_FROM, REPHRASING_FULL = 0.7, 0.95  # cosines of two requests
 MIN_WORDS_TO_REPHRASE = 3  # "yes" after "yes" is no rephrased request
@@ -106,6 +108,15 @@ def assess(
     )
     score, confidence = combine(signals)
     return Satisfaction(interaction.id, score, confidence, signals, explicit=False, censor=censor)
+
+
+def without_reader(satisfaction: Satisfaction) -> Satisfaction:
+    """The same by what people did and said alone."""
+    if satisfaction.explicit:
+        return satisfaction
+    signals = tuple(s for s in satisfaction.signals if not s.name.startswith(LEARNED))
+    score, confidence = combine(signals)
+    return replace(satisfaction, score=score, confidence=confidence, signals=signals)
 
 
 def label(satisfaction: Satisfaction, settings: CensorSettings) -> Label | None:

@@ -83,11 +83,17 @@ def nothing_to_learn(
     if len(snapshot.examples) < settings.dataset.min_liked:
         return f"{len(snapshot.examples)} liked answers, at least {settings.dataset.min_liked} are needed"
     verdict = registry.verdict(known.id) if known else None
-    if known and verdict and verdict.criteria == gate.criteria(settings.gate, probes):
+    decided = verdict and verdict.criteria == gate.criteria(settings.gate, probes)
+    if known and verdict and decided and not (verdict.accepted and _left_behind(known, registry)):
         return f"adapter {known.id} was already trained on this memory with these settings, and judged"
     if known and known.id in _withdrawn(registry):
         return f"adapter {known.id} was taken out of service; `nightschool adapters promote {known.id}` puts it back"
     return None
+
+
+def _left_behind(adapter: Adapter, registry: Registry) -> bool:
+    """Whether it never served: a night that was killed after its verdict put nothing into service."""
+    return adapter.id not in {d["adapter_id"] for d in registry.deployments()}
 
 
 def _withdrawn(registry: Registry) -> set[str]:
@@ -154,6 +160,8 @@ def _judge(
     registry.add_verdict(verdict)
     for reason in verdict.reasons:
         progress(f"  {reason}")
+    if incumbent and any(m.name == "probes" and m.incumbent < 1 for m in verdict.measures):
+        progress(f"  {incumbent.id}, which serves, breaks a probe as well; see `nightschool gate probes`")
     return verdict
 
 

@@ -61,7 +61,10 @@ def read(adapter_id: str, path: Path, base_id: str, modules: Mapping[str, nn.Mod
     rank, scale = _rank_and_scale(adapter_id, config)
     _check_shapes(adapter_id, tensors, rank, modules)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    tensors = {key: value.to(device, dtype) for key, value in tensors.items()}
+    try:
+        tensors = {key: value.to(device, dtype) for key, value in tensors.items()}
+    except RuntimeError as error:  # as where the card is full
+        raise ServingError(f"adapter {adapter_id} cannot be put on {device}: {error}") from error
     names = sorted({key.removesuffix(f".lora_{part}.weight") for key in tensors for part in "AB"} - set(tensors))
     return Lora({_bare(name): _pair(adapter_id, name, tensors, scale) for name in names})
 
@@ -69,8 +72,8 @@ def read(adapter_id: str, path: Path, base_id: str, modules: Mapping[str, nn.Mod
 def _json(adapter_id: str, path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ServingError(f"adapter {adapter_id}: {path} is damaged: {error}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ServingError(f"adapter {adapter_id}: {path} is damaged or not ours: {error}") from error
     if not isinstance(data, dict):
         raise ServingError(f"adapter {adapter_id}: {path} is damaged: it holds no object")
     return data
@@ -83,7 +86,7 @@ def _tensors(adapter_id: str, path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise ServingError(f"adapter {adapter_id}: its weights in {path} are damaged: {error}") from error
+        raise ServingError(f"adapter {adapter_id}: its weights in {path} are damaged or not ours: {error}") from error
     if not tensors:
         raise ServingError(f"adapter {adapter_id}: {path} holds no weights, so it would change nothing")
     return tensors

@@ -6,6 +6,7 @@ the content, so an adapter trained on one base is never applied to another that 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..content import files_id
-from ..errors import ServingError
+from ..errors import ServingError, SettingsError
 
 if TYPE_CHECKING:
     import torch
@@ -28,33 +29,56 @@ MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", 
 
 
 def locate(spec: str) -> Path:
-    """The folder of a base; a hub id is downloaded unless HF_HUB_OFFLINE is set."""
-    folder = SEEDLING if spec == "seedling" else Path(spec).expanduser()
+    """The folder of a base. A hub id, with `@COMMIT` for that one, is downloaded where the cache does not hold it.
+
+    What is held is not looked up again: a new commit, were it only of the model card, would be another base, and no
+    adapter would fit it.
+    """
+    folder = _on_disk(spec)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise ServingError(f"base {spec}: {folder} has no config.json; give the folder of a checkpoint")
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec) or spec.startswith("."):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", spec) or spec.startswith("."):
         raise ServingError(f"base {spec}: no such folder; set serving.base to seedling, a folder or a hub id")
     return _from_hub(spec)
+
+
+def _on_disk(spec: str) -> Path:
+    return SEEDLING if spec == "seedling" else Path(spec).expanduser()
 
 
 def _from_hub(spec: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    name, _, commit = spec.partition("@")
+    wanted: dict[str, Any] = {"repo_id": name, "revision": commit or None, "allow_patterns": list(WANTED)}
     try:
-        return Path(snapshot_download(spec, allow_patterns=list(WANTED)))
+        held = Path(snapshot_download(**wanted, local_files_only=True))
+        if _whole(held):
+            return held
+    except (LocalEntryNotFoundError, OSError):
+        pass
+    try:
+        return Path(snapshot_download(**wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
         raise ServingError(f"base {spec}: not in the local cache and not downloaded ({why}); {error}") from error
 
 
+def _whole(folder: Path) -> bool:
+    """Whether a download into `folder` came to its end, as far as weights and config tell."""
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    return all((folder / name).exists() for name in ("config.json", *shards))
+
+
 def base_id(spec: str) -> str:
     """`b2:` and a hash over config, weights and tokenizer; of a hub id, whose commits never change, the commit."""
     folder = locate(spec)
-    if folder.parent.name == "snapshots":
-        return f"hub:{spec}@{folder.name}"
+    if folder != _on_disk(spec):
+        return f"hub:{spec.partition('@')[0]}@{folder.name}"
     paths = [folder / name for name in ("config.json", "tokenizer.json", "chat_template.jinja")]
     paths = [*filter(Path.exists, paths), *sorted(folder.glob("*.safetensors"))]
     return _hashed(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
@@ -95,6 +119,7 @@ def load_tokenizer(spec: str) -> Any:
 def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
     """The dequantised model in `dtype` on `device`, in eval mode."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = locate(spec)
@@ -104,19 +129,32 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
             fp8 = _set_to_dequantise(config)
             # the FP8 loader writes bfloat16 and stumbles over any other dtype
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16 if fp8 else dtype)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise ServingError(f"base {spec}: cannot be loaded from {folder}: {error}") from error
     if fp8 and dtype != torch.bfloat16:
         model = _in_dtype(model, dtype)
     return model.to(choose_device(device)).eval()
 
 
+def context_of(config: Any) -> int:
+    """Tokens that prompt and answer may have together."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not context:
+        raise ServingError(f"the config of a {config.model_type} names no max_position_embeddings; take another base")
+    return int(context)
+
+
 def choose_device(device: str) -> str:
     import torch
 
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"serving.device is {device!r}, which torch cannot use here: {reason}") from error
+    return device
 
 
 def is_fp8(config: Any) -> bool:
@@ -169,7 +207,7 @@ def lora_targets(config: Any, setting: str) -> str:
         raise ServingError(f"night.lora_targets is {setting!r}; it is one of {', '.join(LORA_SETTINGS)}")
     names = [name for name in modules_of(config).linear if _is_target(name.split("."), setting)]
     if not names:
-        raise ServingError(f"no module of a {config.model_type} fits night.lora_targets = {setting!r}; try attention")
+        raise ServingError(f"no linear layer of a {config.model_type} fits night.lora_targets = {setting!r}")
     shapes = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names})
     return "|".join(re.escape(shape).replace(r"\#", r"\d+") for shape in shapes)
 
@@ -185,8 +223,11 @@ def modules_of(config: Any) -> Modules:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise ServingError(f"a {config.model_type} is no causal language model that transformers knows") from error
     linear = {n: (m.in_features, m.out_features) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     return Modules(linear, {name: p.numel() for name, p in model.named_parameters()})
 

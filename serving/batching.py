@@ -83,8 +83,8 @@ class Batcher:
 
     def add(self, requests: Sequence[Request]) -> None:
         with self._lock:
-            self._waiting += requests
             self._wake()
+            self._waiting += requests
 
     def call(self, job: Callable[[], T]) -> T:
         """What `job` returns; it may use the model, and runs between two steps."""
@@ -97,14 +97,18 @@ class Batcher:
                 future.set_exception(error)
 
         with self._lock:
-            self._jobs.append(run)
             self._wake()
+            self._jobs.append(run)
         return future.result()
 
     def _wake(self) -> None:
+        """Before anything is queued: the thread waits for the lock that the caller holds."""
         if not self._working:
+            try:
+                Thread(target=self._work, name="nightschool-engine").start()
+            except RuntimeError as error:  # no more threads in this container
+                raise ServingError(f"the engine cannot start its thread: {error}") from error
             self._working = True
-            Thread(target=self._work, name="nightschool-engine").start()
 
     # -- the thread ---
 

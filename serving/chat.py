@@ -2,7 +2,8 @@
 
 The invariant: the ids of a prompt followed by the ids of an answer are what the model meets when it serves, up to and
 with the end of its turn. A control token that somebody wrote into a message is only text: nobody ends a turn or opens
-one of the system by typing it.
+one of the system by typing it. A template that takes a user and an assistant in turn and nothing else, as those of
+Gemma and Mistral, is given the conversation in that form (`_in_turn`).
 """
 
 from __future__ import annotations
@@ -11,22 +12,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..content import Message
+from ..errors import ServingError
 
 Ids = tuple[int, ...]
 
 
 def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
-    """The templated prompt in at most `room` ids: the oldest messages go first, the system message last."""
+    """The templated prompt in at most `room` ids: the oldest turns go first, the system message last.
+
+    ServingError if the template refuses the conversation.
+    """
     system = [m for m in prompt[:1] if m["role"] == "system"]
     turns = list(prompt[len(system) :])
-    low, high = 0, max(0, len(turns) - 1)  # how many turns to leave out
+    starts = [0, *(i for i, m in enumerate(turns) if i and m["role"] == "user")]  # where what is kept may begin
+    low, high = 0, len(starts) - 1
     while low < high:
         middle = (low + high) // 2
-        if len(_templated(tokenizer, [*system, *turns[middle:]])) <= room:
+        if len(_templated(tokenizer, [*system, *turns[starts[middle] :]])) <= room:
             high = middle
         else:
             low = middle + 1
-    ids = _templated(tokenizer, [*system, *turns[low:]])
+    ids = _templated(tokenizer, [*system, *turns[starts[low] :]])
     if len(ids) <= room:
         return ids
     kept = _common_prefix(ids, _templated(tokenizer, [*system, {"role": "user", "content": ""}])) if system else 0
@@ -36,22 +42,46 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
 
 def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
     """What follows the generation prompt, up to the first end of turn."""
-    prompt, answer = _inert_messages(tokenizer, prompt), _inert(tokenizer, answer)
-    head = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-    turn: Message = {"role": "assistant", "content": answer}
-    whole = tokenizer.apply_chat_template([*prompt, turn], tokenize=False)
-    text = whole[len(head) :] if whole.startswith(head) else answer + tokenizer.eos_token
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    head = _text(tokenizer, prompt, add_generation_prompt=True)
+    whole = _text(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+    text = whole[len(head) :] if whole.startswith(head) else _inert(tokenizer, answer) + tokenizer.eos_token
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
     return tuple(ids)
 
 
 def _templated(tokenizer: Any, messages: Sequence[Message]) -> Ids:
-    text = tokenizer.apply_chat_template(
-        _inert_messages(tokenizer, messages), tokenize=False, add_generation_prompt=True
-    )
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    text = _text(tokenizer, messages, add_generation_prompt=True)
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _text(tokenizer: Any, messages: Sequence[Message], **how: Any) -> str:
+    from jinja2 import TemplateError
+
+    inert = _inert_messages(tokenizer, messages)
+    try:
+        return str(tokenizer.apply_chat_template(inert, tokenize=False, **how))
+    except TemplateError:
+        pass
+    try:
+        return str(tokenizer.apply_chat_template(_in_turn(inert), tokenize=False, **how))
+    except TemplateError as error:
+        raise ServingError(f"the chat template of the base refuses a conversation: {error}") from error
+
+
+def _in_turn(messages: Sequence[Message]) -> list[Message]:
+    """User and assistant in turn, the user first: whoever is not the assistant speaks as the user."""
+    found: list[Message] = []
+    for message in messages:
+        role: Any = "assistant" if message["role"] == "assistant" else "user"
+        if not found and role == "assistant":
+            found.append({"role": "user", "content": ""})
+        if found and found[-1]["role"] == role:
+            found[-1] = {"role": role, "content": f"{found[-1]['content']}\n\n{message['content']}"}
+        else:
+            found.append({"role": role, "content": message["content"]})
+    return found
 
 
 def _inert_messages(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:

@@ -10,6 +10,7 @@ from ..errors import ServingError
 from .base import (
     LORA_SETTINGS,
     base_id,
+    context_of,
     expert_share,
     is_fp8,
     load_config,
@@ -63,7 +64,7 @@ def check(spec: str, rank: int) -> BaseReport:
         family=config.model_type,
         parameters=parameters,
         active_parameters=round(sum(n * (share if ".experts." in name else 1) for name, n in sizes.parameters.items())),
-        context=int(text.max_position_embeddings),
+        context=context_of(config),
         fp8=_fp8(config),
         lora_modules={setting: _names(sizes.linear, pattern) for setting, pattern in patterns.items()},
         on_disk_gib=on_disk,

@@ -35,6 +35,7 @@ class Sampling:
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("stop", not isinstance(self.stop, str) and all(self.stop), "a tuple of strings, none of them empty"),
+            ("seed", abs(self.seed) < 2**40, "below 2**40"),  # rows of one call have seeds of their own
             ("timeout_s", self.timeout_s >= 0, "0 (no limit) or more"),
         ):
             if not good:

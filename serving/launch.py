@@ -29,16 +29,32 @@ def vllm_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
     wide_enough = [r for r in RANKS if r >= rank]
     if not wide_enough:
         raise SettingsError(f"night.lora_rank is {rank}, a vLLM server takes at most {RANKS[-1]}")
-    address = urlsplit(serving.url)
+    host, port = _address(serving.url)
     config = load_config(serving.base)
     return [
         *(serving.vllm_command, "serve", str(locate(serving.base))),
         *("--served-model-name", serving.base),
-        *("--host", address.hostname or "127.0.0.1", "--port", str(address.port or 8000)),
+        *("--host", host, "--port", str(port)),
         *("--enable-lora", "--max-loras", str(RESIDENT), "--max-lora-rank", str(wide_enough[0])),
         *("--lora-target-modules", *_leaves(lora_targets(config, settings.night.lora_targets))),
+        *("--generation-config", "vllm"),  # else the checkpoint's own penalties apply to what we ask for greedily
         *extra,
     ]
+
+
+def _address(url: str) -> tuple[str, int]:
+    """Where to listen, so that whoever asks at `url` is heard."""
+    try:
+        address = urlsplit(url)
+        host, port = address.hostname, address.port
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None or address.scheme != "http":
+        raise SettingsError(
+            f"serving.url is {url!r}, where a server of ours cannot listen; give http://HOST:PORT, or have what answers"
+            " there pass it on to such an address"
+        )
+    return host, port
 
 
 def _leaves(pattern: str) -> list[str]:

@@ -18,7 +18,17 @@ from ..errors import ServingError, SettingsError
 from ..settings import ServingSettings
 from . import fp8
 from .adapters import BASE, Deltas, Lora, applied, blended, read
-from .base import base_id, choose_device, is_fp8, load_base, load_config, load_tokenizer, locate, lora_targets
+from .base import (
+    base_id,
+    choose_device,
+    context_of,
+    is_fp8,
+    load_base,
+    load_config,
+    load_tokenizer,
+    locate,
+    lora_targets,
+)
 from .batching import Batcher, Request, batches
 from .chat import Ids, answer_ids, prompt_ids
 from .decoding import Answer
@@ -43,7 +53,7 @@ class LocalEngine:
         self._graphs = Graphs(self._model, self._modules, record=True) if on_card else None
         self._tokenizer = load_tokenizer(settings.base)
         self._base_id = base_id(settings.base)
-        self._context = int(self._model.config.get_text_config().max_position_embeddings)
+        self._context = context_of(self._model.config)
         self._ends = _end_tokens(self._model, self._tokenizer)
         self._adapters: dict[str, Lora] = {}
         self._batcher = Batcher(self._next, self._device)
@@ -53,7 +63,12 @@ class LocalEngine:
         return self._base_id
 
     def close(self) -> None:
-        """The model goes with the object; nothing else is held."""
+        """Let go of the model and the adapters. What is asked later, or not answered yet, is a ServingError."""
+        self._batcher.call(self._let_go)
+
+    def _let_go(self) -> None:
+        self._model, self._graphs = None, None
+        self._modules, self._adapters = {}, {}
 
     # -- answering ---
 
@@ -159,6 +174,7 @@ class LocalEngine:
         """Take the adapter in `path` into memory. Ids are immutable: a loaded one is not read again."""
         if adapter_id in self._adapters:
             return
+        self._lora(None)
         lora = read(adapter_id, path, self._base_id, self._modules, self._device)
         self._batcher.call(partial(self._require_effect, adapter_id, lora))
         self._adapters.setdefault(adapter_id, lora)
@@ -170,6 +186,8 @@ class LocalEngine:
 
     def _lora(self, adapter: str | None) -> Lora:
         """What the call holds of the adapter until it ends."""
+        if self._model is None:
+            raise ServingError("the engine is closed; open another")
         lora = BASE if adapter is None else self._adapters.get(adapter)
         if lora is None:
             raise self._unknown(str(adapter))

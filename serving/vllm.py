@@ -34,11 +34,12 @@ T = TypeVar("T")
 log = logging.getLogger("nightschool")
 DEFAULT = Sampling()
 CALLS = 64  # at a time; the server batches them
+PLAIN = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0}  # and not what the checkpoint has for its defaults
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """Of one call, `limit_s` seconds after its start. A stream that falls silent is noticed within twice the limit."""
+    """Of one call, `limit_s` seconds after its start. What waits for the server is noticed within twice the limit."""
 
     limit_s: float
     at: float
@@ -65,7 +66,7 @@ class VLLMEngine:
         self._url = settings.url.rstrip("/")
         # no proxy of the environment: what people say goes to this address and nowhere else
         self._client = client or httpx.Client(
-            base_url=self._url, timeout=settings.timeout_seconds, limits=limits, trust_env=False
+            base_url=self._url, timeout=settings.timeout_seconds or None, limits=limits, trust_env=False
         )
         self._tokenizer = load_tokenizer(settings.base)
         self._base_id = base_id(settings.base)
@@ -127,6 +128,7 @@ class VLLMEngine:
             "top_p": sampling.top_p,
             "seed": sampling.seed * 1_000_003 + row,  # rows of one call draw differently
             "stop": list(sampling.stop),
+            **PLAIN,
         }
 
     def _prompt(self, prompt: Prompt, reserved: int) -> Ids:
@@ -236,7 +238,11 @@ class VLLMEngine:
         )
 
     def _listed(self) -> dict[str, Any]:
-        return {model["id"]: model for model in self._answered("GET", "/v1/models").json()["data"]}
+        response = self._answered("GET", "/v1/models")
+        try:
+            return {model["id"]: model for model in response.json()["data"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServingError(f"{self._url}/v1/models does not answer as a vLLM server: {error!r}") from error
 
     def _complete(self, model: str, body: dict[str, Any], until: Deadline | None = None) -> dict[str, Any]:
         """The one choice of a completion. A server that was started anew is given the adapter again."""
@@ -274,7 +280,7 @@ class VLLMEngine:
         try:
             return str(json.loads(data)["choices"][0]["text"])
         except (ValueError, KeyError, IndexError) as error:
-            raise ServingError(f"{self._url}: the answer broke off: {data[:200]}") from error
+            raise ServingError(f"{self._url}: the answer broke off: {_complaint(data)}") from error
 
     def _send(self, path: str, body: dict[str, Any], *, missing_is_fine: bool = False) -> None:
         self._answered("POST", path, body, accepted=(200, 404) if missing_is_fine else (200,))
@@ -289,6 +295,8 @@ class VLLMEngine:
     ) -> httpx.Response:
         with self._translated(until):
             response = self._client.request(method, path, json=body, timeout=self._seconds(until))
+        if until:
+            until.left()  # the wait for a connection and for the answer have the limit each
         if response.status_code not in accepted:
             raise ServingError(f"{self._url}{path} refused: {_reason(response)}")
         return response
@@ -313,6 +321,14 @@ class VLLMEngine:
             return [call(row) for row in rows]
         with ThreadPoolExecutor(min(CALLS, len(rows))) as pool:
             return list(pool.map(call, rows))
+
+
+def _complaint(data: str) -> str:
+    """What the server says of an error in a stream; never a piece of the answer."""
+    try:
+        return str(json.loads(data)["error"])[:200]
+    except (ValueError, KeyError, TypeError):
+        return f"{len(data)} characters that are no choice of a completion"
 
 
 def _reason(response: httpx.Response) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nightschool.errors import ServingError
+from nightschool.errors import ServingError, SettingsError
 from nightschool.serving import base
 from nightschool.serving.pretrain.export import quantise
 from safetensors.torch import load_file, save_file
@@ -81,6 +81,44 @@ def test_base_id_of_a_hub_snapshot_is_its_commit(
     folder = copy_base(toy_base, tmp_path / "snapshots" / "c0ffee")
     monkeypatch.setattr(base, "_from_hub", lambda spec: folder)
     assert base.base_id("some/model") == "hub:some/model@c0ffee"
+
+
+def test_a_folder_of_ones_own_is_named_by_its_content_whatever_it_lies_in(toy_base: str, tmp_path: Path) -> None:
+    (tmp_path / "snapshots").mkdir()
+    folder = copy_base(toy_base, tmp_path / "snapshots" / "mine")
+    assert base.base_id(str(folder)) == base.base_id(toy_base)
+
+
+def test_what_the_cache_holds_whole_is_not_looked_up_again(
+    toy_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "snapshots").mkdir()
+    held = copy_base(toy_base, tmp_path / "snapshots" / "c0ffee")
+    asked: list[tuple[str, str | None, bool]] = []
+
+    def download(repo_id: str, revision: str | None, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        asked.append((repo_id, revision, local_files_only))
+        return str(held)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert base.base_id("some/model@c0ffee") == "hub:some/model@c0ffee"
+    assert set(asked) == {("some/model", "c0ffee", True)}
+    (held / "model.safetensors").unlink()  # a download that was cut off
+    base.locate("some/model")
+    assert asked[-2:] == [("some/model", None, True), ("some/model", None, False)]
+
+
+def test_device_that_torch_cannot_use_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"serving\.device is 'gpu', which torch cannot use here"):
+        base.choose_device("gpu")
+
+
+def test_truncated_weights_are_a_clear_error(toy_base: str, tmp_path: Path) -> None:
+    folder = copy_base(toy_base, tmp_path / "cut")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ServingError, match="cannot be loaded from"):
+        base.load_base(str(folder), dtype=torch.float32, device="cpu")
 
 
 # -- loading ---

@@ -280,9 +280,48 @@ def test_error_inside_the_thread_reaches_its_callers(engine: LocalEngine, monkey
     assert all(engine.generate(PROMPTS, sampling=LONG))
 
 
+def test_thread_that_cannot_be_started_is_an_error_and_the_next_call_is_answered(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    engine.generate(PROMPTS[:1], sampling=LONG)
+    while engine._batcher._working:  # the thread of that call ends by itself
+        time.sleep(0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", full)
+        with pytest.raises(ServingError, match="cannot start its thread"):
+            engine.generate(PROMPTS[:1], sampling=LONG)
+        with pytest.raises(ServingError, match="cannot start its thread"):
+            engine.score(PROMPTS[:1], ["yes"])
+    assert all(engine.generate(PROMPTS, sampling=LONG))
+
+
+def test_closed_engine_lets_go_of_the_model_and_says_so(toy_base: str) -> None:
+    engine = LocalEngine(ServingSettings(base=toy_base, device="cpu", threads=1))
+    model = weakref.ref(engine._model)
+    engine.close()
+    gc.collect()
+    assert model() is None
+    for ask in (lambda: engine.generate(PROMPTS), lambda: engine.score(PROMPTS[:1], ["yes"])):
+        with pytest.raises(ServingError, match="the engine is closed"):
+            ask()
+    with pytest.raises(ServingError, match="the engine is closed"):
+        engine.load("b2:1", Path("nowhere"))
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"stop": ("",)}, {"timeout_s": -1.0}],
+    [
+        {"max_tokens": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"stop": ("",)},
+        {"timeout_s": -1.0},
+        {"seed": 2**62},
+    ],
 )
 def test_sampling_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong

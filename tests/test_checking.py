@@ -44,6 +44,16 @@ def test_served_command_names_the_base_the_address_and_the_modules(settings: Set
     assert "--lora-target-modules kv_a_proj_with_mqa kv_b_proj o_proj q_proj" in text
 
 
+def test_server_adds_nothing_of_the_checkpoints_own_to_how_answers_are_drawn(settings: Settings) -> None:
+    assert "--generation-config vllm" in " ".join(vllm_command(settings))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1", "https://127.0.0.1:8443", "http://127.0.0.1:99999"])
+def test_address_at_which_no_server_of_ours_can_listen_is_an_error(settings: Settings, url: str) -> None:
+    with pytest.raises(SettingsError, match="cannot listen; give http://HOST:PORT"):
+        vllm_command(replace(settings, serving=replace(settings.serving, url=url)))
+
+
 def test_rank_that_no_server_takes_is_an_error(settings: Settings) -> None:
     with pytest.raises(SettingsError, match="lora_rank is 1024"):
         vllm_command(replace(settings, night=replace(settings.night, lora_rank=1024)))

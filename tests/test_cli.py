@@ -11,6 +11,7 @@ from nightschool.evolve import dataset
 from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
 from nightschool.memory.signals import censor_id
+from nightschool.serving.base import SEEDLING
 from nightschool.settings import load_settings
 from typer.testing import CliRunner
 
@@ -192,6 +193,34 @@ def test_doctor_names_what_is_there_and_what_is_wrong(run: Run, tmp_path: Path) 
     assert found["memory"]["interactions"] == 0
     env = {"NIGHTSCHOOL_BASE": str(tmp_path / "nothing")}
     assert "nothing" in examine(load_settings(tmp_path / "home", env))["problems"][0]
+
+
+def test_doctor_finds_what_would_stop_a_reply_and_keeps_passwords(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_bytes((SEEDLING / "config.json").read_bytes())
+    env = {
+        "NIGHTSCHOOL_BASE": str(tmp_path / "bare"),
+        "NIGHTSCHOOL_SERVING_ENGINE": "vllm",
+        "NIGHTSCHOOL_SERVING_URL": "http://127.0.0.1:1",
+        "NIGHTSCHOOL_DATABASE_URL": "postgresql+psycopg://ann:secret@127.0.0.1:1/none",
+    }
+    found = examine(load_settings(tmp_path / "home", env))
+    assert any("no *.safetensors" in problem for problem in found["problems"])
+    assert any(problem.startswith("engine: ") for problem in found["problems"])
+    assert "secret" not in json.dumps(found) and "ann" in found["settings"]["memory"]["database_url"]
+
+
+def test_demo_invents_nobody_where_others_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_DATABASE_URL", "postgresql+psycopg://127.0.0.1:1/none")
+    assert "unset NIGHTSCHOOL_DATABASE_URL" in str(run("demo").exception)
+
+
+def test_chat_goes_on_after_an_answer_that_took_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter(["Hello!", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    monkeypatch.setenv("NIGHTSCHOOL_SERVING_TIMEOUT_SECONDS", "0.000001")
+    done = run("chat")
+    assert done.exit_code == 0 and "no answer: no whole answer within" in done.stderr
 
 
 def test_chat_answers_takes_feedback_and_leaves(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

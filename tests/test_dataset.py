@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from nightschool.content import Message, content_id
 from nightschool.errors import NotFound, StoreError
-from nightschool.evolve.answers import Reading
+from nightschool.evolve.answers import NOTHING, Reading
 from nightschool.evolve.contrasts import PAIRS_PER_PROMPT, POOL
 from nightschool.evolve.dataset import build, freeze, from_rows, resolve, to_rows
-from nightschool.evolve.prompts import Prompts
+from nightschool.evolve.prompts import REACH, Prompts
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.types import Snapshot
 from nightschool.memory.signals import censor_id
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.topics import DAY
-from nightschool.memory.types import Feedback, FeedbackEvent, Interaction, Memory, with_notes
+from nightschool.memory.types import Feedback, FeedbackEvent, Interaction, Memory, Signal, with_notes
 from nightschool.settings import DatasetSettings, Settings
 
 NOW = 1_000 * DAY
@@ -149,6 +149,20 @@ def test_the_prompt_is_the_session_so_far_and_the_turn():
     assert [m["content"] for m in example.prompt] == ["Be kind.", "hello", "hi there", "the bell?"]
     assert example.completion == "ten euros"
     assert example.interaction_ids == ("i00001", "i00000")
+
+
+def test_the_prompt_of_a_session_without_end_reaches_back_so_far_and_no_further():
+    world = World()
+    for n in range(REACH + 10):
+        world.says(f"turn {n}", f"reply {n}", session="a")
+    world.says("the bell?", "ten euros", 1.0, session="a")
+    snapshot = world.freeze()
+    (example,) = snapshot.examples
+    assert example.prompt[0]["content"] == "turn 10" and len(example.prompt) == 2 * REACH + 1
+    assert len(example.interaction_ids) == REACH + 1 and "i00000" not in snapshot.interaction_ids()
+    assert world.load(to_rows(snapshot)).id == snapshot.id
+    (older,) = world.load([{**row, "curation": 1} for row in to_rows(snapshot)]).examples
+    assert older.prompt[0]["content"] == "turn 0"  # as it was frozen then
 
 
 def test_notes_that_the_reply_was_given_stand_where_the_model_saw_them():
@@ -379,7 +393,8 @@ def test_a_regenerated_reply_with_an_injected_instruction_is_quarantined():
 def test_a_memory_without_events_freezes_to_the_ids_and_rows_that_it_had_before_there_were_any():
     snapshot = busy().freeze(held_out_share=0.2)
     assert snapshot.id == "b2:19ad3ccea23a43756fb736c824e399c9"
-    assert content_id(to_rows(snapshot)) == "b2:55e87fcd4685f14678b7007b444625f0"
+    rows = [{**row, "curation": 1} for row in to_rows(snapshot)]
+    assert content_id(rows) == "b2:55e87fcd4685f14678b7007b444625f0"
 
 
 def test_a_snapshot_names_the_censor_that_scored_it_and_that_is_no_part_of_its_id():
@@ -566,6 +581,22 @@ def test_no_user_is_on_both_sides_and_the_share_is_about_right():
     assert held <= set(users.values())
     assert not held & {users[i] for row in (*snapshot.thumbs, *snapshot.pairs) for i in row.interaction_ids}
     assert 0.1 < len(snapshot.held_out) / (len(snapshot.held_out) + len(snapshot.thumbs)) < 0.3
+
+
+def test_what_only_a_reader_guesses_teaches_and_is_no_proof():
+    world = busy()
+    unrated = [i.id for i in world.interactions if i.id not in world.feedback]
+    guess = Reading("r1", {i: Signal("learned_at_home", 1.0) for i in unrated})
+
+    def frozen(reading: Reading) -> Snapshot:
+        given = (world.interactions, world.feedback, world.memories, world.vectors())
+        return build(*given, settings(held_out_share=0.3), now=NOW, reading=reading)
+
+    alone, read = frozen(NOTHING), frozen(guess)
+    assert {h.interaction_ids[0] for h in read.held_out} <= world.feedback.keys()
+    assert {h.cluster for h in read.held_out} == {h.cluster for h in alone.held_out}
+    assert {e.interaction_ids[0] for e in read.examples} - world.feedback.keys()
+    assert set(reasons(read)["held out, and only a reader's guess says how it was met"]) <= set(unrated)
 
 
 def test_with_few_users_whole_sessions_are_held_out():
@@ -851,6 +882,33 @@ def test_the_store_freezes_to_rows_that_the_registry_keeps_and_the_same_id_comes
     assert from_rows(store, registry.snapshot_rows(snapshot.id)).id == snapshot.id
     assert registry.censor_of(snapshot.id) == snapshot.censor == censor_id()
     assert freeze(store, store.settings, now=NOW + DAY).id == snapshot.id
+
+
+def test_an_answer_too_long_to_be_learnt_is_not_judged_either_and_is_named(quick_store: MemoryStore):
+    for u in range(20):
+        made = quick_store.record([{"role": "user", "content": "how?"}], f"so {u}", user_id=f"u{u}", session_id="s")
+        long = quick_store.record(
+            [{"role": "user", "content": "all of it?"}],
+            " ".join(f"x{u + n};" for n in range(400)),
+            user_id=f"u{u}",
+            session_id="t",
+        )
+        quick_store.rate(made.id, rating=1)
+        quick_store.rate(long.id, rating=-1)
+    snapshot = freeze(
+        quick_store, replace(quick_store.settings, dataset=DatasetSettings(held_out_share=0.3)), now=quick_store.clock()
+    )
+    assert snapshot.held_out and all(len(h.completion) < 100 for h in snapshot.held_out)
+    assert len(reasons(snapshot)["the answer is longer than night.max_tokens has room for"]) == 20
+
+
+def test_a_topic_that_is_founded_while_the_memory_is_read_stops_nothing(
+    quick_store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+):
+    made = quick_store.record([{"role": "user", "content": "how?"}], "so", user_id="ada", session_id="s")
+    quick_store.rate(made.id, rating=1)
+    monkeypatch.setattr(quick_store, "topic_groups", dict)  # read before that turn came
+    assert len(freeze(quick_store, quick_store.settings, now=quick_store.clock()).examples) == 1
 
 
 def test_forgetting_in_the_store_leaves_every_future_snapshot(store: MemoryStore):

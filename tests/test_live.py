@@ -218,3 +218,25 @@ def test_what_is_loaded_for_now_leaves_but_for_the_live_one(registry: Registry) 
         registry.promote(serving.id)
         raise ServingError("on the way")
     assert engine.loaded == {kept.id, serving.id}
+
+
+def test_adapter_that_may_not_be_read_or_does_not_fit_leaves_what_served(registry: Registry) -> None:
+    engine = StrictEngine()
+    live = Live(registry, engine, 0.1)
+    first = registry.promote(accepted(registry, b"one").id)
+    with live.hold() as held:
+        assert held == first.id
+    second = registry.promote(accepted(registry, b"two").id)
+    weights = registry.folder / second.path.name / WEIGHTS
+    weights.unlink()
+    weights.mkdir()  # whatever reads it meets an OSError
+    with live.hold() as held:
+        assert held == first.id
+    third = registry.promote(accepted(registry, b"three").id)
+
+    def full(adapter_id: str, path: Path) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    engine.load = full  # type: ignore[method-assign]
+    with live.hold() as held:
+        assert held == first.id != third.id

@@ -147,6 +147,24 @@ def test_failing_night_says_why_and_leaves_the_incumbent_and_no_debris(
     assert assistant.registry.sweep() == 1
 
 
+def test_what_a_killed_night_had_accepted_is_put_into_service_by_the_next(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    listen(assistant)
+    with monkeypatch.context() as patched:
+        patched.setattr(nightly, "_decide", killed)
+        with pytest.raises(KeyboardInterrupt):
+            night(assistant)
+    assert assistant.registry.live() is None
+    monkeypatch.setattr(sft, "run", killed)  # it is not trained again
+    cycle = night(assistant)
+    live = assistant.registry.live()
+    assert cycle.outcome == "promoted" and live and live.id == cycle.candidate_id
+
+
 def test_second_night_at_once_is_refused(assistant: Assistant) -> None:
     with night_lock(assistant.settings.home), pytest.raises(NightRunning, match="another night is running"):
         night(assistant)

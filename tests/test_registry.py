@@ -208,3 +208,19 @@ def test_adapter_trained_on_what_was_forgotten_meanwhile_is_tainted_and_never_se
     assert "forgotten while it was trained on" in registry.tainted()[adapter.id]
     with pytest.raises(GateRefused, match="tainted"):
         registry.promote(adapter.id)
+
+
+def test_the_same_weights_from_what_is_left_after_forgetting_are_clean(registry: Registry) -> None:
+    tainted = promoted(registry, b"one")
+    registry.taint(tainted.id, "forgotten")
+    assert registry.live() is None
+    left = Snapshot((), (), (), (Judged((), "another answer", True, "ada", ("b2:2",)),))
+    registry.add_snapshot(left, [])
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(b"one")
+    facts = {"base_id": "base", "parent_id": None, "details": {"night": {}}}
+    again = seal(folder, phase="sft", snapshot_id=left.id, created_utc=registry.clock(), **facts)
+    registry.add(again)
+    assert again.id == tainted.id and registry.tainted() == {}
+    assert read_adapter(again.path) == again == registry.adapter(again.id)
+    assert registry.promote(judged(registry, again).id).snapshot_id == left.id

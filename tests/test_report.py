@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from nightschool.content import Message
 from nightschool.errors import NotFound
 from nightschool.evolve import dataset
 from nightschool.evolve.registry import WEIGHTS, Registry, seal
-from nightschool.evolve.report import Report, report, side_by_side
+from nightschool.evolve.report import Compared, Report, report, side_by_side
 from nightschool.evolve.types import Cycle, Measure, Verdict
 from nightschool.interfaces.reporting import printed as print_report
 from nightschool.interfaces.reporting import to_json, write_html
@@ -175,3 +177,19 @@ def test_no_night_and_an_unknown_night_are_clear_errors(quick_store: MemoryStore
         report(quick_store, registry)
     with pytest.raises(NotFound, match="no cycle abc"):
         report(quick_store, registry, "abc")
+
+
+def test_what_people_write_is_no_markup_and_a_topic_is_masked(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    found = report(quick_store, registry)
+    topic = replace(found.topics[0], label="arr[i] and [name] here")
+    compared = [Compared(({"role": "user", "content": "close with [/INST] please"},), "[bold]", "[/]")]
+    out = Console(file=StringIO(), width=200)
+    print_report(replace(found, topics=(topic,)), compared, out)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert all(words in text for words in ("arr[i] and [name] here", "close with [/INST] please", "[bold]"))
+    made = quick_store.record([{"role": "user", "content": "123-45-6789?"}], "hm", user_id="ann", session_id="s")
+    quick_store.rate(made.id, rating=1)
+    rejected(quick_store, registry)
+    assert "123-45-6789" not in json.dumps(to_json(report(quick_store, registry), []), default=str)

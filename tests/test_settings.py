@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from nightschool.errors import SettingsError
-from nightschool.settings import SECTIONS, Settings, load_settings
+from nightschool.settings import SECTIONS, Settings, load_settings, with_values
 
 
 def test_defaults_hold_without_file_and_environment(tmp_path: Path) -> None:
@@ -71,3 +71,27 @@ def test_unusable_environment_variables_are_errors_that_name_them(tmp_path: Path
 
 def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
     assert set(load_settings(tmp_path, {}).to_json()) == set(SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("gate", "confidence", 95.0),
+        ("gate", "confidence", -1.0),
+        ("gate", "max_nll_rise", -0.1),
+        ("gate", "probe_answers", 0),
+        ("serving", "parity_tolerance", float("nan")),
+        ("serving", "timeout_seconds", -5.0),
+        ("serving", "threads", -1),
+        ("serving", "url", "localhost:9000"),
+        ("night", "budget_minutes", 0.0),
+        ("night", "replay_share", float("nan")),
+        ("dataset", "max_user_share", 0.0),
+        ("dataset", "half_life_days", float("nan")),
+        ("censor", "disliked_below", 0.5),
+        ("memory", "recall_limit", -1),
+    ],
+)
+def test_value_without_a_meaning_is_an_error_that_names_it(section: str, name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=rf"{section}\.{name} is .*; it is"):
+        with_values(Settings(Path("home")), section, {name: value}, "test")

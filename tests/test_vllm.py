@@ -233,3 +233,24 @@ def test_stream_that_breaks_off_with_an_error_says_so(engine: VLLMEngine, server
     server.fails = lambda request: broken if "completions" in request.url.path else None
     with pytest.raises(ServingError, match=r"the answer broke off: .*out of memory"):
         list(engine.stream(PROMPT))
+
+
+def test_stream_that_breaks_off_in_the_middle_tells_none_of_the_answer(engine: VLLMEngine, server: Server) -> None:
+    broken = httpx.Response(200, text='data: {"choices": [{"text": "my secret\n\n')
+    server.fails = lambda request: broken if "completions" in request.url.path else None
+    with pytest.raises(ServingError, match=r"the answer broke off: \d+ characters") as error:
+        list(engine.stream(PROMPT))
+    assert "secret" not in str(error.value)
+
+
+def test_server_that_is_no_vllm_is_named(toy_base: str) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json={"hello": "world"}))
+    client = httpx.Client(base_url="http://server", transport=transport)
+    with pytest.raises(ServingError, match="does not answer as a vLLM server"):
+        VLLMEngine(ServingSettings(base=toy_base, url="http://server"), client)
+
+
+def test_answers_are_drawn_as_asked_and_not_as_the_checkpoint_would(engine: VLLMEngine, server: Server) -> None:
+    engine.generate([PROMPT])
+    (asked,) = server.asked
+    assert (asked["repetition_penalty"], asked["top_k"], asked["min_p"]) == (1.0, 0, 0.0)

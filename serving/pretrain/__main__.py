@@ -25,8 +25,8 @@ def main() -> None:
         train(plan, args.dialogues, args.checkpoint, resume=args.resume)
     if args.out:
         export(args.checkpoint, args.out)
-    if folder := args.evaluate or args.out:
-        evaluate(folder, args.dialogues, args.checkpoint)
+    if args.evaluate or (args.out and args.dialogues):
+        evaluate(args.evaluate or args.out, args.dialogues, args.checkpoint)
 
 
 def train(plan: Plan, dialogues: Path, folder: Path, *, resume: bool) -> None:
@@ -81,6 +81,10 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not (args.export_only or args.evaluate or args.dialogues):
         parser.error("--dialogues is needed to train")
+    if args.export_only and not args.out:
+        parser.error("--export-only exports to --out; name it")
+    if args.minutes <= 0 or args.steps < 0 or args.threads < 1:
+        parser.error("--minutes is above 0, --steps 0 or more, --threads 1 or more")
     return args
 
 

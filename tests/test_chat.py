@@ -1,0 +1,61 @@
+"""Conversations through chat templates that take a user and an assistant in turn and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from nightschool.content import Message
+from nightschool.errors import ServingError
+from nightschool.serving.base import load_tokenizer
+from nightschool.serving.chat import answer_ids, prompt_ids
+from transformers import PreTrainedTokenizerBase
+
+STRICT = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[{{ m['role'] }}]{{ m['content'] }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture
+def strict(toy_base: str) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(toy_base)
+    tokenizer.chat_template = STRICT
+    return tokenizer
+
+
+def said(*turns: tuple[str, str]) -> list[Message]:
+    return [Message(role=role, content=content) for role, content in turns]  # type: ignore[typeddict-item]
+
+
+def templated(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], room: int = 400) -> str:
+    return str(tokenizer.decode(prompt_ids(tokenizer, prompt, room)))
+
+
+def test_long_sessions_lose_whole_exchanges(strict: PreTrainedTokenizerBase) -> None:
+    talk = said(("user", "one"), ("assistant", "a"), ("user", "two"), ("assistant", "b"), ("user", "three"))
+    assert templated(strict, talk) == "[user]one[assistant]a[user]two[assistant]b[user]three[assistant]"
+    whole = len(prompt_ids(strict, talk, 400))
+    assert templated(strict, talk, whole - 1) == "[user]two[assistant]b[user]three[assistant]"
+
+
+def test_system_message_opens_the_first_turn_where_there_is_no_place_for_it(strict: PreTrainedTokenizerBase) -> None:
+    talk = said(("system", "Be brief."), ("user", "one"))
+    assert templated(strict, talk) == "[user]Be brief.\n\none[assistant]"
+    assert strict.decode(answer_ids(strict, talk, "yes")) == "yes"
+
+
+def test_whoever_is_not_the_assistant_speaks_as_the_user(strict: PreTrainedTokenizerBase) -> None:
+    talk = said(("assistant", "Welcome."), ("user", "one"), ("user", "two"), ("tool", "3"))
+    assert templated(strict, talk) == "[user][assistant]Welcome.[user]one\n\ntwo\n\n3[assistant]"
+
+
+def test_an_assistant_alone_is_answered_as_well(strict: PreTrainedTokenizerBase) -> None:
+    assert templated(strict, said(("assistant", "Welcome."))) == "[user][assistant]Welcome.[assistant]"
+
+
+def test_template_that_refuses_everything_is_a_clear_error(strict: PreTrainedTokenizerBase) -> None:
+    strict.chat_template = "{{ raise_exception('closed today') }}"
+    with pytest.raises(ServingError, match="refuses a conversation: closed today"):
+        prompt_ids(strict, said(("user", "one")), 400)
