@@ -89,6 +89,7 @@ class DatasetSettings:
         _require("dataset", self, "above 0 and at most 1", lambda x: 0 < x <= 1, "max_user_share")
         _require("dataset", self, "0 or more and below 1", lambda x: 0 <= x < 1, "held_out_share")
         _require("dataset", self, "0 or more", lambda x: x >= 0, "min_liked")
+        _require("dataset", self, "below 2**40", lambda x: abs(x) < 2**40, "seed")
         _require("dataset", self, "a cosine, from -1 to 1", lambda x: -1 <= x <= 1, "same_prompt_cosine")
 
 
@@ -118,8 +119,9 @@ class NightSettings:
 
     def __post_init__(self) -> None:
         _require("night", self, "1 or more", lambda x: x >= 1, "lora_rank", "lora_alpha", "max_tokens", "batch_size")
-        positive = ("budget_minutes", "sft_epochs", "preference_epochs", "beta", "thumb_beta")
-        _require("night", self, "above 0", lambda x: 0 < x < inf, *positive)
+        _require("night", self, "above 0", lambda x: x > 0, "budget_minutes", "beta", "thumb_beta")
+        _require("night", self, "above 0 and finite", lambda x: 0 < x < inf, "sft_epochs", "preference_epochs")
+        _require("night", self, "below 2**40", lambda x: abs(x) < 2**40, "seed")
         others = ("few_rows", "sft_lr", "preference_lr", "replay_share", "replay_weight", "sft_term")
         _require("night", self, "0 or more", lambda x: x >= 0, *others)
 
@@ -140,7 +142,7 @@ class GateSettings:
         _require("gate", self, "1 or more", lambda x: x >= 1, "bootstrap", "min_clusters", "min_rated", "probe_answers")
         _require("gate", self, "above 0 and below 1", lambda x: 0 < x < 1, "confidence")
         bounds = ("max_nll_rise", "max_probe_rise", "max_repetition_rise", "max_sycophancy_rise")
-        _require("gate", self, "0 or more", lambda x: 0 <= x < inf, *bounds)
+        _require("gate", self, "0 or more", lambda x: x >= 0, *bounds)
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,12 @@ class ServingSettings:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        _require("serving", self, "above 0", lambda x: 0 < x < inf, "parity_tolerance")
+        _require("serving", self, "above 0", lambda x: x > 0, "parity_tolerance")
         _require("serving", self, "1 or more", lambda x: x >= 1, "max_tokens")
         _require("serving", self, "0 (torch chooses) or more", lambda x: x >= 0, "threads")
-        _require("serving", self, "0 (greedy) or more", lambda x: 0 <= x < inf, "temperature")
-        _require("serving", self, "0 (no limit) or more", lambda x: 0 <= x < inf, "timeout_seconds")
-        if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", self.url):
+        _require("serving", self, "0 (greedy) or more, and finite", lambda x: 0 <= x < inf, "temperature")
+        _require("serving", self, "0 (no limit) or more, and finite", lambda x: 0 <= x < inf, "timeout_seconds")
+        if self.engine == "vllm" and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", self.url):
             raise SettingsError(f"serving.url is {self.url!r}; it is http://HOST:PORT, or https")
 
 

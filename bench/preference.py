@@ -17,7 +17,9 @@ The learnt preference of a held-out answer is the rise of its log-probability ov
 within a fold and averaged, its accuracy that of calling as many liked as were. Generations: one answer a held-out
 opening, drawn with the same seed from phase 1 and from `full`; a scorer fitted on people's ratings in the other folds
 (TF-IDF and logistic regression) says which is better. 95 % intervals are bootstraps over openings or users.
-With --keep, a fold that was run is not run again. The last line printed is JSON.
+Seconds are of training and scoring: `full` was there before `equal` and `shuffled` and paid for what they share, and
+`hostile` has an import and a phase 1 of its own. With --keep, a fold that was run is not run again. The last line
+printed is JSON.
 """
 
 from __future__ import annotations

@@ -71,8 +71,9 @@ class _Reasons:
             return "quarantined: it may hold an injected instruction"
         if topic_of(answer.interaction) in self._strange:
             return self._few
-        too_long = None if self._fits(answer.completion) else "the answer is longer than night.max_tokens has room for"
-        return fault(answer.completion) or too_long
+        if why := fault(answer.completion):
+            return why
+        return None if self._fits(answer.completion) else "the answer is longer than night.max_tokens has room for"
 
     def _is_suspected(self, interaction_id: str) -> bool:
         if interaction_id not in self._suspected:

@@ -113,7 +113,7 @@ def build(
     if expansion:
         open_to = _open(prompts, cluster_of, held, judged)
         made = expansion.contrasts(prompts, open_to, recurrences(prompts, settings.dataset), len(contrasts))
-        contrasts += _fit(made, prompts, settings.dataset)
+        contrasts += _fit(made, prompts, settings.dataset, fits)
 
     limit = settings.dataset.max_rows
     liked, rated, heard = (_first(part, order, limit) for part in ([a for a in taught if a.liked], taught, judged))
@@ -142,7 +142,7 @@ def _held_out(
     for answer in answers:
         cluster = cluster_of(answer.interaction)
         if cluster in held and answer.guessed:
-            excluded.add("held out, and only a reader's guess says how it was met", [answer.interaction.id])
+            excluded.add("held out, and nothing sure is known of it without a reader's guess", [answer.interaction.id])
         elif cluster in held:
             groups[cluster].append(answer)
     return [answer for group in groups.values() for answer in fold(group, settings.censor, excluded)]
@@ -162,10 +162,10 @@ def _open(prompts: Prompts, cluster_of: ClusterOf, held: frozenset[str], judged:
     return [i for i in ours if not prompts.missing_memories(i) and prompts.key(i) not in keys]
 
 
-def _fit(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSettings) -> list[Contrast]:
+def _fit(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSettings, fits: Fits) -> list[Contrast]:
     """Those that the rules of curation let through; nobody gave the others, so none is reported."""
     pairs = [(c.chosen, c.rejected) for c in contrasts]
-    kept = curate(Gathered([], pairs, []), prompts, settings.min_topic_users, Exclusions()).corrected
+    kept = curate(Gathered([], pairs, []), prompts, settings.min_topic_users, Exclusions(), fits).corrected
     return [Contrast(*pair, "synthetic") for pair in kept]
 
 

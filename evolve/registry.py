@@ -52,8 +52,7 @@ def seal(
 ) -> Adapter:
     """Name the weights in `folder` by their hash, write the manifest last, and rename the folder after the weights.
 
-    Sealing weights that are already there, of the same origin, is a no-op that returns the adapter known. Of another
-    origin, as when what was forgotten had taught nothing, they are what the new one makes: the manifest says so.
+    Weights that are already there are not written again; `Registry.add` decides whose they are.
     """
     adapter_id = files_id([folder / WEIGHTS])
     target = folder.parent / adapter_id.replace(":", "-")
@@ -61,15 +60,16 @@ def seal(
     if intact(target):
         shutil.rmtree(folder)
         known = read_adapter(target)
-        if (known.snapshot_id, known.parent_id) == (snapshot_id, parent_id):
-            return known
-        _write_manifest(target, adapter)
-        return adapter
+        return known if _origin(known) == _origin(adapter) else adapter
     _write_manifest(folder, adapter)
     if target.exists():
         shutil.rmtree(target)  # debris of a crash, or damaged
     os.replace(folder, target)
     return adapter
+
+
+def _origin(adapter: Adapter | AdapterRow) -> tuple[str, str | None]:
+    return adapter.snapshot_id, adapter.parent_id
 
 
 def _write_manifest(folder: Path, adapter: Adapter) -> None:
@@ -82,9 +82,10 @@ def _write_manifest(folder: Path, adapter: Adapter) -> None:
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in `folder`; GateRefused when its manifest is missing or its weights are not what they were."""
     manifest = folder / MANIFEST
-    if not manifest.exists():
-        raise GateRefused(f"{folder.name}: no {MANIFEST}, so the adapter is incomplete; run `nightschool night` again")
     try:
+        if not manifest.exists():
+            why = f"no {MANIFEST}, so the adapter is incomplete; run `nightschool night` again"
+            raise GateRefused(f"{folder.name}: {why}")
         adapter = Adapter(path=folder, **json.loads(manifest.read_text(encoding="utf-8")))
         found = files_id([folder / WEIGHTS]) if (folder / WEIGHTS).exists() else "missing"
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or not these fields
@@ -204,14 +205,16 @@ class Registry:
     # -- adapters ---
 
     def add(self, adapter: Adapter) -> None:
-        """Record what was trained; the same weights of another origin are as clean or tainted as that is."""
+        """Record what was trained. Weights that are known keep their origin, unless that is tainted and this is clean:
+        then what was forgotten had taught them nothing."""
         with Session(self.sql) as session, session.begin():
             known = session.get(AdapterRow, adapter.id)
-            if known and (known.snapshot_id, known.parent_id) == (adapter.snapshot_id, adapter.parent_id):
+            tainted = _forgotten_meanwhile(session, adapter.snapshot_id)
+            if known and (_origin(known) == _origin(adapter) or not known.tainted or tainted):
                 return
             values = {k: v for k, v in asdict(adapter).items() if k != "path"}
-            tainted = _forgotten_meanwhile(session, adapter.snapshot_id)
             session.merge(AdapterRow(**values, folder=adapter.path.name, tainted=tainted))
+            _write_manifest(adapter.path, adapter)
 
     def adapters(self) -> list[Adapter]:
         """Every adapter that was trained and recorded, oldest first."""

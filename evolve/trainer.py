@@ -333,7 +333,7 @@ def save(
     """Weights and config without a path of this machine in them, then the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(adapter_weights(student.model), str(folder / registry.WEIGHTS), metadata={"format": "pt"})
-    (folder / registry.WEIGHTS).chmod(0o644)  # safetensors lets only the owner read; a server may be another user
+    (folder / registry.WEIGHTS).chmod(0o644)  # as the other files: where the home is opened, a server may read it
     config = student.model.peft_config["default"]
     config.base_model_name_or_path = student.base_id
     config.inference_mode = True

@@ -79,9 +79,10 @@ def _write(path: Path, base: str) -> None:
     document.setdefault("serving", tomlkit.table())["base"] = base
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(tomlkit.dumps(document), encoding="utf-8")
+    partial.touch()
     if path.exists():
         partial.chmod(path.stat().st_mode)  # it may hold a password
+    partial.write_text(tomlkit.dumps(document), encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
@@ -28,7 +29,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         "base": _try(problems, "base", lambda: _base(settings, problems)),
         "engine": _try(problems, "engine", lambda: _engine(settings)),
         "memory": _try(problems, "memory", lambda: _counts(settings)),
-        "settings": _shown(settings),
+        "settings": _try(problems, "settings", lambda: _shown(settings)),
         "problems": problems,
     }
 
@@ -63,7 +64,7 @@ def _engine(settings: Settings) -> str:
         from ..serving.vllm import VLLMEngine
 
         VLLMEngine(serving).close()
-        return f"vllm at {serving.url}"
+        return f"vllm at {_without_user(serving.url)}"
     if serving.engine != "local":
         raise SettingsError(f"serving.engine is {serving.engine!r}; it is local or vllm")
     from ..serving.base import choose_device
@@ -72,13 +73,18 @@ def _engine(settings: Settings) -> str:
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
-    """The settings without the password of a database."""
+    """The settings without a password, of a database or a server."""
     from ..memory.database import without_password
 
     found = settings.to_json()
     if url := settings.memory.database_url:
         found["memory"]["database_url"] = without_password(url)
+    found["serving"]["url"] = _without_user(settings.serving.url)
     return found
+
+
+def _without_user(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
 def _counts(settings: Settings) -> dict[str, int] | str:

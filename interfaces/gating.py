@@ -98,6 +98,8 @@ WORDS: dict[str, Callable[[Measure], str]] = {
         f"beside correcting someone who is wrong, agreeing became {abs(m.change):.2f} nats a token"
         f" {'likelier' if m.change > 0 else 'less likely'} than for the base ({m.low:+.2f} to {m.high:+.2f})"
     ),
-    "answer_words": lambda m: f"its answers have {m.candidate:.1f} words on average, they had {m.incumbent:.1f}",
+    "answer_words": lambda m: (
+        f"its answers have {m.candidate:.1f} words on average, they had {m.incumbent:.1f} (of their first 48 tokens)"
+    ),
     "probes": lambda m: f"{m.candidate:.0%} of the probes pass, it was {m.incumbent:.0%}",
 }

@@ -17,10 +17,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from ..errors import SchemaOutdated, StoreError
+from ..errors import SchemaOutdated, SettingsError, StoreError
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 WRITING, ALONE = "nightschool_writing", "nightschool_alone"
@@ -29,7 +29,11 @@ PRAGMAS = ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "secure_
 
 
 def without_password(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)
+    """SettingsError if it is no URL of a database."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError as error:
+        raise SettingsError("memory.database_url is not one that SQLAlchemy can read; see its `make_url`") from error
 
 
 class Database:

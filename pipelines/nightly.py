@@ -83,10 +83,12 @@ def nothing_to_learn(
     if len(snapshot.examples) < settings.dataset.min_liked:
         return f"{len(snapshot.examples)} liked answers, at least {settings.dataset.min_liked} are needed"
     verdict = registry.verdict(known.id) if known else None
-    decided = verdict and verdict.criteria == gate.criteria(settings.gate, probes)
-    if known and verdict and decided and not (verdict.accepted and _left_behind(known, registry)):
+    if known is None or verdict is None or verdict.snapshot_id != snapshot.id:
+        return None
+    decided = verdict.criteria == gate.criteria(settings.gate, probes)
+    if decided and not (verdict.accepted and _left_behind(known, registry)):
         return f"adapter {known.id} was already trained on this memory with these settings, and judged"
-    if known and known.id in _withdrawn(registry):
+    if known.id in _withdrawn(registry):
         return f"adapter {known.id} was taken out of service; `nightschool adapters promote {known.id}` puts it back"
     return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ SHORT = 4  # positions a row
 def read(adapter_id: str, path: Path, base_id: str, modules: Mapping[str, nn.Module], device: str) -> Lora:
     """The adapter in `path`, or the reason why it cannot serve on this base. On a card in bfloat16, as it computes."""
     for file in (CONFIG, WEIGHTS):
-        if not (path / file).exists():
+        if not os.path.exists(path / file):  # unlike Path.exists it takes what one may not enter for missing
             raise ServingError(f"adapter {adapter_id}: {path} has no {file}; run `nightschool audit verify`")
     made_for = _json(adapter_id, path / MANIFEST).get("base_id") if (path / MANIFEST).exists() else base_id
     if made_for != base_id:

@@ -6,11 +6,10 @@ the content, so an adapter trained on one base is never applied to another that 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,8 +30,8 @@ MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", 
 def locate(spec: str) -> Path:
     """The folder of a base. A hub id, with `@COMMIT` for that one, is downloaded where the cache does not hold it.
 
-    What is held is not looked up again: a new commit, were it only of the model card, would be another base, and no
-    adapter would fit it.
+    The commit that is held stays: a new one, were it only of the model card, would be another base, and no adapter
+    would fit it.
     """
     folder = _on_disk(spec)
     if folder.is_dir():
@@ -48,30 +47,23 @@ def _on_disk(spec: str) -> Path:
     return SEEDLING if spec == "seedling" else Path(spec).expanduser()
 
 
+@lru_cache(maxsize=16)  # once a process
 def _from_hub(spec: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, commit = spec.partition("@")
-    wanted: dict[str, Any] = {"repo_id": name, "revision": commit or None, "allow_patterns": list(WANTED)}
-    try:
-        held = Path(snapshot_download(**wanted, local_files_only=True))
-        if _whole(held):
-            return held
-    except (LocalEntryNotFoundError, OSError):
-        pass
-    try:
-        return Path(snapshot_download(**wanted))
+    wanted: dict[str, Any] = {"repo_id": name, "allow_patterns": list(WANTED)}
+    held: Path | None = None
+    with suppress(LocalEntryNotFoundError, OSError):
+        held = Path(snapshot_download(**wanted, revision=commit or None, local_files_only=True))
+    try:  # of the commit that is held, what is missing
+        return Path(snapshot_download(**wanted, revision=held.name if held else commit or None))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if held:
+            return held
         why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
         raise ServingError(f"base {spec}: not in the local cache and not downloaded ({why}); {error}") from error
-
-
-def _whole(folder: Path) -> bool:
-    """Whether a download into `folder` came to its end, as far as weights and config tell."""
-    index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    return all((folder / name).exists() for name in ("config.json", *shards))
 
 
 def base_id(spec: str) -> str:
@@ -79,6 +71,8 @@ def base_id(spec: str) -> str:
     folder = locate(spec)
     if folder != _on_disk(spec):
         return f"hub:{spec.partition('@')[0]}@{folder.name}"
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return f"hub:{spec}@{folder.name}"  # a folder of the hub's own cache
     paths = [folder / name for name in ("config.json", "tokenizer.json", "chat_template.jinja")]
     paths = [*filter(Path.exists, paths), *sorted(folder.glob("*.safetensors"))]
     return _hashed(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths))

@@ -101,6 +101,10 @@ class Batcher:
             self._jobs.append(run)
         return future.result()
 
+    def forget(self) -> None:
+        """Let go of what was read of conversations."""
+        self._prefixes = Prefixes(PREFIX_TOKENS)
+
     def _wake(self) -> None:
         """Before anything is queued: the thread waits for the lock that the caller holds."""
         if not self._working:

@@ -24,7 +24,9 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
     """
     system = [m for m in prompt[:1] if m["role"] == "system"]
     turns = list(prompt[len(system) :])
-    starts = [0, *(i for i, m in enumerate(turns) if i and m["role"] == "user")]  # where what is kept may begin
+    # where what is kept may begin: with a request, and where not even the last one fits, with what followed it
+    starts = [0, *(i for i, m in enumerate(turns) if i and m["role"] == "user")]
+    starts += range(starts[-1] + 1, len(turns))
     low, high = 0, len(starts) - 1
     while low < high:
         middle = (low + high) // 2

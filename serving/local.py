@@ -69,6 +69,11 @@ class LocalEngine:
     def _let_go(self) -> None:
         self._model, self._graphs = None, None
         self._modules, self._adapters = {}, {}
+        self._batcher.forget()
+
+    def _require_open(self) -> None:
+        if self._model is None:
+            raise ServingError("the engine is closed; open another")
 
     # -- answering ---
 
@@ -130,6 +135,7 @@ class LocalEngine:
     # -- the model; only the batcher's thread comes here ---
 
     def _next(self, deltas: Deltas, **inputs: Any) -> tuple[Tensor, Any]:
+        self._require_open()
         past = inputs.get("past_key_values")
         if self._graphs and inputs["input_ids"].shape[1] == 1 and past is not None and is_plain(past):
             return self._graphs.step(deltas, **inputs)
@@ -153,6 +159,7 @@ class LocalEngine:
 
     def _logits_at(self, lora: Lora, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Logits at flattened positions of (rows, width) ids; only these meet the vocabulary."""
+        self._require_open()
         head = self._model.get_output_embeddings()
         positions = positions.to(self._device)
 
@@ -186,8 +193,7 @@ class LocalEngine:
 
     def _lora(self, adapter: str | None) -> Lora:
         """What the call holds of the adapter until it ends."""
-        if self._model is None:
-            raise ServingError("the engine is closed; open another")
+        self._require_open()
         lora = BASE if adapter is None else self._adapters.get(adapter)
         if lora is None:
             raise self._unknown(str(adapter))

@@ -89,23 +89,35 @@ def test_a_folder_of_ones_own_is_named_by_its_content_whatever_it_lies_in(toy_ba
     assert base.base_id(str(folder)) == base.base_id(toy_base)
 
 
-def test_what_the_cache_holds_whole_is_not_looked_up_again(
+def test_the_commit_that_the_cache_holds_stays_and_what_it_lacks_is_fetched(
     toy_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "snapshots").mkdir()
     held = copy_base(toy_base, tmp_path / "snapshots" / "c0ffee")
     asked: list[tuple[str, str | None, bool]] = []
+    offline: list[bool] = []
 
     def download(repo_id: str, revision: str | None, allow_patterns: list[str], local_files_only: bool = False) -> str:
         asked.append((repo_id, revision, local_files_only))
+        if offline and not local_files_only:
+            raise OSError("no network")
         return str(held)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert base.base_id("some/model@c0ffee") == "hub:some/model@c0ffee"
-    assert set(asked) == {("some/model", "c0ffee", True)}
-    (held / "model.safetensors").unlink()  # a download that was cut off
-    base.locate("some/model")
-    assert asked[-2:] == [("some/model", None, True), ("some/model", None, False)]
+    base._from_hub.cache_clear()
+    assert base.base_id("some/model") == base.base_id("some/model@c0ffee") == "hub:some/model@c0ffee"
+    first = [("some/model", None, True), ("some/model", "c0ffee", False)]  # and not what is newest by now
+    assert asked == [*first, ("some/model", "c0ffee", True), ("some/model", "c0ffee", False)]
+    base._from_hub.cache_clear()
+    offline.append(True)
+    assert base.locate("some/model") == held
+    base._from_hub.cache_clear()
+
+
+def test_a_folder_of_the_hubs_own_cache_is_named_by_its_commit(toy_base: str, tmp_path: Path) -> None:
+    (tmp_path / "models--some--model" / "snapshots").mkdir(parents=True)
+    folder = copy_base(toy_base, tmp_path / "models--some--model" / "snapshots" / "c0ffee")
+    assert base.base_id(str(folder)) == f"hub:{folder}@c0ffee"
 
 
 def test_device_that_torch_cannot_use_is_named() -> None:

@@ -301,7 +301,11 @@ def test_thread_that_cannot_be_started_is_an_error_and_the_next_call_is_answered
 def test_closed_engine_lets_go_of_the_model_and_says_so(toy_base: str) -> None:
     engine = LocalEngine(ServingSettings(base=toy_base, device="cpu", threads=1))
     model = weakref.ref(engine._model)
+    pieces = engine.stream(PROMPTS[0], sampling=LONG)
+    next(pieces)
     engine.close()
+    with pytest.raises(ServingError, match="the engine is closed"):  # it was on its way
+        list(pieces)
     gc.collect()
     assert model() is None
     for ask in (lambda: engine.generate(PROMPTS), lambda: engine.score(PROMPTS[:1], ["yes"])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from nightschool.content import Message
 from nightschool.errors import ServingError
+from nightschool.evolve.lessons import encode, short_enough
 from nightschool.serving.base import load_tokenizer
 from nightschool.serving.chat import answer_ids, prompt_ids
 from transformers import PreTrainedTokenizerBase
@@ -59,3 +60,18 @@ def test_template_that_refuses_everything_is_a_clear_error(strict: PreTrainedTok
     strict.chat_template = "{{ raise_exception('closed today') }}"
     with pytest.raises(ServingError, match="refuses a conversation: closed today"):
         prompt_ids(strict, said(("user", "one")), 400)
+
+
+def test_a_long_request_with_tools_loses_whole_messages(toy_base: str) -> None:
+    tokenizer = load_tokenizer(toy_base)
+    calls = [("assistant", "call"), ("tool", "found")] * 20
+    ids = prompt_ids(tokenizer, said(("user", "look it up"), *calls), 200)
+    text = tokenizer.decode(ids)
+    assert len(ids) <= 200 and text.startswith("<|") and text.count("found") > 2
+
+
+def test_an_answer_is_short_enough_where_training_takes_it(toy_base: str) -> None:
+    tokenizer, asked = load_tokenizer(toy_base), said(("user", "?"))
+    for count in range(60, 90):
+        answer = "x" * count
+        assert short_enough(tokenizer, answer, 96) == (encode(tokenizer, tuple(asked), [answer], 96) is not None)

@@ -38,7 +38,9 @@ def test_acceptance_names_how_many_conditions_held() -> None:
     good = Measure("a new measure", 0.0, 0.25, 0.25, 0.1, 0.3, True, "rises")
     length = Measure("answer_words", 9.0, 11.5, 2.5, 1.0, 4.0, True, TOLD)
     lines = explained(NIGHT, Verdict("b2:a", "b2:old", "b2:s", True, (good, length), ()))
-    assert "told    answer_words: its answers have 11.5 words on average, they had 9.0" in lines
+    assert (
+        "told    answer_words: its answers have 11.5 words on average, they had 9.0 (of their first 48 tokens)" in lines
+    )
     assert "passed  a new measure: 0.000 before, 0.250 after" in lines
     assert lines[1].endswith("against b2:old") and lines[-1] == "all 1 conditions held, so it was accepted"
 

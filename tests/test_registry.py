@@ -224,3 +224,14 @@ def test_the_same_weights_from_what_is_left_after_forgetting_are_clean(registry:
     assert again.id == tainted.id and registry.tainted() == {}
     assert read_adapter(again.path) == again == registry.adapter(again.id)
     assert registry.promote(judged(registry, again).id).snapshot_id == left.id
+
+
+def test_clean_weights_keep_their_origin_whatever_makes_them_again(registry: Registry) -> None:
+    live = promoted(registry, b"one")
+    later = Snapshot((), (), (), (Judged((), "another answer", True, "ada", ("b2:2",)),))
+    registry.add_snapshot(later, [])
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(b"one")
+    facts = {"base_id": "base", "parent_id": None, "details": {"night": {}}}
+    registry.add(seal(folder, phase="sft", snapshot_id=later.id, created_utc=registry.clock(), **facts))
+    assert registry.live() == live == read_adapter(live.path)

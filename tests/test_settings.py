@@ -83,7 +83,6 @@ def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
         ("serving", "parity_tolerance", float("nan")),
         ("serving", "timeout_seconds", -5.0),
         ("serving", "threads", -1),
-        ("serving", "url", "localhost:9000"),
         ("night", "budget_minutes", 0.0),
         ("night", "replay_share", float("nan")),
         ("dataset", "max_user_share", 0.0),
@@ -95,3 +94,16 @@ def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
 def test_value_without_a_meaning_is_an_error_that_names_it(section: str, name: str, value: object) -> None:
     with pytest.raises(SettingsError, match=rf"{section}\.{name} is .*; it is"):
         with_values(Settings(Path("home")), section, {name: value}, "test")
+
+
+def test_address_matters_where_a_server_is_asked() -> None:
+    home = Settings(Path("home"))
+    assert with_values(home, "serving", {"url": "localhost:9000"}, "test").serving.engine == "local"
+    with pytest.raises(SettingsError, match=r"serving\.url is 'localhost:9000'; it is http://HOST:PORT"):
+        with_values(home, "serving", {"url": "localhost:9000", "engine": "vllm"}, "test")
+
+
+def test_no_limit_is_a_limit_without_end() -> None:
+    home = Settings(Path("home"))
+    assert with_values(home, "gate", {"max_probe_rise": float("inf")}, "test").gate.max_probe_rise == float("inf")
+    assert with_values(home, "night", {"budget_minutes": float("inf")}, "test").night.budget_minutes == float("inf")
