@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from ..errors import ServingError
 from ..settings import ServingSettings
+from . import parity
 from .base import base_id, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
 from .engine import LEAST_PROMPT, ON_LATE, Prompt, Sampling, Score
@@ -68,6 +69,7 @@ class VLLMEngine:
         self._client = client or httpx.Client(
             base_url=self._url, timeout=settings.timeout_seconds or None, limits=limits, trust_env=False
         )
+        self._tolerance = settings.parity_tolerance
         self._tokenizer = load_tokenizer(settings.base)
         self._base_id = base_id(settings.base)
         try:
@@ -201,12 +203,7 @@ class VLLMEngine:
             self._send("/v1/unload_lora_adapter", {"lora_name": adapter_id}, missing_is_fine=True)
 
     def _check_base(self, adapter_id: str, path: Path) -> None:
-        manifest, made_for = path / "adapter.json", self._base_id
-        try:
-            if manifest.exists():
-                made_for = json.loads(manifest.read_text(encoding="utf-8"))["base_id"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ServingError(f"adapter {adapter_id}: {manifest} is damaged: {error}") from error
+        made_for = _manifest(adapter_id, path).get("base_id", self._base_id)
         if made_for != self._base_id:
             raise ServingError(
                 f"adapter {adapter_id} was trained on base {made_for}, but {self._base_id} is serving;"
@@ -255,11 +252,20 @@ class VLLMEngine:
         return choice
 
     def _load_again(self, model: str) -> None:
+        """What a server that was started anew lacks; whoever loads it sees to it that it answers as it should."""
         with self._changing:
             with self._lock:
                 path = self._paths.get(model)
-            if path:
-                self._load(model, path)
+            if path is None or model in self._listed():
+                return
+            self._load(model, path)
+        recorded = _manifest(model, path).get("details", {}).get("parity")
+        if recorded and model in self.adapters():
+            try:
+                parity.check(self, model, recorded, self._tolerance)
+            except ServingError:
+                self.unload(model)
+                raise
 
     def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Iterator[str]:
         if body["model"] not in self._listed():
@@ -321,6 +327,18 @@ class VLLMEngine:
             return [call(row) for row in rows]
         with ThreadPoolExecutor(min(CALLS, len(rows))) as pool:
             return list(pool.map(call, rows))
+
+
+def _manifest(adapter_id: str, path: Path) -> dict[str, Any]:
+    """Empty where the adapter has none, as one that was trained elsewhere."""
+    file = path / "adapter.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ServingError(f"adapter {adapter_id}: {file} is damaged: {error}") from error
+    if not isinstance(found, dict) or (found and "base_id" not in found):
+        raise ServingError(f"adapter {adapter_id}: {file} is damaged: it names no base")
+    return found
 
 
 def _complaint(data: str) -> str:

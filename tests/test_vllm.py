@@ -12,6 +12,7 @@ import httpx
 import pytest
 from nightschool.content import Message
 from nightschool.errors import ServingError
+from nightschool.serving import parity
 from nightschool.serving.chat import answer_ids, prompt_ids
 from nightschool.serving.engine import Sampling
 from nightschool.serving.vllm import VLLMEngine
@@ -131,6 +132,23 @@ def test_server_that_was_started_anew_is_given_the_adapter_again(
     assert engine.generate([PROMPT], adapter="b2:one") == ["b2:one"]
     server.loaded.clear()
     assert list(engine.stream(PROMPT, adapter="b2:one")) == ["Hi", " there"]
+
+
+def test_adapter_that_a_new_server_answers_otherwise_with_is_refused(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    base, adapted = ([s.logprob for s in engine.score(*zip(*parity.TALKS, strict=True))] for _ in range(2))
+    manifest = {"base_id": engine.base_id, "details": {"parity": {"base": base, "adapter": adapted}}}
+    (tmp_path / "adapter.json").write_text(json.dumps(manifest))
+    engine.load("b2:one", tmp_path)
+    server.loaded.clear()
+    assert engine.generate([PROMPT], adapter="b2:one") == ["b2:one"]
+    manifest["details"]["parity"]["adapter"] = [value - 100 for value in adapted]  # type: ignore[index]
+    (tmp_path / "adapter.json").write_text(json.dumps(manifest))
+    server.loaded.clear()
+    with pytest.raises(ServingError, match="took up no module of adapter b2:one"):
+        engine.generate([PROMPT], adapter="b2:one")
+    assert engine.adapters() == [] and server.loaded == {}
 
 
 def test_adapter_that_another_process_loaded_is_not_loaded_twice(
