@@ -57,16 +57,18 @@ def turn_headers(tokenizer: Any) -> tuple[Ids, Ids]:
 
 def _conversations(student: Student, count: int, seed: int) -> list[tuple[str, str]]:
     """Pairs of turn and reply that both say something and come to their end."""
+    from ..serving.base import end_tokens
     from ..serving.chat import prompt_ids
 
     before, between = turn_headers(student.tokenizer)
-    turns = [t for t in _continue(student, [before] * count, TURN_TOKENS, between[0], seed) if _says_something(t)]
+    opened = _continue(student, [before] * count, TURN_TOKENS, frozenset({between[0]}), seed)
+    turns = [t for t in opened if _says_something(t)]
     prompts = [prompt_ids(student.tokenizer, _asked(turn), TURN_TOKENS + len(before + between)) for turn in turns]
-    replies = _continue(student, prompts, REPLY_TOKENS, student.tokenizer.eos_token_id, seed)
+    replies = _continue(student, prompts, REPLY_TOKENS, end_tokens(student.model, student.tokenizer), seed)
     return [(turn, reply) for turn, reply in zip(turns, replies, strict=True) if _says_something(reply)]
 
 
-def _continue(student: Student, prompts: Sequence[Ids], tokens: int, end: int, seed: int) -> list[str]:
+def _continue(student: Student, prompts: Sequence[Ids], tokens: int, ends: frozenset[int], seed: int) -> list[str]:
     """A sampled continuation of each prompt; empty if it did not come to its end."""
     import torch
 
@@ -79,7 +81,6 @@ def _continue(student: Student, prompts: Sequence[Ids], tokens: int, end: int, s
         return out.logits[:, -1], out.past_key_values
 
     sampling = Sampling(max_tokens=tokens, temperature=1.0, seed=seed)
-    ends = frozenset({end})
     answers = [Answer(student.tokenizer, sampling, row, ends) for row in range(len(prompts))]
     rows = [Row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     for start in range(0, len(rows), BATCH):

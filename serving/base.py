@@ -138,6 +138,13 @@ def context_of(config: Any) -> int:
     return int(context)
 
 
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a turn: the tokenizer's, and what the checkpoint lists for generation."""
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    listed = listed if isinstance(listed, list) else [listed]
+    return frozenset(token for token in [tokenizer.eos_token_id, *listed] if token is not None)
+
+
 def choose_device(device: str) -> str:
     import torch
 

@@ -22,6 +22,7 @@ from .base import (
     base_id,
     choose_device,
     context_of,
+    end_tokens,
     is_fp8,
     load_base,
     load_config,
@@ -54,7 +55,7 @@ class LocalEngine:
         self._tokenizer = load_tokenizer(settings.base)
         self._base_id = base_id(settings.base)
         self._context = context_of(self._model.config)
-        self._ends = _end_tokens(self._model, self._tokenizer)
+        self._ends = end_tokens(self._model, self._tokenizer)
         self._adapters: dict[str, Lora] = {}
         self._batcher = Batcher(self._next, self._device)
 
@@ -233,10 +234,3 @@ def _in_fp8(settings: ServingSettings, device: str) -> bool:
     if wanted == "fp8" and device != "cpu" and not fp8.supported(device):
         raise ServingError(f"torch has no FP8 products for {device} (Hopper or later); set serving.weights to full")
     return wanted == "fp8"
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a turn: the tokenizer's, and what the checkpoint lists for generation."""
-    listed = getattr(model.generation_config, "eos_token_id", None)
-    listed = listed if isinstance(listed, list) else [listed]
-    return frozenset(token for token in [tokenizer.eos_token_id, *listed] if token is not None)
