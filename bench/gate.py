@@ -130,9 +130,9 @@ SIMULATED = {"same": (0.5, 0.0), "format only": (0.5, FORMAT_NATS), f"better {MA
 
 
 def folds(folder: Path) -> list[Scored]:
-    found = sorted(folder.glob("tm4-*.json"))
+    found = sorted(folder.glob("loop-tm4-*.json"))
     if not found:
-        raise SystemExit(f"{folder}: no tm4-*.json; make it with `bench/loop.py --only tm4 --keep {folder}`")
+        raise SystemExit(f"{folder}: no loop-tm4-*.json; make it with `bench/loop.py --only tm4 --keep {folder}`")
     return [_fold(json.loads(path.read_text())["rows"]) for path in found]
 
 

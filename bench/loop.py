@@ -84,7 +84,7 @@ def run_parts(part: str, count: int, args: argparse.Namespace, script: str = __f
     """Each part of `script` in a process of its own, `--jobs` at a time, one thread each."""
 
     def run(number: int) -> dict[str, Any]:
-        kept = args.keep / f"{part}-{number}.json" if args.keep else None
+        kept = args.keep / f"{Path(script).stem}-{part}-{number}.json" if args.keep else None
         if kept and kept.exists():
             return dict(json.loads(kept.read_text()))
         command = [sys.executable, script, "--part", part, "--number", str(number), "--data", str(args.data)]

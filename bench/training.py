@@ -7,6 +7,7 @@ the default LoRA, all weights 1, no replay, batches of eight, one thread. Each r
 trl's in turn; a rate is rows over the seconds from the rows to the last step, tokens and references included. Both give
 their loss on all rows with the same random adapter, which must agree to 1e-5. trl runs twice, as it comes and with
 references computed beforehand; the ratio is to the faster one.
+linear: seconds a row of our phase 2 at SIZES rows, over those at the fewest.
 muon: one epoch of phase 1 on 400 rows, with torch.optim.Muon for all LoRA matrices or AdamW, at the rates of RATES;
 nats per token on rows of other openings, the rate chosen on one half of them, told on the other.
 The last line printed is JSON.
@@ -33,15 +34,28 @@ import sources
 Row = dict[str, Any]  # prompt (messages), chosen, rejected, opening
 KINDS = ("ours", "trl", "trl precomputed")
 RATES = (1e-3, 3e-3, 1e-2)
+SIZES = (48, 96, 192, 384)
+MOST = 1024  # tokens of a row
 BATCH = 8
 BETA = 0.1
 
 
 def rows(data: Path, count: int, seed: int = 0) -> list[Row]:
-    """Rewarded turns in seeded order, each with the next one's answer as the rejected."""
+    """Rewarded turns in seeded order, each with the next one's answer as the rejected; none that ours would cut."""
+    from nightschool.evolve.lessons import encode
+    from nightschool.serving.base import load_tokenizer
+
     given = [c for c in sources.taskmaster4(data) if len(c["messages"]) > 1 and c["messages"][-1]["rating"] > 0]
-    order = np.random.default_rng(seed).permutation(len(given))[: count + 1]
-    chosen = [given[i] for i in order]
+    chosen = [given[i] for i in np.random.default_rng(seed).permutation(len(given))]
+    tokenizer, found = load_tokenizer("seedling"), list[Row]()
+    for row in _paired(chosen):
+        prompt, answers = encode(tokenizer, row["prompt"], [row["chosen"], row["rejected"]], 8 * MOST)
+        found += [row] if len(prompt) + max(map(len, answers)) <= MOST else []
+    assert len(found) >= count, f"{count} rows were asked for, {len(found)} are there"
+    return found[:count]
+
+
+def _paired(chosen: list[dict[str, Any]]) -> list[Row]:
     return [
         {
             "prompt": [{"role": m["role"], "content": m["content"]} for m in c["messages"][:-1]],
@@ -69,7 +83,7 @@ def settings_of(home: Path) -> Any:
     from nightschool.settings import Settings
 
     plain = Settings(home=home)
-    night = replace(plain.night, max_tokens=1024, batch_size=BATCH, budget_minutes=1e6, beta=BETA, sft_term=0.0)
+    night = replace(plain.night, max_tokens=MOST, batch_size=BATCH, budget_minutes=1e6, beta=BETA, sft_term=0.0)
     return replace(plain, night=night, serving=replace(plain.serving, device="cpu", threads=1))
 
 
@@ -80,7 +94,7 @@ def moved(student: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key, parameter in sorted(student.model.named_parameters()):
-            if "lora_B" in key:
+            if parameter.requires_grad and "lora_B" in key:  # trl adds a frozen copy as the reference
                 parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
 
 
@@ -119,10 +133,10 @@ def our_lessons(name: str, given: list[Row], tokenizer: Any) -> list[Any]:
 
     if name == "sft":
         examples = [Example(tuple(r["prompt"]), r["chosen"], 1.0, ()) for r in given]
-        found, left_out = sft.lessons_of(examples, tokenizer, 1024)
+        found, left_out = sft.lessons_of(examples, tokenizer, MOST)
     else:
         pairs = tuple(Pair(tuple(r["prompt"]), r["chosen"], r["rejected"], 1.0, (), "contrast") for r in given)
-        found, left_out = dpo.lessons_of(Snapshot((), pairs, (), ()), tokenizer, 1024)
+        found, left_out = dpo.lessons_of(Snapshot((), pairs, (), ()), tokenizer, MOST)
     assert not left_out
     return found
 
@@ -273,7 +287,7 @@ def held_out_nll(student: Any, given: list[Row]) -> float:
     total = tokens = 0.0
     student.model.eval()
     with torch.no_grad():
-        for passage in lay_out(lessons, 1024, BATCH, student.merges):
+        for passage in lay_out(lessons, MOST, BATCH, student.merges):
             batch = collate([passage], lessons, student.pad, student.merges)
             total -= float(logps(student.model, batch).sum())
             tokens += float(batch["totals"][0])
@@ -283,8 +297,9 @@ def held_out_nll(student: Any, given: list[Row]) -> float:
 # -- the whole ---
 
 
-def run(args: argparse.Namespace, *words: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--part", *words, "--data", str(args.data), "--rows", str(args.rows)]
+def run(args: argparse.Namespace, *words: str, count: int = 0) -> dict[str, float]:
+    given = str(count or args.rows)
+    command = [sys.executable, __file__, "--part", *words, "--data", str(args.data), "--rows", given]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -309,6 +324,14 @@ def compared(name: str, args: argparse.Namespace) -> dict[str, float]:
     return {f"{name}_ratio": float(np.median(ratios)), f"{name}_peak_mb_ratio": peak}
 
 
+def linear(args: argparse.Namespace) -> dict[str, float]:
+    """Seconds a row, over those of the fewest rows."""
+    rates = {count: run(args, "dpo", "ours", count=count)["rows_per_s"] for count in SIZES}
+    times = {count: rates[SIZES[0]] / rate for count, rate in rates.items()}
+    print("linear: " + ", ".join(f"{count} rows {value:.2f}" for count, value in times.items()))
+    return {"row_cost_at_most_rows": times[SIZES[-1]]}
+
+
 def muon_against_adamw(args: argparse.Namespace) -> dict[str, float]:
     told = {}
     for optimiser in ("adamw", "muon"):
@@ -322,7 +345,7 @@ def muon_against_adamw(args: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=sources.DATA)
-    parser.add_argument("--only", default="dpo,sft,muon")
+    parser.add_argument("--only", default="dpo,sft,linear,muon")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
@@ -334,6 +357,7 @@ def main() -> None:
     wanted, result = args.only.split(","), {}
     for name in ("dpo", "sft"):
         result |= compared(name, args) if name in wanted else {}
+    result |= linear(args) if "linear" in wanted else {}
     result |= muon_against_adamw(args) if "muon" in wanted else {}
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))
 

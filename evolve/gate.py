@@ -6,9 +6,11 @@ Everything is scored through the engine that serves. Each measure has a written 
   above disliked ones, of people it never saw: the area under the ROC curve, .5 by chance, must have an interval above
   .5. The rise is over the incumbent; where the base serves it is over phase 1, since over the base whatever has the
   form of an answer here rises.
-- `liked_nll`: non-inferiority. Nats per token on liked held-out answers may rise over the incumbent's by at most
-  `max_nll_rise`, with the whole of the interval. It does not decide what is better, since a few odd answers that
-  somebody liked weigh more in it than all usual ones (bench/results/learning.md).
+- `liked_nll`: non-inferiority. Nats per token on liked held-out answers may rise over the incumbent's by at most a
+  share, `max_gain_lost`, of what the incumbent gained on them over the base, or by `max_nll_rise` if that is more, with
+  the whole of the interval. (A margin that keeps a share of the proven effect, as trials of medicines have it: FDA,
+  "Non-Inferiority Clinical Trials", 2016.) It does not decide what is better, since a few odd answers that somebody
+  liked weigh more in it than all usual ones (bench/results/learning.md).
 - `probe_nll`: non-inferiority. On a fixed text that no night trains on, NLL relative to the base may rise by at most
   `max_probe_rise`; always against the base, so that drift cannot creep in over nights.
 - `empty_answers`: no more empty answers to held-out prompts than the incumbent gives.
@@ -131,9 +133,10 @@ def _held_out_measures(
     prompts, answers = [h.prompt for h in held_out], [h.completion for h in held_out]
     after, before = (_scores(engine, prompts, answers, adapter) for adapter in (candidate.id, incumbent))
     reference = before if incumbent else _scores(engine, prompts, answers, candidate.parent_id)
+    base = _scores(engine, prompts, answers, None) if incumbent else before
     liked = np.array([h.liked for h in held_out])
     draws = cluster_draws([h.cluster for h in held_out], settings.bootstrap)
-    nll = _liked_nll(after, before, liked.astype(float), draws, settings)
+    nll = _liked_nll(after, before, base, liked.astype(float), draws, settings)
     return (_preference(after, reference, liked, draws, settings), nll)
 
 
@@ -147,7 +150,7 @@ def _preference(
 
 
 def _liked_nll(
-    after: _Scored, before: _Scored, liked: Vector, draws: NDArray[np.int64], settings: GateSettings
+    after: _Scored, before: _Scored, base: _Scored, liked: Vector, draws: NDArray[np.int64], settings: GateSettings
 ) -> Measure:
     def nll(scored: _Scored, weights: Vector) -> float:
         return float(-(weights * scored.logprob).sum() / (weights * scored.tokens).sum())
@@ -155,8 +158,9 @@ def _liked_nll(
     old, new = nll(before, liked), nll(after, liked)
     changes = [nll(after, w * liked) - nll(before, w * liked) for w in draws if (w * liked).any()]
     low, high = interval(changes, settings.confidence)
-    rule = f"rises by at most {settings.max_nll_rise} nats per token"
-    return Measure("liked_nll", old, new, new - old, low, high, high <= settings.max_nll_rise, rule)
+    most = round(max(settings.max_nll_rise, settings.max_gain_lost * (nll(base, liked) - old)), 3)
+    rule = f"rises by at most {most} nats per token"
+    return Measure("liked_nll", old, new, new - old, low, high, high <= most, rule)
 
 
 def probe_text() -> list[tuple[list[Message], str]]:

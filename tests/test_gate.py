@@ -84,6 +84,16 @@ class LongWindedEngine(ChosenEngine):
         return [Score(score.token_logprobs * times) for score, times in zip(found, longer, strict=True)]
 
 
+class GainedEngine(ChosenEngine):
+    """The base finds every answer less likely than both adapters do, by 4 nats a token."""
+
+    def score(
+        self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
+    ) -> list[Score]:
+        found = super().score(prompts, answers, adapter=adapter)
+        return [Score(tuple(x - 4 * (adapter is None) for x in s.token_logprobs)) for s in found]
+
+
 class UnevenEngine(ChosenEngine):
     """What the candidate says of answers to the first people falls by 1 nat a token more."""
 
@@ -164,6 +174,13 @@ def test_liked_answers_may_become_a_little_less_likely_if_disliked_ones_become_m
 
 def test_candidate_that_makes_liked_answers_less_likely_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=-0.3, disliked=-0.9))) == {"liked_nll"}
+
+
+def test_the_more_the_incumbent_gained_over_the_base_the_more_of_it_may_be_lost() -> None:
+    found = verdict(GainedEngine(liked=-0.3, disliked=-0.9))
+    (nll,) = (m for m in found.measures if m.name == "liked_nll")
+    assert found.accepted and nll.rule == "rises by at most 0.4 nats per token"
+    assert failed(verdict(GainedEngine(liked=-0.5, disliked=-0.9))) == {"liked_nll"}
 
 
 def test_candidate_that_forgets_the_probe_text_is_rejected() -> None:
