@@ -179,9 +179,14 @@ class _Gathering:
             self._recurs[topic_of(interaction)].value,
             prompts.key(interaction),
             prompts.key_without_request(interaction),
-            prompts.sources(interaction),
+            (*prompts.sources(interaction), *self._reaction(interaction, satisfaction)),
             guessed=label(satisfaction, self._censor) != label(without_reader(satisfaction), self._censor),
         )
+
+    def _reaction(self, interaction: Interaction, satisfaction: Satisfaction) -> list[str]:
+        """The turn whose words judged the reply, where nobody rated it."""
+        reaction = None if satisfaction.explicit else self._prompts.reaction(interaction)
+        return [reaction.id] if reaction else []
 
     def _correct(self, reply: Answer, correction: Feedback) -> None:
         better = _corrected(reply, correction)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..content import Message
+from ..errors import NotFound
 from ..memory.store import MemoryStore
 from ..serving.engine import Engine, Sampling
 from . import dataset
@@ -57,11 +58,12 @@ class Report:
     outcome: str
     minutes: float | None
     parts: Mapping[str, int]  # rows by part of the snapshot
+    new_turns: int  # that no earlier night learnt from or was judged on
     topics: tuple[TaughtTopic, ...]
     measures: tuple[Measure, ...]
     reasons: tuple[str, ...]
     excluded: tuple[tuple[str, int], ...]  # reason, interactions
-    phases: tuple[Phase, ...]
+    phases: tuple[Phase, ...]  # none if it judged what an earlier night had trained
     nights: tuple[Night, ...]
 
 
@@ -78,20 +80,30 @@ def report(store: MemoryStore, registry: Registry, cycle_id: str | None = None) 
     """Of the night `cycle_id`, or of the latest. NotFound if there is none."""
     cycle = registry.cycle(cycle_id) if cycle_id else registry.latest_cycle()
     rows = registry.snapshot_rows(cycle.snapshot_id) if cycle.snapshot_id else []
-    verdict = registry.cycle_verdict(cycle)
+    verdict, nights = registry.cycle_verdict(cycle), _up_to(registry, cycle)
     excluded = registry.excluded(cycle.snapshot_id) if cycle.snapshot_id else ()
     return Report(
         cycle=cycle,
         outcome=cycle.outcome,
         minutes=(cycle.finished_utc - cycle.started_utc) / 60 if cycle.finished_utc else None,
         parts=dict(Counter(row["part"] for row in rows)),
+        new_turns=len(_sources(registry, nights[-1:]) - _sources(registry, nights[:-1])),
         topics=_topics(store, rows),
         measures=verdict.measures if verdict else (),
         reasons=verdict.reasons if verdict else (),
         excluded=tuple((e.reason, len(e.interaction_ids)) for e in excluded),
-        phases=tuple(map(_phase, _trained(registry, cycle))),
-        nights=tuple(_night(registry, night) for night in registry.cycles() if night.started_utc <= cycle.started_utc),
+        phases=tuple(map(_phase, _trained(registry, nights))),
+        nights=tuple(_night(registry, night) for night in nights),
     )
+
+
+def _up_to(registry: Registry, cycle: Cycle) -> list[Cycle]:
+    """The nights that began before it, and it."""
+    return [n for n in registry.cycles() if n.started_utc <= cycle.started_utc and n.id != cycle.id] + [cycle]
+
+
+def _sources(registry: Registry, nights: Sequence[Cycle]) -> set[str]:
+    return {i for snapshot in {n.snapshot_id for n in nights} if snapshot for i in registry.sources(snapshot)}
 
 
 def _topics(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> tuple[TaughtTopic, ...]:
@@ -106,9 +118,10 @@ def _topics(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> tuple[Taug
     return tuple(sorted(made, key=lambda topic: (-topic.share, topic.label)))
 
 
-def _trained(registry: Registry, cycle: Cycle) -> list[Adapter]:
-    """Phase 1 and, where there was one, phase 2."""
-    if cycle.candidate_id is None:
+def _trained(registry: Registry, nights: Sequence[Cycle]) -> list[Adapter]:
+    """Phase 1 and, where there was one, phase 2 of the last of `nights`, if no earlier one had trained the same."""
+    *earlier, cycle = nights
+    if cycle.candidate_id is None or cycle.candidate_id in {night.candidate_id for night in earlier}:
         return []
     candidate = registry.adapter(cycle.candidate_id)
     return [*([registry.adapter(candidate.parent_id)] if candidate.parent_id else []), candidate]
@@ -128,11 +141,17 @@ def _night(registry: Registry, cycle: Cycle) -> Night:
 def side_by_side(
     store: MemoryStore, registry: Registry, engine: Engine, cycle: Cycle, count: int, tolerance: float
 ) -> list[Compared]:
-    """`count` held-out prompts of that night, one a user or session, answered by the incumbent and by the candidate."""
+    """`count` held-out prompts of that night, one a user or session, answered by the incumbent and by the candidate.
+
+    NotFound if what one of them learnt from, or what is asked, was forgotten since.
+    """
     if cycle.candidate_id is None or cycle.snapshot_id is None or not count:
         return []
     verdict = registry.cycle_verdict(cycle)
     incumbent = verdict.incumbent_id if verdict else None
+    tainted = {incumbent, cycle.candidate_id} & registry.tainted().keys()
+    if tainted:
+        raise NotFound(f"{', '.join(sorted(filter(None, tainted)))} may answer nothing any more: see `adapters list`")
     held_out = dataset.from_rows(store, registry.snapshot_rows(cycle.snapshot_id)).held_out
     prompts = [row.prompt for row in _one_a_cluster(held_out)[:count]]
     sampling = Sampling(max_tokens=48)

@@ -58,6 +58,8 @@ def explained(cycle: Cycle, verdict: Verdict | None) -> list[str]:
         return [head, cycle.error or "no candidate was made, so there was nothing to judge"]
     against = verdict.incumbent_id or "the base"
     lines = [head, f"candidate {verdict.candidate_id} against {against}"]
+    if cycle.error:
+        lines.append(f"failed after its verdict, so nothing of it serves: {cycle.error}")
     if not verdict.measures:
         return [*lines, *(f"not judged: {reason}" for reason in verdict.reasons)]
     for m in verdict.measures:
@@ -81,6 +83,10 @@ WORDS: dict[str, Callable[[Measure], str]] = {
     "liked_nll": lambda m: (
         f"a liked answer costs {m.candidate:.2f} nats a token, it was {m.incumbent:.2f}"
         f" (change {m.change:+.2f}, {m.low:+.2f} to {m.high:+.2f})"
+    ),
+    "gain": lambda m: (
+        f"a liked answer is {m.candidate:.2f} nats a token likelier than from the base, it was {m.incumbent:.2f}"
+        f" ({m.low:.2f} to {m.high:.2f})"
     ),
     "probe_nll": lambda m: (
         f"ordinary talk that no night trains on became {abs(m.change):.1%} {'harder' if m.change > 0 else 'easier'} to"

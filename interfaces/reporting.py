@@ -54,15 +54,19 @@ def _table(out: Console, title: str, head: Sequence[str | Column], rows: Sequenc
 
 # -- the same for both ---
 
+RELATIVE = {"probe_nll"}  # measures whose change is a share
 MEASURE_HEAD = ("measure", "before", "after", "change", "95 % interval", "rule", "")
 
 
 def summary(report: Report) -> list[str]:
     cycle = report.cycle
     parts = ", ".join(f"{n} {part.replace('_', ' ')}" for part, n in report.parts.items()) or "nothing"
-    lines = [f"night {cycle.id} of {when(cycle.started_utc)}: {report.outcome}", f"came in: {parts}"]
+    new = f"new since the nights before: {report.new_turns} turns"
+    lines = [f"night {cycle.id} of {when(cycle.started_utc)}: {report.outcome}", new, f"learnt from: {parts}"]
     if report.minutes is not None:
         lines.append(f"took {report.minutes:.1f} minutes")
+    if cycle.candidate_id and not report.phases:
+        lines.append("trained nothing: an earlier night's adapter was judged again")
     if cycle.error:
         lines.append(f"failed: {cycle.error}")
     return lines
@@ -78,7 +82,8 @@ def topics(report: Report) -> Sequence[Any]:
 
 
 def measure_row(m: Measure) -> tuple[str, ...]:
-    numbers = (f"{m.incumbent:.3f}", f"{m.candidate:.3f}", f"{m.change:+.3f}", f"[{m.low:+.3f}, {m.high:+.3f}]")
+    change, low, high = (f"{x:+.1%}" if m.name in RELATIVE else f"{x:+.3f}" for x in (m.change, m.low, m.high))
+    numbers = (f"{m.incumbent:.3f}", f"{m.candidate:.3f}", change, f"[{low}, {high}]")
     return (m.name, *numbers, m.rule, outcome(m))
 
 
@@ -155,7 +160,7 @@ def _intervals(measures: Sequence[Measure]) -> str:
         axes.plot([m.change], [at], marker="o", color=colour)
     axes.axvline(0, color="grey", linewidth=1)
     axes.set_yticks(range(len(measures)), [m.name for m in reversed(measures)])
-    axes.set_xlabel("change against the incumbent, with its interval")
+    axes.set_xlabel("change, with its interval; the rules say against whom")
     return _svg(figure)
 
 
@@ -165,10 +170,12 @@ def _curve(report: Report) -> str:
     names = measured(report)
     figure = Figure(figsize=(7, 1.6 * len(names)), layout="constrained")
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
-        nights = [n for n in report.nights if name in n.measures]
-        days = [datetime.fromtimestamp(n.started_utc, UTC) for n in nights]
-        axes.plot(days, [n.measures[name] for n in nights], marker="o")
+        for promoted, style in ((True, "o-"), (False, "x")):
+            nights = [n for n in report.nights if name in n.measures and (n.outcome == "promoted") is promoted]
+            days = [datetime.fromtimestamp(n.started_utc, UTC) for n in nights]
+            axes.plot(days, [n.measures[name] for n in nights], style, label="promoted" if promoted else "not")
         axes.set_ylabel(name)
+    figure.axes[0].legend(loc="upper left", fontsize="small")
     return _svg(figure)
 
 

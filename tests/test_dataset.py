@@ -818,6 +818,20 @@ def test_an_earlier_turn_that_is_forgotten_is_missed_as_well():
         world.load(rows)
 
 
+def test_the_reaction_that_judged_an_unrated_reply_is_among_its_sources():
+    world = World()
+    world.says("the bell?", "ten", session="a")
+    world.says("That's wrong. The bell?", "nine", session="a")
+    world.says("the lock?", "five", 1.0, session="b")
+    world.says("thanks, and the key?", "six", session="b")
+    rows = {row["interaction_ids"][0]: row for row in to_rows(world.freeze()) if row["part"] == "thumbs"}
+    assert rows["i00000"]["interaction_ids"] == ["i00000", "i00001"]
+    assert rows["i00002"]["interaction_ids"] == ["i00002"]
+    world.forgets("i00001")
+    with pytest.raises(NotFound, match="i00001"):
+        world.load([rows["i00000"]])
+
+
 def test_a_forgotten_note_or_correction_is_named():
     world = World()
     world.knows("m1", "has a coaster brake")

@@ -65,12 +65,12 @@ def night(quick_store: MemoryStore, registry: Registry) -> Cycle:
     return rejected(quick_store, registry)
 
 
-def rejected(store: MemoryStore, registry: Registry) -> Cycle:
+def rejected(store: MemoryStore, registry: Registry, weights: bytes = b"weights") -> Cycle:
     cycle_id = registry.open_cycle()
     snapshot = dataset.freeze(store, store.settings, now=store.clock())
     registry.add_snapshot(snapshot, dataset.to_rows(snapshot))
     folder = registry.building()
-    (folder / WEIGHTS).write_bytes(b"weights")
+    (folder / WEIGHTS).write_bytes(weights)
     cost = {"rows": 5, "steps": 3, "seconds": 1.5, "peak_mb": 700}
     facts = {"base_id": "base", "snapshot_id": snapshot.id, "parent_id": None, "details": cost}
     adapter = seal(folder, phase="sft", created_utc=1.0, **facts)
@@ -98,6 +98,28 @@ def test_curve_has_every_night_up_to_this_one(quick_store: MemoryStore, registry
     later = rejected(quick_store, registry)
     assert [n.cycle_id for n in report(quick_store, registry, later.id).nights] == [night.id, later.id]
     assert [n.cycle_id for n in report(quick_store, registry, night.id).nights] == [night.id]
+
+
+def test_a_night_tells_what_is_new_in_it_and_costs_what_it_trained(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    assert report(quick_store, registry).new_turns == 10
+    quick_store.clock.now += 86_400
+    again = report(quick_store, registry, rejected(quick_store, registry).id)
+    assert (again.new_turns, again.phases) == (0, ())
+    made = quick_store.record([{"role": "user", "content": "a bell?"}], "yes", user_id="user 3", session_id="t")
+    quick_store.rate(made.id, rating=1)
+    quick_store.clock.now += 86_400
+    other = report(quick_store, registry, rejected(quick_store, registry, b"others").id)
+    assert (other.new_turns, len(other.phases)) == (1, 1)
+
+
+def test_no_examples_of_an_adapter_that_learnt_what_was_forgotten(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    registry.taint(night.candidate_id or "", "forgotten")
+    with pytest.raises(NotFound, match="adapters list"):
+        side_by_side(quick_store, registry, NamingEngine(), night, 2, 0.1)
 
 
 def test_what_was_forgotten_since_is_named_so(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
