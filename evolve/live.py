@@ -2,7 +2,7 @@
 
 The invariant: a request ends on the adapter that it was given, and waits for no other's load. What serves no more
 leaves the engine when its last request has ended; an adapter that is refused leaves in service what served before it,
-unless that is tainted.
+unless that is tainted, also where it is a new process that finds it refused.
 """
 
 from __future__ import annotations
@@ -97,9 +97,21 @@ class Live:
             return adapter.id
         except (GateRefused, ServingError, RuntimeError) as error:  # the last where a card is full
             self._refused = adapter.id, time.monotonic() + RETRY_S
-            stays = self._served if self._may_stay() else None
+            stays = self._served if self._may_stay() else self._earlier(adapter)
             log.warning("%s answers, since the live adapter is refused: %s", stays or "the base", error)
             return stays
+
+    def _earlier(self, adapter: Adapter) -> str | None:
+        """What served last before it and can be loaded; None is the base."""
+        found = self._registry.predecessor(adapter.id)
+        while found:
+            try:
+                ensure_loaded(self._engine, found, self._tolerance)
+                return found.id
+            except (GateRefused, ServingError, RuntimeError) as error:
+                log.warning("%s, which served before, is refused as well: %s", found.id, error)
+                found = self._registry.predecessor(found.id)
+        return None
 
     def _may_stay(self) -> bool:
         """Whether what serves may go on serving."""

@@ -37,6 +37,8 @@ from .types import Adapter, Cycle, Excluded, Measure, Phase, Snapshot, Verdict
 
 WEIGHTS = "adapter_model.safetensors"
 MANIFEST = "adapter.json"
+CONFIG = "adapter_config.json"
+FILES, CONFIG_ID = (WEIGHTS, CONFIG), "config_id"  # the latter in an adapter's details
 DEBRIS = ".building-"
 
 
@@ -55,6 +57,8 @@ def seal(
     Weights that are already there are not written again; `Registry.add` decides whose they are.
     """
     adapter_id = files_id([folder / WEIGHTS])
+    if (folder / CONFIG).exists():
+        details = {**details, CONFIG_ID: files_id([folder / CONFIG])}
     target = folder.parent / adapter_id.replace(":", "-")
     adapter = Adapter(adapter_id, base_id, snapshot_id, phase, parent_id, target, created_utc, details)
     if intact(target):
@@ -87,7 +91,7 @@ def read_adapter(folder: Path) -> Adapter:
             why = f"no {MANIFEST}, so the adapter is incomplete; run `nightschool night` again"
             raise GateRefused(f"{folder.name}: {why}")
         adapter = Adapter(path=folder, **json.loads(manifest.read_text(encoding="utf-8")))
-        found = files_id([folder / WEIGHTS]) if (folder / WEIGHTS).exists() else "missing"
+        found, config = (files_id([folder / name]) if (folder / name).exists() else "missing" for name in FILES)
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or not these fields
         raise GateRefused(f"{folder.name}: {MANIFEST} is damaged: {error}; run `nightschool audit verify`") from error
     except OSError as error:
@@ -96,11 +100,16 @@ def read_adapter(folder: Path) -> Adapter:
         raise GateRefused(
             f"{folder.name}: its weights are {found}, the manifest says {adapter.id}; run `nightschool audit verify`"
         )
+    if config != adapter.details.get(CONFIG_ID, config):
+        raise GateRefused(
+            f"{folder.name}: its {CONFIG} is not what was sealed; put it back from a backup, or run `nightschool night`"
+            " to train anew"
+        )
     return adapter
 
 
 def intact(folder: Path) -> bool:
-    """Whether `folder` holds an adapter whose weights are what its manifest says."""
+    """Whether `folder` holds an adapter whose weights and config are what its manifest says."""
     try:
         read_adapter(folder)
     except GateRefused:

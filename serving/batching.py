@@ -252,6 +252,8 @@ class Prefixes:
         self._kept: list[Prefix] = []
 
     def add(self, lora: Lora, ids: list[int], layers: Layers) -> None:
+        if len(ids) > self._limit:
+            return  # all others would leave, and it with them
         self._kept = [p for p in self._kept if p.lora() and p.shared(lora, [*ids, -1]) < len(p.ids)]
         self._kept.append(Prefix(weakref.ref(lora), ids, layers))
         while sum(len(prefix.ids) for prefix in self._kept) > self._limit:

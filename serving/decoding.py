@@ -61,10 +61,10 @@ class Answer:
         return new
 
     def _unsettled(self) -> int:
-        """The length of a tail that is half a character, or that may be the beginning of a stop string."""
-        broken = len(self.text) - len(self.text.rstrip("\N{REPLACEMENT CHARACTER}"))
-        starts = [n for stop in self.sampling.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
-        return max([broken, *starts])
+        """The length of a tail that may be the beginning of a stop string, with half a character after it."""
+        whole = self.text.rstrip("\N{REPLACEMENT CHARACTER}")
+        starts = [n for stop in self.sampling.stop for n in range(1, len(stop)) if whole.endswith(stop[:n])]
+        return len(self.text) - len(whole) + max([0, *starts])
 
 
 @dataclass(eq=False)

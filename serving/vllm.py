@@ -105,6 +105,11 @@ class VLLMEngine:
         """The pieces of what `generate` would return. Closing it ends the request on the server."""
         until = _deadline(sampling)
         body = {**self._asked(prompt, sampling, 0), "stream": True}
+        if adapter is not None:
+            self._require(adapter)
+        return self._streamed(body, adapter, until)
+
+    def _streamed(self, body: dict[str, Any], adapter: str | None, until: Deadline | None) -> Iterator[str]:
         with self._lease(adapter) as model:
             yield from self._pieces({**body, "model": model}, until)
 
@@ -118,9 +123,12 @@ class VLLMEngine:
 
     def _score_one(self, model: str, head: Ids, tail: Ids) -> Score:
         body = {"prompt": [*head, *tail], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        listed = self._complete(model, body)["prompt_logprobs"]
-        at = zip(tail, listed[len(head) :], strict=True)
-        return Score(tuple(float(options[str(token)]["logprob"]) for token, options in at))
+        choice = self._complete(model, body)
+        try:
+            at = zip(tail, choice["prompt_logprobs"][len(head) :], strict=True)
+            return Score(tuple(float(options[str(token)]["logprob"]) for token, options in at))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServingError(f"{self._url} gives no log-probabilities of a prompt's tokens: {error!r}") from error
 
     def _asked(self, prompt: Prompt, sampling: Sampling, row: int) -> dict[str, Any]:
         return {
@@ -218,7 +226,10 @@ class VLLMEngine:
             self._send("/v1/load_lora_adapter", body)
         except ServingError as error:
             if adapter_id not in self._listed():
-                raise ServingError(f"adapter {adapter_id}: the server cannot load {path}: {error}") from error
+                raise ServingError(
+                    f"adapter {adapter_id}: the server cannot load {path}: {error}; it must see that folder, and be"
+                    " started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, as `nightschool serve` does"
+                ) from error
 
     # -- the server ---
 
@@ -234,8 +245,8 @@ class VLLMEngine:
             " serving.base to what it serves"
         )
 
-    def _listed(self) -> dict[str, Any]:
-        response = self._answered("GET", "/v1/models")
+    def _listed(self, until: Deadline | None = None) -> dict[str, Any]:
+        response = self._answered("GET", "/v1/models", until=until)
         try:
             return {model["id"]: model for model in response.json()["data"]}
         except (ValueError, KeyError, TypeError) as error:
@@ -248,8 +259,10 @@ class VLLMEngine:
         if response.status_code == 404:
             self._load_again(model)
             response = self._answered("POST", "/v1/completions", asked, until=until)
-        choice: dict[str, Any] = response.json()["choices"][0]
-        return choice
+        try:
+            return dict(response.json()["choices"][0])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ServingError(f"{self._url} does not answer as a vLLM server: {error!r}") from error
 
     def _load_again(self, model: str) -> None:
         """What a server that was started anew lacks; whoever loads it sees to it that it answers as it should."""
@@ -268,7 +281,7 @@ class VLLMEngine:
                 raise
 
     def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Iterator[str]:
-        if body["model"] not in self._listed():
+        if body["model"] not in self._listed(until):
             self._load_again(body["model"])
         stream = self._client.stream("POST", "/v1/completions", json=body, timeout=self._seconds(until))
         with self._translated(until), stream as response:
@@ -278,14 +291,15 @@ class VLLMEngine:
             for line in response.iter_lines():
                 if until:
                     until.left()
-                data = line.removeprefix("data: ")
-                if data and data != "[DONE]" and (piece := self._piece(data)):
+                field, _, data = line.partition(":")  # a line without a field is a comment
+                if field == "data" and data.strip() != "[DONE]" and (piece := self._piece(data)):
                     yield piece
 
     def _piece(self, data: str) -> str:
         try:
-            return str(json.loads(data)["choices"][0]["text"])
-        except (ValueError, KeyError, IndexError) as error:
+            choices = json.loads(data)["choices"]  # none in a chunk that tells the usage
+            return str(choices[0]["text"]) if choices else ""
+        except (ValueError, KeyError, TypeError) as error:
             raise ServingError(f"{self._url}: the answer broke off: {_complaint(data)}") from error
 
     def _send(self, path: str, body: dict[str, Any], *, missing_is_fine: bool = False) -> None:

@@ -211,6 +211,7 @@ def test_prefixes_leave_by_disuse_within_their_limit() -> None:
     assert kept.longest(lora, [*range(80), 999]).get_seq_length() == 80
     kept.add(lora, list(range(300)), layers)  # longer than all that may be kept
     assert kept.longest(lora, list(range(250))) is None
+    assert kept.longest(lora, [*range(200, 280), 999]) is not None  # and none had to leave for it
 
 
 # -- late, given up, broken ---

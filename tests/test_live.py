@@ -240,3 +240,16 @@ def test_adapter_that_may_not_be_read_or_does_not_fit_leaves_what_served(registr
     engine.load = full  # type: ignore[method-assign]
     with live.hold() as held:
         assert held == first.id != third.id
+
+
+def test_a_new_process_that_finds_the_live_adapter_refused_answers_with_the_one_before(registry: Registry) -> None:
+    one, two = accepted(registry, b"one"), accepted(registry, b"two")
+    registry.promote(one.id)
+    registry.promote(two.id)
+    (two.path / WEIGHTS).write_bytes(b"damaged")
+    engine = StrictEngine()
+    with Live(registry, engine, 0.1).hold() as adapter_id:
+        assert adapter_id == one.id
+    (one.path / WEIGHTS).write_bytes(b"damaged")
+    with Live(registry, StrictEngine(), 0.1).hold() as adapter_id:
+        assert adapter_id is None

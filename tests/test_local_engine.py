@@ -11,6 +11,7 @@ from nightschool.errors import ServingError
 from nightschool.serving.base import load_base, lora_targets
 from nightschool.serving.batching import batches
 from nightschool.serving.chat import answer_ids, prompt_ids
+from nightschool.serving.decoding import Answer
 from nightschool.serving.engine import Sampling
 from nightschool.serving.local import LocalEngine
 from nightschool.serving.lora import as_named
@@ -97,6 +98,21 @@ def test_sampling_repeats_with_its_seed_and_differs_between_rows_and_seeds(engin
 def test_smallest_nucleus_is_greedy(engine: LocalEngine) -> None:
     drawn = engine.generate(PROMPTS, sampling=Sampling(12, temperature=1.0, top_p=1e-6))
     assert drawn == engine.generate(PROMPTS, sampling=SHORT)
+
+
+def test_beginning_of_a_stop_string_is_held_back_also_before_half_a_character() -> None:
+    class Bytes:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return bytes(ids).decode("utf-8", errors="replace")
+
+    answer = Answer(Bytes(), Sampling(40, stop=("a\u2014",)))
+    pieces = []
+    for byte in "Yes a\u2014b".encode():
+        answer.add(byte)
+        pieces.append(answer.fresh())
+        if answer.done:
+            break
+    assert "".join(pieces) == answer.text == "Yes "
 
 
 def test_stop_string_ends_the_answer_and_is_left_out_also_of_the_stream(engine: LocalEngine) -> None:

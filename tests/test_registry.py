@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from nightschool.errors import GateRefused, NotFound
-from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, ensure_loaded, intact, read_adapter, seal
+from nightschool.evolve.registry import CONFIG, MANIFEST, WEIGHTS, Registry, ensure_loaded, intact, read_adapter, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.tables import Base, ReceiptRow
 from sqlalchemy import create_engine
@@ -120,6 +120,22 @@ def test_rollback_passes_over_tainted_adapters(registry: Registry) -> None:
     promoted(registry, b"three")
     registry.taint(two.id, "a turn was forgotten")
     assert registry.rollback() == one
+
+
+def test_lost_or_changed_config_is_refused_and_the_same_weights_heal_it(registry: Registry) -> None:
+    def made() -> Adapter:
+        folder = registry.building()
+        (folder / WEIGHTS).write_bytes(b"one")
+        (folder / CONFIG).write_text('{"r": 16}')
+        facts = {"base_id": "base", "snapshot_id": "b2:s", "phase": "sft", "parent_id": None, "details": {}}
+        return seal(folder, created_utc=0.0, **facts)  # type: ignore[arg-type]
+
+    adapter = made()
+    for damage in ((adapter.path / CONFIG).unlink, lambda: (adapter.path / CONFIG).write_text('{"r": 8}')):
+        damage()
+        with pytest.raises(GateRefused, match=CONFIG):
+            read_adapter(adapter.path)
+        assert read_adapter(made().path) == adapter and (adapter.path / CONFIG).read_text() == '{"r": 16}'
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"id": 1}', b"\xff"])

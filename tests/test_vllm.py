@@ -84,6 +84,40 @@ def test_streamed_pieces_come_one_by_one(engine: VLLMEngine) -> None:
     assert list(engine.stream(PROMPT)) == ["Hi", " there"]
 
 
+def test_comments_and_chunks_without_a_choice_are_passed_over(engine: VLLMEngine, server: Server) -> None:
+    lines = [": ping", 'data: {"choices": [{"text": "Hi"}]}', 'data: {"choices": [], "usage": {}}', "data: [DONE]", ""]
+    server.fails = lambda request: only_completions(request, httpx.Response(200, text="\n\n".join(lines)))
+    assert list(engine.stream(PROMPT)) == ["Hi"]
+
+
+def test_a_server_that_is_none_of_vllm_is_a_clear_error(engine: VLLMEngine, server: Server) -> None:
+    server.fails = lambda request: only_completions(request, httpx.Response(200, text="<html>"))
+    with pytest.raises(ServingError, match="http://server does not answer as a vLLM server"):
+        engine.generate([PROMPT])
+    unscored = httpx.Response(200, json={"choices": [{"text": "x"}]})
+    server.fails = lambda request: only_completions(request, unscored)
+    with pytest.raises(ServingError, match="no log-probabilities"):
+        engine.score([PROMPT], ["Yes"])
+
+
+def only_completions(request: httpx.Request, answer: httpx.Response) -> httpx.Response | None:
+    return answer if request.url.path == "/v1/completions" else None
+
+
+def test_a_server_that_loads_nothing_at_run_time_is_named_with_the_remedy(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    refusal = httpx.Response(404, json={"detail": "Not Found"})
+    server.fails = lambda request: refusal if request.url.path == "/v1/load_lora_adapter" else None
+    with pytest.raises(ServingError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        engine.load("b2:one", tmp_path)
+
+
+def test_a_stream_of_an_unknown_adapter_fails_at_the_call(engine: VLLMEngine) -> None:
+    with pytest.raises(ServingError, match="b2:none is not loaded"):
+        engine.stream(PROMPT, adapter="b2:none")
+
+
 def test_score_takes_the_log_probabilities_of_the_answer_alone(engine: VLLMEngine) -> None:
     (score,) = engine.score([PROMPT], ["Yes"])
     head, tail = prompt_ids(engine._tokenizer, PROMPT, 400), answer_ids(engine._tokenizer, PROMPT, "Yes")
