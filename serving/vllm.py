@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ except ModuleNotFoundError as error:
 T = TypeVar("T")
 log = logging.getLogger("nightschool")
 DEFAULT = Sampling()
+KEY = "VLLM_API_KEY"  # of the environment, as the server itself reads it
 CALLS = 64  # at a time; the server batches them
 PLAIN = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0}  # and not what the checkpoint has for its defaults
 
@@ -59,15 +61,24 @@ def _deadline(sampling: Sampling) -> Deadline | None:
     return Deadline(sampling.timeout_s, time.monotonic() + sampling.timeout_s) if sampling.timeout_s else None
 
 
+KEY = "VLLM_API_KEY"  # of the environment, as the server itself reads it
+
+
 class VLLMEngine:
     """`settings.url` answers with the base `settings.base`, whose tokenizer is read from here."""
 
     def __init__(self, settings: ServingSettings, client: httpx.Client | None = None) -> None:
         limits = httpx.Limits(max_connections=CALLS)
         self._url = settings.url.rstrip("/")
+        key = os.environ.get(KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         # no proxy of the environment: what people say goes to this address and nowhere else
         self._client = client or httpx.Client(
-            base_url=self._url, timeout=settings.timeout_seconds or None, limits=limits, trust_env=False
+            base_url=self._url,
+            headers=headers,
+            timeout=settings.timeout_seconds or None,
+            limits=limits,
+            trust_env=False,
         )
         self._tolerance = settings.parity_tolerance
         self._tokenizer = load_tokenizer(settings.base)
@@ -364,6 +375,8 @@ def _complaint(data: str) -> str:
 
 
 def _reason(response: httpx.Response) -> str:
+    if response.status_code == 401:
+        return f"it wants a key; set {KEY} to the one it was started with"
     try:
         found = response.json()
         return str(found.get("error", found).get("message", found))

@@ -113,6 +113,23 @@ def test_a_server_that_loads_nothing_at_run_time_is_named_with_the_remedy(
         engine.load("b2:one", tmp_path)
 
 
+def test_the_key_of_the_environment_opens_a_server_that_wants_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def guarded(request: httpx.Request) -> httpx.Response | None:
+        return None if request.headers.get("Authorization") == "Bearer sesame" else httpx.Response(401)
+
+    server.fails = guarded
+    transport, opened = httpx.MockTransport(server), httpx.Client
+    monkeypatch.setattr("nightschool.serving.vllm.httpx.Client", lambda **k: opened(**k, transport=transport))
+    settings = ServingSettings(base=server.base, url="http://server")
+    with pytest.raises(ServingError, match="set VLLM_API_KEY"):
+        VLLMEngine(settings)
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    with closing(VLLMEngine(settings)) as engine:
+        assert engine.generate([PROMPT]) == ["served"]
+
+
 def test_a_stream_of_an_unknown_adapter_fails_at_the_call(engine: VLLMEngine) -> None:
     with pytest.raises(ServingError, match="b2:none is not loaded"):
         engine.stream(PROMPT, adapter="b2:none")
