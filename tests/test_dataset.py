@@ -951,7 +951,7 @@ def test_what_is_learnt_after_forgetting_is_what_a_home_learns_that_never_held_i
         for person in everyone[::5]:
             had.forget_apply(had.forget(user_id=f"u{person}"))
         after, wanted = (freeze(store, store.settings, now=clock()) for store in (had, never))
-    assert len(wanted.examples) > 5 and len(wanted.held_out) > 5
+    assert len(wanted.examples) > 5 and len(wanted.held_out) > 2
     for part in ("examples", "pairs", "thumbs", "held_out"):
         # the topics that forgotten turns had founded stay, so weights may differ a little
         rows = [
