@@ -7,6 +7,7 @@ that is unloaded while it answers is freed after its last call. Threads may shar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from .chat import Ids, answer_ids, prompt_ids
 from .decoding import Answer
 from .engine import LEAST_PROMPT, Prompt, Sampling, Score
 from .graphs import Graphs, is_plain, use_attention
+from .latents import Expansion, worth_expanding
 
 SCORED_TOKENS = 2048  # of one forward pass, padding included; answers on their way wait for it
 DEFAULT = Sampling()
@@ -52,6 +54,8 @@ class LocalEngine:
         self._modules = dict(self._model.named_modules())
         on_card = torch.device(self._device).type == "cuda" and use_attention(self._model)
         self._graphs = Graphs(self._model, self._modules, record=True) if on_card else None
+        on_cpu = self._device == "cpu" and worth_expanding(self._model)
+        self._expansion = Expansion(self._model) if on_cpu else None
         self._tokenizer = load_tokenizer(settings.base)
         self._base_id = base_id(settings.base)
         self._context = context_of(self._model.config)
@@ -68,7 +72,7 @@ class LocalEngine:
         self._batcher.call(self._let_go)
 
     def _let_go(self) -> None:
-        self._model, self._graphs = None, None
+        self._model, self._graphs, self._expansion = None, None, None
         self._modules, self._adapters = {}, {}
         self._batcher.forget()
 
@@ -140,9 +144,12 @@ class LocalEngine:
         past = inputs.get("past_key_values")
         if self._graphs and inputs["input_ids"].shape[1] == 1 and past is not None and is_plain(past):
             return self._graphs.step(deltas, **inputs)
-        with applied(self._modules, deltas), torch.inference_mode():
-            out = self._model(**inputs, use_cache=True, logits_to_keep=1)
+        with self._kept(past) as cache, applied(self._modules, deltas), torch.inference_mode():
+            out = self._model(**(inputs | {"past_key_values": cache}), use_cache=True, logits_to_keep=1)
         return out.logits[:, -1], out.past_key_values
+
+    def _kept(self, past: Any) -> AbstractContextManager[Any]:
+        return self._expansion.into(past) if self._expansion else nullcontext(past)
 
     def _score_batch(self, lora: Lora, rows: Sequence[tuple[Ids, Ids]]) -> list[Score]:
         width = max(len(head) + len(tail) for head, tail in rows) - 1  # the last token predicts nothing

@@ -3,15 +3,17 @@
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from nightschool.content import Message
 from nightschool.errors import ServingError
+from nightschool.serving.adapters import blended
 from nightschool.serving.base import load_base, lora_targets
 from nightschool.serving.batching import batches
 from nightschool.serving.chat import answer_ids, prompt_ids
-from nightschool.serving.decoding import Answer
+from nightschool.serving.decoding import Answer, left_padded
 from nightschool.serving.engine import Sampling
 from nightschool.serving.local import LocalEngine
 from nightschool.serving.lora import as_named
@@ -209,7 +211,7 @@ def test_adapter_answers_as_in_peft_and_the_base_stays_exact(
     with as_named(model):
         merged = PeftModel.from_pretrained(model, adapters[1]).merge_and_unload()
     reference = LocalEngine(ServingSettings(base=toy_base, device="cpu", threads=1))
-    reference._model = merged
+    reference._model, reference._expansion = merged, None  # with a cache as transformers keeps it
     for ours, theirs in zip(
         engine.score(PROMPTS, ANSWERS, adapter="b2:two"), reference.score(PROMPTS, ANSWERS), strict=True
     ):
@@ -217,6 +219,32 @@ def test_adapter_answers_as_in_peft_and_the_base_stays_exact(
     assert engine.score(PROMPTS, ANSWERS) == before
     assert engine.score(PROMPTS, ANSWERS, adapter="b2:one") != engine.score(PROMPTS, ANSWERS, adapter="b2:two")
     assert engine.generate(PROMPTS, adapter="b2:two", sampling=SHORT) == reference.generate(PROMPTS, sampling=SHORT)
+
+
+def test_expanded_latents_give_the_logits_of_a_plain_cache_also_with_adapters(
+    engine: LocalEngine, adapters: list[Path], toy_base: str
+) -> None:
+    assert engine._expansion is not None
+    plain = LocalEngine(ServingSettings(base=toy_base, device="cpu", threads=1))
+    plain._expansion = None
+    plain._model = load_base(toy_base, dtype=torch.float32, device="cpu")
+    plain._modules = dict(plain._model.named_modules())
+    for one in (engine, plain):
+        one.load("b2:one", adapters[0])
+    loras = [engine._lora("b2:one"), engine._lora(None)]
+    ids, mask = left_padded([[5, 6, 7, 8], [9, 4]])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    caches: list[Any] = [None, None]
+    for _ in range(4):
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        logits = []
+        for k, one in enumerate((engine, plain)):
+            found, caches[k] = one._next(blended(loras), **given, past_key_values=caches[k])
+            logits.append(found)
+        torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
+        ids, mask = logits[1].argmax(-1)[:, None], torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+        positions = positions[:, -1:] + 1
+    assert caches[0].layers[0].keys.shape[1] == 4 and caches[1].layers[0].keys.shape[1] == 1
 
 
 def test_unloaded_adapter_leaves_nothing_behind(engine: LocalEngine, adapters: list[Path]) -> None:
