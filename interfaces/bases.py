@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, ServingError
-from ..settings import load_settings
-from .printing import AsJson, Home, out, show
+from ..settings import Settings, load_settings
+from .printing import AsJson, Home, assistant, out, show
 
 bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
 
@@ -98,7 +98,7 @@ def serve(
     if engine != "vllm":
         raise InputError(f"--engine is {engine!r}; only vllm is a server, `local` answers inside of an application")
     settings = load_settings(home)
-    command = vllm_command(settings, context.args)
+    command = vllm_command(settings, context.args, _in_service(settings) if settings.home.exists() else [])
     if dry_run:
         typer.echo(" ".join([*(f"{key}={value}" for key, value in ENVIRONMENT.items()), shlex.join(command)]))
         return
@@ -108,3 +108,12 @@ def serve(
             " NIGHTSCHOOL_SERVING_VLLM_COMMAND to the vllm in its bin"
         )
     os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})
+
+
+def _in_service(settings: Settings) -> list[tuple[int, str]]:
+    """Rank and targets of the live adapter and of the one before it, which a change of settings leaves as they are."""
+    with assistant(settings.home) as n:
+        live = n.registry.live()
+        before = n.registry.predecessor(live.id) if live else None
+    nights = [a.details["night"] for a in (live, before) if a and "night" in a.details]
+    return [(night["lora_rank"], night["lora_targets"]) for night in nights]

@@ -20,15 +20,21 @@ ENVIRONMENT = {
 }
 
 
-def vllm_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
+def vllm_command(settings: Settings, extra: Sequence[str] = (), trained: Sequence[tuple[int, str]] = ()) -> list[str]:
     """`vllm serve` with its arguments; `extra` (more GPUs, more nodes) goes last and so wins.
+
+    There is room for what the settings train and for what was `trained`: ranks and `night.lora_targets` of then.
 
     An FP8 checkpoint is recognised by the server itself. It listens where `serving.url` points, loopback by default.
     """
-    serving, rank = settings.serving, settings.night.lora_rank
+    serving, night = settings.serving, settings.night
+    ranks, targets = zip((night.lora_rank, night.lora_targets), *trained, strict=True)
+    rank = max(ranks)
     wide_enough = [r for r in RANKS if r >= rank]
     if not wide_enough:
-        raise SettingsError(f"night.lora_rank is {rank}, a vLLM server takes at most {RANKS[-1]}")
+        raise SettingsError(
+            f"night.lora_rank is {rank}, or was when what serves was trained; a vLLM server takes at most {RANKS[-1]}"
+        )
     host, port = _address(serving.url)
     config = load_config(serving.base)
     return [
@@ -36,7 +42,7 @@ def vllm_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
         *("--served-model-name", serving.base),
         *("--host", host, "--port", str(port)),
         *("--enable-lora", "--max-loras", str(RESIDENT), "--max-lora-rank", str(wide_enough[0])),
-        *("--lora-target-modules", *_leaves(lora_targets(config, settings.night.lora_targets))),
+        *("--lora-target-modules", *_leaves("|".join(lora_targets(config, name) for name in sorted(set(targets))))),
         *("--generation-config", "vllm"),  # else the checkpoint's own penalties apply to what we ask for greedily
         *extra,
     ]

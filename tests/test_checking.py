@@ -44,6 +44,12 @@ def test_served_command_names_the_base_the_address_and_the_modules(settings: Set
     assert "--lora-target-modules kv_a_proj_with_mqa kv_b_proj o_proj q_proj" in text
 
 
+def test_server_has_room_for_what_was_trained_by_other_settings(settings: Settings) -> None:
+    night = replace(settings.night, lora_rank=8, lora_targets="attention")
+    text = " ".join(vllm_command(replace(settings, night=night), (), [(32, "attention+mlp")]))
+    assert "--max-lora-rank 32" in text and "down_proj" in text and text.count("o_proj") == 1
+
+
 def test_server_adds_nothing_of_the_checkpoints_own_to_how_answers_are_drawn(settings: Settings) -> None:
     assert "--generation-config vllm" in " ".join(vllm_command(settings))
 
