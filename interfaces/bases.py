@@ -93,6 +93,7 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the command.")] = False,
 ) -> None:
     """Start a vLLM server for the base, at serving.url. What follows `--` goes to vLLM as it is."""
+    from ..serving.base import locate
     from ..serving.launch import ENVIRONMENT, vllm_command
 
     if engine != "vllm":
@@ -107,6 +108,7 @@ def serve(
             f"{command[0]} is not installed; `pip install vllm` in an environment of its own, and set"
             " NIGHTSCHOOL_SERVING_VLLM_COMMAND to the vllm in its bin"
         )
+    locate(settings.serving.base, weights=True)
     os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})
 
 

@@ -6,6 +6,7 @@ the content, so an adapter trained on one base is never applied to another that 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -22,13 +23,16 @@ if TYPE_CHECKING:
     import torch
 
 SEEDLING = Path(__file__).parent / "seedling"
-WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+DESCRIBING = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # config, tokenizer, chat template
+WEIGHTS = "*.safetensors"
+INDEX = "model.safetensors.index.json"
 LORA_SETTINGS = ("attention", "attention+mlp")
 MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
 
 
-def locate(spec: str) -> Path:
-    """The folder of a base. A hub id, with `@COMMIT` for that one, is downloaded where the cache does not hold it.
+def locate(spec: str, weights: bool = False) -> Path:
+    """The folder of a base. What the cache lacks of a hub id, with `@COMMIT` for that one, is downloaded; `weights`, as
+    they are large, only if they are asked for.
 
     The commit that is held stays: a new one, were it only of the model card, would be another base, and no adapter
     would fit it.
@@ -40,7 +44,7 @@ def locate(spec: str) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", spec) or spec.startswith("."):
         raise ServingError(f"base {spec}: no such folder; set serving.base to seedling, a folder or a hub id")
-    return _from_hub(spec)
+    return _from_hub(spec, weights)
 
 
 def _on_disk(spec: str) -> Path:
@@ -48,12 +52,12 @@ def _on_disk(spec: str) -> Path:
 
 
 @lru_cache(maxsize=16)  # once a process
-def _from_hub(spec: str) -> Path:
+def _from_hub(spec: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, commit = spec.partition("@")
-    wanted: dict[str, Any] = {"repo_id": name, "allow_patterns": list(WANTED)}
+    wanted: dict[str, Any] = {"repo_id": name, "allow_patterns": [*DESCRIBING, *([WEIGHTS] if weights else [])]}
     held: Path | None = None
     with suppress(LocalEntryNotFoundError, OSError):
         held = Path(snapshot_download(**wanted, revision=commit or None, local_files_only=True))
@@ -74,13 +78,21 @@ def base_id(spec: str) -> str:
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return f"hub:{spec}@{folder.name}"  # a folder of the hub's own cache
     paths = [folder / name for name in ("config.json", "tokenizer.json", "chat_template.jinja")]
-    paths = [*filter(Path.exists, paths), *sorted(folder.glob("*.safetensors"))]
+    paths = [*filter(Path.exists, paths), *sorted(folder.glob(WEIGHTS))]
     return _hashed(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
 
 
 @lru_cache(maxsize=16)
 def _hashed(files: tuple[tuple[str, int, int], ...]) -> str:
     return files_id([Path(path) for path, _, _ in files])
+
+
+def disk_bytes(spec: str) -> int:
+    """Of its weights, 0 if there are none. Of a hub id that says so in an index, without downloading them."""
+    folder = locate(spec)
+    if (folder / INDEX).exists() and not any(folder.glob(WEIGHTS)):
+        return int(json.loads((folder / INDEX).read_text(encoding="utf-8"))["metadata"]["total_size"])
+    return sum(path.stat().st_size for path in locate(spec, weights=True).glob(WEIGHTS))
 
 
 # -- loading ---
@@ -116,7 +128,7 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = locate(spec)
+    folder = locate(spec, weights=True)
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(folder)

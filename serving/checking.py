@@ -11,6 +11,7 @@ from .base import (
     LORA_SETTINGS,
     base_id,
     context_of,
+    disk_bytes,
     expert_share,
     is_fp8,
     load_config,
@@ -50,10 +51,10 @@ def check(spec: str, rank: int) -> BaseReport:
     what is on disk (`serving.weights`), and so does a vLLM server. Training holds the dequantised weights and
     TRAINED_BYTES for each parameter of the adapter.
     """
-    folder, config = locate(spec), load_config(spec)
+    config = load_config(spec)
     sizes = modules_of(config)
     parameters = sum(sizes.parameters.values())
-    on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / GIB
+    on_disk = disk_bytes(spec) / GIB
     problems = _problems(spec, on_disk)
     patterns = _patterns(config, problems)
     trained = max((_lora_parameters(sizes.linear, pattern, rank) for pattern in patterns.values()), default=0)

@@ -23,12 +23,12 @@ from .base import (
     base_id,
     choose_device,
     context_of,
+    disk_bytes,
     end_tokens,
     is_fp8,
     load_base,
     load_config,
     load_tokenizer,
-    locate,
     lora_targets,
 )
 from .batching import Batcher, Request, batches
@@ -236,8 +236,7 @@ def _in_fp8(settings: ServingSettings, device: str) -> bool:
     if wanted not in WEIGHTS:
         raise SettingsError(f"serving.weights is {wanted!r}; it is one of {', '.join(WEIGHTS)}")
     if wanted == "auto":
-        on_disk = sum(path.stat().st_size for path in locate(settings.base).glob("*.safetensors"))
-        return fp8.supported(device) and on_disk >= LEAST_BYTES and is_fp8(load_config(settings.base))
+        return fp8.supported(device) and disk_bytes(settings.base) >= LEAST_BYTES and is_fp8(load_config(settings.base))
     if wanted == "fp8" and device != "cpu" and not fp8.supported(device):
         raise ServingError(f"torch has no FP8 products for {device} (Hopper or later); set serving.weights to full")
     return wanted == "fp8"

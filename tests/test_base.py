@@ -79,7 +79,7 @@ def test_base_id_of_a_hub_snapshot_is_its_commit(
 ) -> None:
     (tmp_path / "snapshots").mkdir()
     folder = copy_base(toy_base, tmp_path / "snapshots" / "c0ffee")
-    monkeypatch.setattr(base, "_from_hub", lambda spec: folder)
+    monkeypatch.setattr(base, "_from_hub", lambda spec, weights: folder)
     assert base.base_id("some/model") == "hub:some/model@c0ffee"
 
 
@@ -111,6 +111,29 @@ def test_the_commit_that_the_cache_holds_stays_and_what_it_lacks_is_fetched(
     base._from_hub.cache_clear()
     offline.append(True)
     assert base.locate("some/model") == held
+    base._from_hub.cache_clear()
+
+
+def test_weights_of_a_hub_base_are_fetched_when_it_is_loaded_and_not_to_describe_it(
+    toy_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = copy_base(toy_base, tmp_path / "c0ffee")
+    weights = (held / "model.safetensors").read_bytes()
+    (held / "model.safetensors").unlink()
+    (held / base.INDEX).write_text('{"metadata": {"total_size": 12345}}')
+
+    def download(repo_id: str, revision: str | None, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        if base.WEIGHTS in allow_patterns:
+            (held / "model.safetensors").write_bytes(weights)
+        return str(held)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    base._from_hub.cache_clear()
+    assert base.load_config("some/model").model_type == "deepseek_v3" and base.load_tokenizer("some/model")
+    assert base.base_id("some/model") == "hub:some/model@c0ffee" and base.disk_bytes("some/model") == 12345
+    assert not (held / "model.safetensors").exists()
+    assert base.load_base("some/model", dtype=torch.float32, device="cpu")
+    assert base.disk_bytes("some/model") == len(weights)
     base._from_hub.cache_clear()
 
 
