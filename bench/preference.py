@@ -187,6 +187,8 @@ def stock(arm: str, snapshot: Any, grounded: Any, settings: Any, home: Path, tes
     from nightschool.serving.lora import as_named
     from peft import get_peft_model
 
+    if arm == "trl_dpo" and not snapshot.pairs:
+        return np.zeros(len(test))  # nothing to compare: it learns nothing
     night = t.suited(settings.night, snapshot)
     pupil = t.student(settings, grounded.path)
     shape = pupil.model.peft_config["default"]
