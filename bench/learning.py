@@ -21,7 +21,8 @@ questions, settings and visits of rows in training; the same adapter would meet 
 the judge has everybody ask: in usual words, for the share of satisfied people, weighted by how often a topic comes up
 or not; and in words that no day has, for the share of answers with the right fact. The hostile are judged by what they
 would like if they were not. Drift is that of the gate, NLL on `evolve/probe.jsonl` against the base. Intervals are
-bootstraps over people, the same in all arms, all seeds pooled; those of differences over seeds and people as well.
+bootstraps over people, the same in all arms, all seeds pooled; of differences over seeds and people as well; of drift
+over seeds.
 
 The sizes and rates below are not the defaults, which suit several hundred examples (a hundred learn next to nothing at
 them); they were chosen on seeds from 100 up. With --keep, an arm that was run is not run again. Prints tables, draws
@@ -64,6 +65,7 @@ from simulated import Asked
 ANSWER = Sampling(max_tokens=48)
 DRAWS = 4000
 SHARE = "{:.3f} [{:.3f}, {:.3f}]"
+DRIFT = "{:+.1%} [{:+.1%}, {:+.1%}]"
 PICTURE = Path(__file__).parent.parent / "docs" / "learning.png"
 TABLES = (("satisfied, weighted", "satisfied", True), ("unweighted", "satisfied", False), ("right", "right", False))
 Row = dict[str, Any]
@@ -406,13 +408,20 @@ class Results:
         low, high = gate.interval(drawn, 0.95)
         return tuple(round(float(x), 4) for x in (weights @ values / weights.sum(), low, high))  # type: ignore[return-value]
 
+    def drift(self, arm: str, night: int) -> tuple[float, float, float]:
+        """The mean of the seeds, with an interval over them: the text is the same for all."""
+        values = np.array([seed["nights"][night]["probe"] for seed in self.found[arm]])
+        draws = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
+        low, high = gate.interval(values[draws].mean(1), 0.95)
+        return tuple(round(float(x), 4) for x in (values.mean(), low, high))  # type: ignore[return-value]
+
     def mean(self, arm: str, night: int, key: str) -> float:
         return round(float(np.mean([seed["nights"][night][key] for seed in self.found[arm]])), 4)
 
     def print(self) -> None:
         for what, key, weighted in TABLES:
             self._table(what, lambda arm, n, k=key, w=weighted: SHARE.format(*self.share(self.rows(arm, n, k), w)))
-        self._table("drift of the probe's NLL, mean of seeds", lambda arm, n: f"{self.mean(arm, n, 'probe'):+.1%}")
+        self._table("drift of the probe's NLL", lambda arm, n: DRIFT.format(*self.drift(arm, n)))
         columns = ("unweighted", "right", "probe", "words", "distinct", "repetition", "promoted", "candidates")
         print(f"\nafter night {self.last}\narm | " + " | ".join(columns))
         for arm in ARMS:
@@ -431,7 +440,7 @@ class Results:
         return {
             "unweighted": self.share(self.rows(arm, self.last), weighted=False),
             "right": self.share(self.rows(arm, self.last, "right"), weighted=False),
-            "probe": self.mean(arm, self.last, "probe"),
+            "probe": self.drift(arm, self.last),
             "words": [self.mean(arm, night, "words") for night in (0, self.last)],
             "distinct": [self.mean(arm, night, "distinct") for night in (0, self.last)],
             "repetition": [self.mean(arm, night, "repetition") for night in (0, self.last)],
@@ -472,7 +481,9 @@ class Results:
                 f"satisfied_night{self.last}": share,
                 "ci": ci,
                 "domain_accuracy": self.details(arm)["right"][0],
-                "probe_nll_change": self.mean(arm, self.last, "probe"),
+                "domain_accuracy_ci": self.details(arm)["right"][1:],
+                "probe_nll_change": self.drift(arm, self.last)[0],
+                "probe_nll_change_ci": self.drift(arm, self.last)[1:],
             }
         return {"arms": arms, **self.differences(), "details": {arm: self.details(arm) for arm in ARMS}}
 
