@@ -29,6 +29,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         "base": _try(problems, "base", lambda: _base(settings, problems)),
         "engine": _try(problems, "engine", lambda: _engine(settings)),
         "memory": _try(problems, "memory", lambda: _counts(settings)),
+        "serving": _try(problems, "serving", lambda: _in_service(settings, problems)),
         "settings": _try(problems, "settings", lambda: _shown(settings)),
         "problems": problems,
     }
@@ -94,6 +95,26 @@ def _counts(settings: Settings) -> dict[str, int] | str:
 
     with MemoryStore(settings) as store:
         return store.counts()
+
+
+def _in_service(settings: Settings, problems: list[str]) -> str:
+    """The live adapter, and whether it is whole and of the base in use."""
+    if not settings.home.exists():
+        return "the base"
+    from ..evolve.registry import Registry, read_adapter
+    from ..memory.store import MemoryStore
+    from ..serving.base import base_id
+
+    with MemoryStore(settings) as store:
+        live = Registry(store.sql, settings.home / "adapters", store.clock).live()
+    if live is None:
+        return "the base"
+    if live.base_id != (used := base_id(settings.serving.base)):
+        problems.append(
+            f"serving: {live.id} was trained on base {live.base_id}, but serving.base is {used}, so it cannot answer;"
+            " run `nightschool night` to train for it, or `nightschool base use` to set the other back"
+        )
+    return read_adapter(live.path).id
 
 
 def _try(problems: list[str], what: str, look: Any) -> Any:

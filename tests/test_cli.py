@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from nightschool.evolve import dataset
+from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.types import Snapshot, Verdict
 from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
 from nightschool.memory.signals import censor_id
+from nightschool.memory.store import MemoryStore
 from nightschool.serving.base import SEEDLING
 from nightschool.settings import load_settings
 from typer.testing import CliRunner
@@ -208,6 +211,23 @@ def test_doctor_finds_what_would_stop_a_reply_and_keeps_passwords(tmp_path: Path
     assert any("no *.safetensors" in problem for problem in found["problems"])
     assert any(problem.startswith("engine: ") for problem in found["problems"])
     assert "secret" not in json.dumps(found) and "ann" in found["settings"]["memory"]["database_url"]
+
+
+def test_doctor_sees_a_live_adapter_that_cannot_answer(run: Run, tmp_path: Path) -> None:
+    settings = load_settings(tmp_path / "home", {})
+    with MemoryStore(settings) as store:
+        registry = Registry(store.sql, settings.home / "adapters", store.clock)
+        registry.add_snapshot(Snapshot((), (), (), ()), [])
+        folder = registry.building()
+        (folder / WEIGHTS).write_bytes(b"weights")
+        facts = {"base_id": "b2:other", "snapshot_id": Snapshot((), (), (), ()).id, "phase": "sft", "parent_id": None}
+        adapter = seal(folder, created_utc=0.0, details={}, **facts)
+        registry.add(adapter)
+        registry.add_verdict(Verdict(adapter.id, None, adapter.snapshot_id, True, (), ("better",)))
+        registry.promote(adapter.id)
+    assert any("was trained on base b2:other" in problem for problem in examine(settings)["problems"])
+    (adapter.path / WEIGHTS).write_bytes(b"damaged")
+    assert any("its weights are" in problem for problem in examine(settings)["problems"])
 
 
 def test_demo_invents_nobody_where_others_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
