@@ -10,7 +10,8 @@ folds. The arms are those of `bench/learning.py` that train, in the same visits 
   hostile             the same where a tenth of the people whose ratings are learnt from rate the other way round
   sft, dpo            one phase alone with the passes of both, told from the base
   trl_dpo, trl_kto    from phase 1 of `full`: trl's DPO on the pairs, KTO on the thumbs of the same snapshot, liked and
-                      disliked in balance, at our learning rate, no more rows than ours sees, else as they come
+                      disliked in balance, prompts cut as ours are, at our rate, which falls linearly, for twice the
+                      seconds that phase 2 of `full` trained; else as they come
 
 The learnt preference of a held-out answer is the rise of its log-probability over the arm's start; its AUC is
 within a fold and averaged, its accuracy that of calling as many liked as were. Generations: one answer a held-out
@@ -38,6 +39,7 @@ import learning
 import loop
 import numpy as np
 import sources
+from numpy.typing import NDArray
 
 Conversation = dict[str, Any]
 Rows = list[dict[str, Any]]  # prompt (messages), answer, liked, cluster
@@ -45,7 +47,8 @@ STOCK = ("trl_dpo", "trl_kto")
 ARMS = ("full", "equal", "shuffled", "hostile", "sft", "dpo", *STOCK)
 UNTOUCHED = (0, 2, 3)  # folds of Taskmaster-4 that had no part in choosing settings
 HOSTILE_SHARE = 0.1
-MOST_PAIR_EPOCHS = 3  # of trl's DPO for one of ours, where pairs are few
+TIMES = 2.0  # what trl has of our seconds
+MOST_EPOCHS = 10.0  # of trl, where its rows are few
 DRAWS = 1000
 
 
@@ -99,8 +102,9 @@ def fold(args: argparse.Namespace, train: Sequence[Conversation], test: Rows) ->
             found["seconds"][arm] = round(time.monotonic() - began, 1)
             tell(f"{args.part} {args.number} {arm}: {found['seconds'][arm]} s")
         if args.part == "tm4":
-            speakers = {arm: taught.made[arm][-1].path for arm in ("sft", "full")}
-            found["better"] = better(train, test, {"phase 1": taught.grounded.path, **speakers}, taught.settings)
+            grounded, full = taught.made["full"]
+            speakers = {"phase 1": grounded.path, "sft": taught.made["sft"][-1].path, "full": full.path}
+            found["better"] = better(train, test, speakers, taught.settings)
     return found
 
 
@@ -119,7 +123,10 @@ class Fold:
     def rise(self, arm: str) -> list[float]:
         """Of the log-probability of each row of `test` over the start of `arm`."""
         if arm in STOCK:
-            return list(stock(arm, self.snapshot, self.grounded, self.settings, self.home, self.test).tolist())
+            grounded, preferred = self.made["full"]
+            seconds = TIMES * preferred.details["seconds"]
+            found = stock(arm, self.snapshot, grounded, seconds, self.settings, made(self.home), self.test)
+            return list(found.tolist())
         taught = learning.ARMS[arm]
         snapshot, settings = self._given(taught)
         self.made[arm] = learning.learn(snapshot, taught.phases, settings)
@@ -130,11 +137,6 @@ class Fold:
         if taught.hostile:
             return frozen(spoiled(self.train), made(self.home))
         return taught.reweigh(self.snapshot, 0), self.settings
-
-    @property
-    def grounded(self) -> Any:
-        """Phase 1 of `full`."""
-        return self.made["full"][0]
 
     def scored(self, path: Path | None) -> Any:
         from nightschool.evolve.trainer import student
@@ -181,7 +183,9 @@ def frozen(train: Sequence[Conversation], home: Path) -> tuple[Any, Any]:
 # -- stock trl, on phase 1 merged into the base ---
 
 
-def stock(arm: str, snapshot: Any, grounded: Any, settings: Any, home: Path, test: Rows) -> Any:
+def stock(
+    arm: str, snapshot: Any, grounded: Any, seconds: float, settings: Any, home: Path, test: Rows
+) -> NDArray[np.float64]:
     """How far the log-probabilities of `test` rise. A fresh adapter, so that without it the model is its reference."""
     from nightschool.evolve import trainer as t
     from nightschool.serving.lora import as_named
@@ -196,18 +200,41 @@ def stock(arm: str, snapshot: Any, grounded: Any, settings: Any, home: Path, tes
     with as_named(merged):
         pupil.model = get_peft_model(merged, replace(shape, inference_mode=False))
         before = scores(pupil, test)
-        trainer = _dpo(pupil, snapshot, night, home) if arm == "trl_dpo" else _kto(pupil, snapshot, night, home)
+        trainer = (_dpo if arm == "trl_dpo" else _kto)(pupil, snapshot, night, home)
     trainer._send_telemetry = lambda: None
+    trainer.add_callback(timed(seconds, night.preference_lr))
     trainer.train()
+    rows = trainer.state.global_step * night.batch_size
+    tell(f"{arm}: {rows} rows, {trainer.state.epoch:.2f} epochs in {seconds:.0f} s")
     return scores(pupil, test) - before
 
 
-def _common(night: Any, home: Path, epochs: float) -> dict[str, Any]:
+def timed(seconds: float, rate: float) -> Any:
+    """Ends training after `seconds`, or with its last step, until when the rate falls linearly."""
+    from transformers import TrainerCallback
+
+    class Timed(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.monotonic()
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any) -> None:
+            done = max((time.monotonic() - self.began) / seconds, state.global_step / state.max_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * max(0.0, 1 - done)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop |= time.monotonic() - self.began >= seconds
+
+    return Timed()
+
+
+def _common(night: Any, home: Path) -> dict[str, Any]:
     return {
-        "output_dir": str(made(home)),
+        "output_dir": str(home),
         "per_device_train_batch_size": night.batch_size,
-        "num_train_epochs": epochs,
+        "num_train_epochs": MOST_EPOCHS,
         "learning_rate": night.preference_lr,
+        "lr_scheduler_type": "constant",  # `timed` lets it fall
         "max_length": None,  # at a length trl drops rows with a long prompt, where ours cuts the prompt
         "seed": night.seed,
         "use_cpu": True,
@@ -215,6 +242,7 @@ def _common(night: Any, home: Path, epochs: float) -> dict[str, Any]:
         "router_aux_loss_coef": 0.0,
         "report_to": "none",
         "save_strategy": "no",
+        "logging_strategy": "no",
         "disable_tqdm": True,
         "activation_checkpointing": False,
         "dataloader_pin_memory": False,
@@ -225,16 +253,30 @@ def _said(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
+def _cut(prompt: Sequence[dict[str, Any]], answers: Sequence[str], tokenizer: Any, night: Any) -> list[dict[str, Any]]:
+    """The latest messages of the prompt that fit beside the longest answer; the last one in any case."""
+    from nightschool.serving.chat import answer_ids, prompt_ids
+
+    room = night.max_tokens - max(len(answer_ids(tokenizer, prompt, answer)) for answer in answers)
+    kept = list(prompt)
+    while len(kept) > 1 and len(prompt_ids(tokenizer, kept, 100_000)) > room:
+        kept = kept[1:]
+    return kept
+
+
 def _dpo(pupil: Any, snapshot: Any, night: Any, home: Path) -> Any:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     rows = [
-        {"prompt": list(p.prompt), "chosen": _said(p.chosen), "rejected": _said(p.rejected)} for p in snapshot.pairs
+        {
+            "prompt": _cut(p.prompt, (p.chosen, p.rejected), pupil.tokenizer, night),
+            "chosen": _said(p.chosen),
+            "rejected": _said(p.rejected),
+        }
+        for p in snapshot.pairs
     ]
-    passes = min(MOST_PAIR_EPOCHS, (len(snapshot.pairs) + len(snapshot.thumbs)) / len(rows))
-    epochs = night.preference_epochs * passes
-    args = DPOConfig(**_common(night, home, epochs))
+    args = DPOConfig(**_common(night, home))
     return DPOTrainer(pupil.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=pupil.tokenizer)
 
 
@@ -242,10 +284,17 @@ def _kto(pupil: Any, snapshot: Any, night: Any, home: Path) -> Any:
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
-    rows = [{"prompt": list(t.prompt), "completion": _said(t.completion), "label": t.liked} for t in snapshot.thumbs]
+    rows = [
+        {
+            "prompt": _cut(t.prompt, (t.completion,), pupil.tokenizer, night),
+            "completion": _said(t.completion),
+            "label": t.liked,
+        }
+        for t in snapshot.thumbs
+    ]
     Random(night.seed).shuffle(rows)  # it goes through them in order, and neighbours are of one talk
     liked = sum(row["label"] for row in rows)
-    args = KTOConfig(**_common(night, home, night.preference_epochs), undesirable_weight=liked / (len(rows) - liked))
+    args = KTOConfig(**_common(night, home), undesirable_weight=liked / (len(rows) - liked))
     return KTOTrainer(pupil.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=pupil.tokenizer)
 
 
