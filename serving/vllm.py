@@ -179,6 +179,7 @@ class VLLMEngine:
             self._load(adapter_id, path)
             with self._lock:
                 self._paths[adapter_id] = path
+        self._drop_left()
 
     def unload(self, adapter_id: str) -> None:
         """Answer no new call with it; the server drops it when the running ones have ended."""
@@ -217,9 +218,20 @@ class VLLMEngine:
             with self._lock:
                 if adapter_id not in self._leaving or self._leases[adapter_id]:
                     return
+            self._send("/v1/unload_lora_adapter", {"lora_name": adapter_id}, missing_is_fine=True)
+            with self._lock:
                 self._leaving.discard(adapter_id)
                 del self._paths[adapter_id]
-            self._send("/v1/unload_lora_adapter", {"lora_name": adapter_id}, missing_is_fine=True)
+
+    def _drop_left(self) -> None:
+        """What the server did not unload when it was asked to."""
+        with self._lock:
+            left = list(self._leaving)
+        for adapter_id in left:
+            try:
+                self._drop_unused(adapter_id)
+            except ServingError as error:
+                log.warning("adapter %s could not be unloaded: %s", adapter_id, error)
 
     def _check_base(self, adapter_id: str, path: Path) -> None:
         made_for = _manifest(adapter_id, path).get("base_id", self._base_id)

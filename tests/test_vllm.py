@@ -165,6 +165,19 @@ def test_unloaded_adapter_stays_on_the_server_until_its_last_call_ends(
     assert server.loaded == {}
 
 
+def test_an_unload_that_failed_is_made_good_at_the_next_load(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    engine.load("b2:one", tmp_path)
+    server.fails = lambda request: httpx.Response(500) if "unload" in request.url.path else None
+    with pytest.raises(ServingError, match="status 500"):
+        engine.unload("b2:one")
+    assert engine.adapters() == [] and "b2:one" in server.loaded
+    server.fails = lambda request: None
+    engine.load("b2:two", tmp_path)
+    assert engine.adapters() == ["b2:two"] and list(server.loaded) == ["b2:two"]
+
+
 def test_adapter_loaded_again_while_it_leaves_stays(engine: VLLMEngine, server: Server, tmp_path: Path) -> None:
     engine.load("b2:one", tmp_path)
     pieces = engine.stream(PROMPT, adapter="b2:one")
