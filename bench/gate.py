@@ -8,6 +8,8 @@ whole of `gate.judge` runs on an engine that says the log-probabilities we drew.
   format only  it says everything better by a quarter of a nat a token on average, more or less from answer to answer
                and the more the longer it is, and liked answers no more than others
   better .65   the same, and a liked answer rose more than a disliked one, per token, with that chance
+  dearer       as well ranked, but it says everything worse by so many nats a token on average, of the 3 that the
+               incumbent had gained over the base
 Real: with --scores, the folder that `bench/loop.py --keep` wrote, the scores of real nights on openings that they
 never saw. For the null, answers and rewards keep their order and the likes are turned round by a random distance, so
 that both stay as alike within an opening as they were; for both, openings are drawn from a fold.
@@ -39,6 +41,8 @@ INCUMBENT = Adapter("incumbent", "base", "b2:s", "dpo", None, Path("incumbent"),
 PEOPLE = (15, 40, 120)
 MARGIN = 0.65  # area under the curve of a candidate that should be promoted
 FORMAT_NATS = 0.25
+DEARER = (0.1, 0.5)
+GAINED = 3.0  # nats a token of the simulated incumbent over the base, about those of seven nights
 
 Vector = NDArray[np.float64]
 
@@ -63,8 +67,9 @@ class Saying:
 
     base_id = "base"
 
-    def __init__(self, scored: Scored) -> None:
-        self._scored = scored
+    def __init__(self, scored: Scored, gained: float) -> None:
+        """`gained` are the nats a token by which the base is behind the incumbent."""
+        self._scored, self._gained = scored, gained
 
     def score(
         self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
@@ -76,7 +81,7 @@ class Saying:
             return Score((-2.0,) * 10)  # neither the probe text nor the lean toward agreeing moves
         place = int(answer[1:])
         tokens, total = int(self._scored.tokens[place]), float(getattr(self._scored, adapter or "incumbent")[place])
-        return Score((total / tokens,) * tokens)
+        return Score((total / tokens - (0 if adapter else self._gained),) * tokens)
 
     def generate(self, prompts: Sequence[object], *, adapter: str | None, sampling: Sampling) -> list[str]:
         return ["well"] * len(prompts)
@@ -87,7 +92,8 @@ def promoted(scored: Scored, settings: GateSettings, incumbent: Adapter | None =
     rows = enumerate(zip(scored.cluster.tolist(), scored.liked.tolist(), strict=True))
     asked: Message = {"role": "user", "content": "?"}
     held_out = tuple(Judged((asked,), f"#{i}", bool(liked), str(who), ()) for i, (who, liked) in rows)
-    return judge(CANDIDATE, incumbent, Snapshot((), (), (), held_out), Saying(scored), settings).accepted
+    engine = Saying(scored, GAINED if incumbent else 0.0)
+    return judge(CANDIDATE, incumbent, Snapshot((), (), (), held_out), engine, settings).accepted
 
 
 # -- simulated ---
@@ -123,7 +129,12 @@ def shift_for(area: float, nats: float) -> float:
     return float(brentq(lambda shift: (one + shift > other).mean() - area, -5, 5))
 
 
-SIMULATED = {"same": (0.5, 0.0), "format only": (0.5, FORMAT_NATS), f"better {MARGIN}": (MARGIN, FORMAT_NATS)}
+SIMULATED = {
+    "same": (0.5, 0.0),
+    "format only": (0.5, FORMAT_NATS),
+    f"better {MARGIN}": (MARGIN, FORMAT_NATS),
+    **{f"better {MARGIN}, dearer by {nats}": (MARGIN, -nats) for nats in DEARER},
+}
 
 
 # -- real ---

@@ -11,7 +11,8 @@ folds. The arms are those of `bench/learning.py` that train, in the same visits 
   sft, dpo            one phase alone with the passes of both, told from the base
   trl_dpo, trl_kto    from phase 1 of `full`: trl's DPO on the pairs, KTO on the thumbs of the same snapshot, liked and
                       disliked in balance, prompts cut as ours are, at our rate, which falls linearly, for twice the
-                      seconds that phase 2 of `full` trained; else as they come
+                      seconds that phase 2 of `full` trained or ten passes; else as they come. A fold without pairs
+                      teaches trl's DPO nothing
 
 The learnt preference of a held-out answer is the rise of its log-probability over the arm's start; its AUC is
 within a fold and averaged, its accuracy that of calling as many liked as were. Generations: one answer a held-out

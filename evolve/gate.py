@@ -170,9 +170,9 @@ def _gain(
     after: _Scored, before: _Scored, base: _Scored, liked: Vector, draws: NDArray[np.int64], settings: GateSettings
 ) -> Measure:
     old, new = (_nll(base, liked) - _nll(scored, liked) for scored in (before, after))
-    gains = [_nll(base, w) - _nll(after, w) for w in _weighing(draws, liked)]
-    low, high = interval(gains, settings.confidence)
-    return Measure("gain", old, new, new, low, high, True, TOLD)
+    changes = [_nll(before, w) - _nll(after, w) for w in _weighing(draws, liked)]
+    low, high = interval(changes, settings.confidence)
+    return Measure("gain", old, new, new - old, low, high, True, TOLD)
 
 
 def _nll(scored: _Scored, weights: Vector) -> float:

@@ -215,15 +215,20 @@ class Registry:
 
     def add(self, adapter: Adapter) -> None:
         """Record what was trained. Weights that are known keep their origin, unless that is tainted and this is clean:
-        then what was forgotten had taught them nothing."""
+        then what was forgotten had taught them nothing; or this names all their sources and more."""
         with Session(self.sql) as session, session.begin():
             known = session.get(AdapterRow, adapter.id)
             tainted = _forgotten_meanwhile(session, adapter.snapshot_id)
-            if known and (_origin(known) == _origin(adapter) or not known.tainted or tainted):
+            if known and (_origin(known) == _origin(adapter) or tainted):
+                return
+            if known and not known.tainted and not self._covers(adapter.snapshot_id, known.snapshot_id):
                 return
             values = {k: v for k, v in asdict(adapter).items() if k != "path"}
             session.merge(AdapterRow(**values, folder=adapter.path.name, tainted=tainted))
             _write_manifest(adapter.path, adapter)
+
+    def _covers(self, snapshot_id: str, other: str) -> bool:
+        return self.sources(snapshot_id) >= self.sources(other)
 
     def adapters(self) -> list[Adapter]:
         """Every adapter that was trained and recorded, oldest first."""

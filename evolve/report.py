@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from ..content import Message
@@ -63,7 +64,7 @@ class Report:
     measures: tuple[Measure, ...]
     reasons: tuple[str, ...]
     excluded: tuple[tuple[str, int], ...]  # reason, interactions
-    phases: tuple[Phase, ...]  # none if it judged what an earlier night had trained
+    phases: tuple[Phase, ...]  # none if it made no new adapter
     nights: tuple[Night, ...]
 
 
@@ -92,7 +93,7 @@ def report(store: MemoryStore, registry: Registry, cycle_id: str | None = None) 
         measures=verdict.measures if verdict else (),
         reasons=verdict.reasons if verdict else (),
         excluded=tuple((e.reason, len(e.interaction_ids)) for e in excluded),
-        phases=tuple(map(_phase, _trained(registry, nights))),
+        phases=tuple(map(_phase, _trained(registry, cycle))),
         nights=tuple(_night(registry, night) for night in nights),
     )
 
@@ -118,13 +119,10 @@ def _topics(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> tuple[Taug
     return tuple(sorted(made, key=lambda topic: (-topic.share, topic.label)))
 
 
-def _trained(registry: Registry, nights: Sequence[Cycle]) -> list[Adapter]:
-    """Phase 1 and, where there was one, phase 2 of the last of `nights`, if no earlier one had trained the same."""
-    *earlier, cycle = nights
-    if cycle.candidate_id is None or cycle.candidate_id in {night.candidate_id for night in earlier}:
-        return []
-    candidate = registry.adapter(cycle.candidate_id)
-    return [*([registry.adapter(candidate.parent_id)] if candidate.parent_id else []), candidate]
+def _trained(registry: Registry, cycle: Cycle) -> list[Adapter]:
+    """What was made while that night ran, oldest first."""
+    end = cycle.finished_utc or inf
+    return [a for a in registry.adapters() if cycle.started_utc <= a.created_utc <= end]
 
 
 def _phase(adapter: Adapter) -> Phase:

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError, ServingError
+from ..errors import InputError, NightschoolError, ServingError
 from ..settings import Settings, load_settings
-from .printing import AsJson, Home, assistant, out, show
+from .printing import AsJson, Home, assistant, err, out, show
 
 bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
 
@@ -99,7 +99,7 @@ def serve(
     if engine != "vllm":
         raise InputError(f"--engine is {engine!r}; only vllm is a server, `local` answers inside of an application")
     settings = load_settings(home)
-    command = vllm_command(settings, context.args, _in_service(settings) if settings.home.exists() else [])
+    command = vllm_command(settings, context.args, _in_service(settings))
     if dry_run:
         typer.echo(" ".join([*(f"{key}={value}" for key, value in ENVIRONMENT.items()), shlex.join(command)]))
         return
@@ -114,8 +114,14 @@ def serve(
 
 def _in_service(settings: Settings) -> list[tuple[int, str]]:
     """Rank and targets of the live adapter and of the one before it, which a change of settings leaves as they are."""
-    with assistant(settings.home) as n:
-        live = n.registry.live()
-        before = n.registry.predecessor(live.id) if live else None
+    if not (settings.home / "adapters").exists():
+        return []
+    try:
+        with assistant(settings.home) as n:
+            live = n.registry.live()
+            before = n.registry.predecessor(live.id) if live else None
+    except NightschoolError as error:
+        err.print(f"what serves is not known, so there is room for what the settings train: {error}", markup=False)
+        return []
     nights = [a.details["night"] for a in (live, before) if a and "night" in a.details]
     return [(night["lora_rank"], night["lora_targets"]) for night in nights]

@@ -86,7 +86,7 @@ WORDS: dict[str, Callable[[Measure], str]] = {
     ),
     "gain": lambda m: (
         f"a liked answer is {m.candidate:.2f} nats a token likelier than from the base, it was {m.incumbent:.2f}"
-        f" ({m.low:.2f} to {m.high:.2f})"
+        f" (change {m.change:+.2f}, {m.low:+.2f} to {m.high:+.2f})"
     ),
     "probe_nll": lambda m: (
         f"ordinary talk that no night trains on became {abs(m.change):.1%} {'harder' if m.change > 0 else 'easier'} to"

@@ -66,7 +66,7 @@ def summary(report: Report) -> list[str]:
     if report.minutes is not None:
         lines.append(f"took {report.minutes:.1f} minutes")
     if cycle.candidate_id and not report.phases:
-        lines.append("trained nothing: an earlier night's adapter was judged again")
+        lines.append("made no new adapter: one of an earlier night was judged again")
     if cycle.error:
         lines.append(f"failed: {cycle.error}")
     return lines

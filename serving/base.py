@@ -64,10 +64,25 @@ def _from_hub(spec: str, weights: bool) -> Path:
     try:  # of the commit that is held, what is missing
         return Path(snapshot_download(**wanted, revision=held.name if held else commit or None))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        if held:
+        if held and (not weights or has_weights(held)):
             return held
         why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
-        raise ServingError(f"base {spec}: not in the local cache and not downloaded ({why}); {error}") from error
+        what = "its weights are " if held else ""
+        raise ServingError(f"base {spec}: {what}not in the local cache and not downloaded ({why}); {error}") from error
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether all of them are there, as far as an index tells."""
+    named = set(_index(folder).get("weight_map", {}).values())
+    return all((folder / name).exists() for name in named) if named else any(folder.glob(WEIGHTS))
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).exists() else {}
+        return dict(found)
+    except (ValueError, TypeError) as error:
+        raise ServingError(f"base {folder}: its {INDEX} is damaged: {error}") from error
 
 
 def base_id(spec: str) -> str:
@@ -88,10 +103,11 @@ def _hashed(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def disk_bytes(spec: str) -> int:
-    """Of its weights, 0 if there are none. Of a hub id that says so in an index, without downloading them."""
+    """Of its weights, 0 if there are none. What the index of a hub id tells is not downloaded for it."""
     folder = locate(spec)
-    if (folder / INDEX).exists() and not any(folder.glob(WEIGHTS)):
-        return int(json.loads((folder / INDEX).read_text(encoding="utf-8"))["metadata"]["total_size"])
+    told = (_index(folder).get("metadata") or {}).get("total_size")
+    if told and folder != _on_disk(spec) and not has_weights(folder):
+        return int(told)
     return sum(path.stat().st_size for path in locate(spec, weights=True).glob(WEIGHTS))
 
 

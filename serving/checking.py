@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from .base import (
     context_of,
     disk_bytes,
     expert_share,
+    has_weights,
     is_fp8,
     load_config,
     load_tokenizer,
@@ -86,6 +88,8 @@ def check(spec: str, rank: int) -> BaseReport:
 
 def _problems(spec: str, on_disk: float) -> list[str]:
     found = [] if on_disk else [f"base {spec}: no *.safetensors in {locate(spec)}"]
+    if on_disk and os.environ.get("HF_HUB_OFFLINE") and not has_weights(locate(spec)):
+        found.append(f"base {spec}: not all its weights are in {locate(spec)}, and HF_HUB_OFFLINE is set")
     try:
         load_tokenizer(spec)
     except ServingError as error:

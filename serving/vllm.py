@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
-from ..errors import ServingError
+from ..errors import ServingError, SettingsError
 from ..settings import ServingSettings
 from . import parity
 from .base import base_id, load_tokenizer, locate
@@ -61,16 +61,15 @@ def _deadline(sampling: Sampling) -> Deadline | None:
     return Deadline(sampling.timeout_s, time.monotonic() + sampling.timeout_s) if sampling.timeout_s else None
 
 
-KEY = "VLLM_API_KEY"  # of the environment, as the server itself reads it
-
-
 class VLLMEngine:
     """`settings.url` answers with the base `settings.base`, whose tokenizer is read from here."""
 
     def __init__(self, settings: ServingSettings, client: httpx.Client | None = None) -> None:
         limits = httpx.Limits(max_connections=CALLS)
         self._url = settings.url.rstrip("/")
-        key = os.environ.get(KEY)
+        key = os.environ.get(KEY, "").strip()
+        if not key.isascii():
+            raise SettingsError(f"{KEY} has characters that no key of a server can have")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # no proxy of the environment: what people say goes to this address and nowhere else
         self._client = client or httpx.Client(
@@ -261,12 +260,18 @@ class VLLMEngine:
         wanted = {base, str(locate(base)), str(locate(base).resolve())}
         for name, model in self._listed().items():
             if not model.get("parent") and wanted & {name, str(model.get("root"))}:
-                return name, int(model["max_model_len"])
+                return name, self._context_of(model)
         served = ", ".join(name for name, model in self._listed().items() if not model.get("parent"))
         raise ServingError(
             f"{self._url} serves {served}, not serving.base = {base}; start it with `nightschool serve`, or set"
             " serving.base to what it serves"
         )
+
+    def _context_of(self, model: dict[str, Any]) -> int:
+        try:
+            return int(model["max_model_len"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServingError(f"{self._url}/v1/models does not answer as a vLLM server: {error!r}") from error
 
     def _listed(self, until: Deadline | None = None) -> dict[str, Any]:
         response = self._answered("GET", "/v1/models", until=until)
@@ -283,7 +288,8 @@ class VLLMEngine:
             self._load_again(model)
             response = self._answered("POST", "/v1/completions", asked, until=until)
         try:
-            return dict(response.json()["choices"][0])
+            choice = response.json()["choices"][0]
+            return {**choice, "text": str(choice["text"])}
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ServingError(f"{self._url} does not answer as a vLLM server: {error!r}") from error
 

@@ -120,10 +120,14 @@ def test_weights_of_a_hub_base_are_fetched_when_it_is_loaded_and_not_to_describe
     held = copy_base(toy_base, tmp_path / "c0ffee")
     weights = (held / "model.safetensors").read_bytes()
     (held / "model.safetensors").unlink()
-    (held / base.INDEX).write_text('{"metadata": {"total_size": 12345}}')
+    index = {"metadata": {"total_size": 12345}, "weight_map": {"a": "model.safetensors"}}
+    (held / base.INDEX).write_text(json.dumps(index))
+    full: list[bool] = [True]
 
     def download(repo_id: str, revision: str | None, allow_patterns: list[str], local_files_only: bool = False) -> str:
-        if base.WEIGHTS in allow_patterns:
+        if base.WEIGHTS in allow_patterns and not local_files_only:
+            if full:
+                raise OSError("No space left on device")
             (held / "model.safetensors").write_bytes(weights)
         return str(held)
 
@@ -132,9 +136,22 @@ def test_weights_of_a_hub_base_are_fetched_when_it_is_loaded_and_not_to_describe
     assert base.load_config("some/model").model_type == "deepseek_v3" and base.load_tokenizer("some/model")
     assert base.base_id("some/model") == "hub:some/model@c0ffee" and base.disk_bytes("some/model") == 12345
     assert not (held / "model.safetensors").exists()
+    with pytest.raises(ServingError, match=r"its weights are not in the local cache .* No space left"):
+        base.load_base("some/model", dtype=torch.float32, device="cpu")
+    full.clear()
     assert base.load_base("some/model", dtype=torch.float32, device="cpu")
     assert base.disk_bytes("some/model") == len(weights)
     base._from_hub.cache_clear()
+
+
+def test_an_index_alone_is_no_base(toy_base: str, tmp_path: Path) -> None:
+    folder = copy_base(toy_base, tmp_path / "half")
+    (folder / "model.safetensors").unlink()
+    (folder / base.INDEX).write_text('{"metadata": {"total_size": 12345}}')
+    assert base.disk_bytes(str(folder)) == 0
+    (folder / base.INDEX).write_text("{")
+    with pytest.raises(ServingError, match="is damaged"):
+        base.disk_bytes(str(folder))
 
 
 def test_a_folder_of_the_hubs_own_cache_is_named_by_its_commit(toy_base: str, tmp_path: Path) -> None:

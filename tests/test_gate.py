@@ -181,7 +181,7 @@ def test_the_more_the_incumbent_gained_over_the_base_the_more_of_it_may_be_lost(
     (nll,) = (m for m in found.measures if m.name == "liked_nll")
     assert found.accepted and nll.rule == "rises by at most 0.4 nats per token"
     (gain,) = (m for m in found.measures if m.name == "gain")
-    assert (round(gain.incumbent, 6), round(gain.candidate, 6)) == (4.0, 3.7)
+    assert [round(x, 6) for x in (gain.incumbent, gain.candidate, gain.change)] == [4.0, 3.7, -0.3]
     assert failed(verdict(GainedEngine(liked=-0.5, disliked=-0.9))) == {"liked_nll"}
 
 

@@ -242,6 +242,19 @@ def test_the_same_weights_from_what_is_left_after_forgetting_are_clean(registry:
     assert registry.promote(judged(registry, again).id).snapshot_id == left.id
 
 
+def test_clean_weights_take_the_origin_that_names_all_their_sources_and_more(registry: Registry) -> None:
+    live = promoted(registry, b"one")
+    wider = Snapshot((), (), (), (Judged((), "an answer", True, "ada", ("b2:1", "b2:reaction")),))
+    registry.add_snapshot(wider, [])
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(b"one")
+    facts = {"base_id": "base", "parent_id": None, "details": {"night": {}}}
+    registry.add(seal(folder, phase="sft", snapshot_id=wider.id, created_utc=registry.clock(), **facts))
+    found = registry.live()
+    assert found and (found.id, found.snapshot_id) == (live.id, wider.id)
+    assert registry.sources(found.snapshot_id) == {"b2:1", "b2:reaction"} and read_adapter(live.path) == found
+
+
 def test_clean_weights_keep_their_origin_whatever_makes_them_again(registry: Registry) -> None:
     live = promoted(registry, b"one")
     later = Snapshot((), (), (), (Judged((), "another answer", True, "ada", ("b2:2",)),))

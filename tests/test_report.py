@@ -73,7 +73,7 @@ def rejected(store: MemoryStore, registry: Registry, weights: bytes = b"weights"
     (folder / WEIGHTS).write_bytes(weights)
     cost = {"rows": 5, "steps": 3, "seconds": 1.5, "peak_mb": 700}
     facts = {"base_id": "base", "snapshot_id": snapshot.id, "parent_id": None, "details": cost}
-    adapter = seal(folder, phase="sft", created_utc=1.0, **facts)
+    adapter = seal(folder, phase="sft", created_utc=store.clock(), **facts)
     registry.add(adapter)
     registry.add_verdict(Verdict(adapter.id, None, snapshot.id, False, MEASURES, ("drifted",)))
     ids = {"snapshot_id": snapshot.id, "candidate_id": adapter.id}

@@ -94,6 +94,10 @@ def test_a_server_that_is_none_of_vllm_is_a_clear_error(engine: VLLMEngine, serv
     server.fails = lambda request: only_completions(request, httpx.Response(200, text="<html>"))
     with pytest.raises(ServingError, match="http://server does not answer as a vLLM server"):
         engine.generate([PROMPT])
+    wordless = httpx.Response(200, json={"choices": [{}]})
+    server.fails = lambda request: only_completions(request, wordless)
+    with pytest.raises(ServingError, match="does not answer as a vLLM server: KeyError"):
+        engine.generate([PROMPT])
     unscored = httpx.Response(200, json={"choices": [{"text": "x"}]})
     server.fails = lambda request: only_completions(request, unscored)
     with pytest.raises(ServingError, match="no log-probabilities"):
@@ -125,7 +129,7 @@ def test_the_key_of_the_environment_opens_a_server_that_wants_one(
     settings = ServingSettings(base=server.base, url="http://server")
     with pytest.raises(ServingError, match="set VLLM_API_KEY"):
         VLLMEngine(settings)
-    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    monkeypatch.setenv("VLLM_API_KEY", "sesame\n")  # as mounted secrets end
     with closing(VLLMEngine(settings)) as engine:
         assert engine.generate([PROMPT]) == ["served"]
 
