@@ -21,15 +21,15 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     if not (args.export_only or args.evaluate):
-        plan = Plan(seed=args.seed, minutes=args.minutes, steps=args.steps, workers=args.threads)
-        train(plan, args.dialogues, args.checkpoint, resume=args.resume)
+        wanted = {"minutes": args.minutes, "steps": args.steps, "tokens": args.tokens, "workers": args.threads}
+        train(Plan(seed=args.seed, **wanted), args.dialogues, args.checkpoint, resume=args.resume, device=args.device)
     if args.out:
         export(args.checkpoint, args.out)
     if args.evaluate or (args.out and args.dialogues):
         evaluate(args.evaluate or args.out, args.dialogues, args.checkpoint)
 
 
-def train(plan: Plan, dialogues: Path, folder: Path, *, resume: bool) -> None:
+def train(plan: Plan, dialogues: Path, folder: Path, *, resume: bool, device: str = "cpu") -> None:
     from transformers import AutoTokenizer
 
     talks, held_out = corpus.read_dialogues(dialogues)
@@ -41,7 +41,7 @@ def train(plan: Plan, dialogues: Path, folder: Path, *, resume: bool) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder) if resume else train_tokenizer(talks, plan.seed)
     tokenizer.save_pretrained(folder)
     batches = Batches(tokenizer, talks, plan.seed, plan.tokens, plan.weights)
-    trainer = Trainer(plan, batches, folder, lambda line: print(line, flush=True))
+    trainer = Trainer(plan, batches, folder, lambda line: print(line, flush=True), device)
     if resume:
         trainer.load()
     trainer.run()
@@ -73,6 +73,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=Path("seedling_checkpoint"))
     parser.add_argument("--minutes", type=float, default=Plan.minutes)
     parser.add_argument("--steps", type=int, default=0, help="a number of steps instead of minutes: repeats exactly")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a longer training; nothing else changes")
+    parser.add_argument("--tokens", type=int, default=Plan.tokens, help="of a step; a card has room for more")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=Plan.workers)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
@@ -83,8 +85,10 @@ def _arguments() -> argparse.Namespace:
         parser.error("--dialogues is needed to train")
     if args.export_only and not args.out:
         parser.error("--export-only exports to --out; name it")
-    if args.minutes <= 0 or args.steps < 0 or args.threads < 1:
-        parser.error("--minutes is above 0, --steps 0 or more, --threads 1 or more")
+    if args.minutes <= 0 or args.steps < 0 or min(args.threads, args.tokens) < 1:
+        parser.error("--minutes is above 0, --steps 0 or more, --threads and --tokens 1 or more")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device is {args.device}, and torch finds no CUDA device")
     return args
 
 

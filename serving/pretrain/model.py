@@ -72,9 +72,12 @@ def causal_attention(
     scaling: float = 1.0,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """In float32 also under autocast: on a CPU the fused kernel is faster so, and more exact."""
-    with torch.autocast("cpu", enabled=False):
-        out = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True, scale=scaling)
+    """On a CPU in float32 also under autocast: the fused kernel is faster so, and more exact."""
+    kind = torch.float32 if query.device.type == "cpu" else value.dtype
+    with torch.autocast(query.device.type, enabled=False):
+        out = F.scaled_dot_product_attention(
+            query.to(kind), key.to(kind), value.to(kind), is_causal=True, scale=scaling
+        )
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -129,7 +132,7 @@ class Balancer:
     def __init__(self, model: torch.nn.Module, step_size: float = 0.0) -> None:
         self.step_size = step_size
         self.routers: list[Any] = [m for m in model.modules() if type(m).__name__ == "DeepseekV3TopkRouter"]
-        self.loads = [torch.zeros(m.num_experts) for m in self.routers]
+        self.loads = [torch.zeros(m.num_experts, device=m.weight.device) for m in self.routers]
         self._counting = Lock()
         for router, load in zip(self.routers, self.loads, strict=True):
             router.register_forward_hook(partial(self._count, load))

@@ -55,16 +55,18 @@ class Plan:
 
 
 class Trainer:
-    def __init__(self, plan: Plan, batches: Batches, folder: Path, report: Report = print) -> None:
+    def __init__(self, plan: Plan, batches: Batches, folder: Path, report: Report = print, device: str = "cpu") -> None:
         self.plan, self.batches, self.folder, self.report = plan, batches, folder, report
-        self.model = build_model(plan.seed)
+        self.device = torch.device(device)
+        self.model = build_model(plan.seed).to(self.device)
         hidden, looking, rest, routers = split_parameters(list(self.model.named_parameters()))
         self.muon, self.attention = Muon(hidden), Muon(looking)
         groups = [{"params": rest, "peak": plan.adam_lr}, {"params": routers, "peak": plan.router_lr}]
         self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
         self.balancer = Balancer(self.model, plan.balance)
         # One thread a part of the batch: two threads within every operation wait for each other on a busy machine.
-        self.pool = ThreadPoolExecutor(plan.workers, initializer=partial(torch.set_num_threads, 1))
+        self.parts = plan.workers if self.device.type == "cpu" else 1
+        self.pool = ThreadPoolExecutor(self.parts, initializer=partial(torch.set_num_threads, 1))
         self.done, self.tokens, self.elapsed_s = 0, 0, 0.0
 
     def progress(self) -> float:
@@ -79,7 +81,9 @@ class Trainer:
         return min(1.0, (self.done + 1) / self.plan.warm_up_steps, max(0.02, left / self.plan.decay_share))
 
     def gradients(self, inputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[float, tuple[Tensor, ...]]:
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # the cache is shared by all threads
+        with torch.autocast(
+            self.device.type, torch.bfloat16, cache_enabled=False
+        ):  # the cache is shared by all threads
             hidden = self.model.model(input_ids=inputs, use_cache=False).last_hidden_state
         flat = hidden.float().view(-1, hidden.shape[-1])
         embedding = self.model.get_input_embeddings().weight
@@ -90,9 +94,9 @@ class Trainer:
 
     def step(self) -> tuple[float, float]:
         """One step; returns its loss and the worst expert load."""
-        inputs, targets, weights = self.batches.at(self.done)
+        inputs, targets, weights = (block.to(self.device) for block in self.batches.at(self.done))
         shares = weights / weights.sum()
-        parts = zip(*(block.chunk(self.plan.workers) for block in (inputs, targets, shares)), strict=True)
+        parts = zip(*(block.chunk(self.parts) for block in (inputs, targets, shares)), strict=True)
         results = [job.result() for job in [self.pool.submit(self.gradients, *part) for part in parts]]
         for p, *grads in zip(self.model.parameters(), *(grads for _, grads in results), strict=True):
             p.grad = torch.stack(grads).sum(0) if len(grads) > 1 else grads[0]
@@ -169,8 +173,9 @@ class Trainer:
         if changed := [name for name, value in asdict(self.plan).items() if state["plan"].get(name) != value]:
             self.report(f"goes on with another plan than it began with: {', '.join(changed)}")
         self.model.load_state_dict(load_file(self.folder / WEIGHTS), strict=False)
-        moments = load_file(self.folder / f"moments-{self.done}.safetensors")
+        moments = load_file(self.folder / f"moments-{self.done}.safetensors", device=str(self.device))
         for name, buffer in self._momenta():
             buffer.copy_(moments[f"muon.{name}"])
         for i, p in enumerate(self._adam_parameters()):
-            self.adam.state[p] = {key: moments[f"adam.{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            found = {key: moments[f"adam.{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            self.adam.state[p] = found | {"step": found["step"].cpu()}  # where AdamW keeps it
