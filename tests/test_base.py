@@ -10,7 +10,19 @@ from nightschool.errors import ServingError, SettingsError
 from nightschool.serving import base
 from nightschool.serving.pretrain.export import quantise
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, MixtralConfig, Qwen3MoeConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    GptOssConfig,
+    LlamaConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 
 def copy_base(source: str, folder: Path) -> Path:
@@ -254,15 +266,30 @@ def test_mlp_of_deepseek_is_the_dense_and_the_shared_one_and_never_a_routed_expe
     assert not re.fullmatch(pattern, "lm_head")
 
 
-def test_family_without_dense_mlps_gets_attention_alone() -> None:
-    config = Qwen3MoeConfig(**SMALL, num_experts=4, moe_intermediate_size=16, head_dim=16)
-    assert targeted(config, "attention+mlp") == targeted(config, "attention")
-    assert leaves(targeted(config, "attention")) == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert leaves(targeted(MixtralConfig(**SMALL), "attention")) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+LATENT = {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+LATENT_SIZES = {"q_lora_rank": None, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 
 
-def test_dense_family_gets_its_mlps() -> None:
-    assert {"gate_proj", "up_proj", "down_proj", "q_proj"} <= leaves(targeted(LlamaConfig(**SMALL), "attention+mlp"))
+@pytest.mark.parametrize(
+    ("config", "attention", "mlp"),
+    [
+        (Qwen3MoeConfig(**SMALL, num_experts=4, moe_intermediate_size=16, head_dim=16), PROJECTIONS, set()),
+        (MixtralConfig(**SMALL), PROJECTIONS, set()),
+        (OlmoeConfig(**SMALL, num_experts=4), PROJECTIONS, set()),
+        (GptOssConfig(**SMALL, num_local_experts=4, head_dim=16), PROJECTIONS, set()),
+        (DeepseekV2Config(**SMALL, **LATENT_SIZES, n_routed_experts=4, first_k_dense_replace=1), LATENT, MLP),
+        (LlamaConfig(**SMALL), PROJECTIONS, MLP),
+        (Qwen3Config(**SMALL, head_dim=16), PROJECTIONS, MLP),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_each_family_gets_its_attention_and_the_mlps_that_every_token_meets(
+    config: PreTrainedConfig, attention: set[str], mlp: set[str]
+) -> None:
+    assert leaves(targeted(config, "attention")) == attention
+    assert leaves(targeted(config, "attention+mlp")) == attention | mlp
 
 
 def test_unknown_setting_is_refused_with_the_known_ones() -> None:
