@@ -152,7 +152,7 @@ def our_loss(student: Any, lessons: list[Any], objective: Any, settings: Any) ->
     moved(student)
     passages = lay_out(lessons, settings.night.max_tokens, BATCH, student.merges)
     batches = [collate([p], lessons, student.pad, student.merges) for p in passages]
-    totals = torch.stack([b["totals"] for b in batches]).sum(0).clamp(min=1)
+    totals = torch.stack([b["totals"] for b in batches]).sum(0)
     total = 0.0
     with torch.no_grad():
         for batch in batches:

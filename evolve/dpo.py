@@ -93,7 +93,7 @@ def objective(night: NightSettings) -> Callable[[Tensor, dict[str, Tensor], Tens
     from .loss import weighted_bco_loss, weighted_dpo_loss
 
     def loss(logps: Tensor, batch: dict[str, Tensor], totals: Tensor) -> Tensor:
-        reference, weight, rows = batch["reference"], batch["weight"], totals[1]
+        reference, weight, rows = batch["reference"], batch["weight"], totals[1].clamp(min=1)
         chosen, rejected, thumb = batch["chosen"], batch["rejected"], batch["thumb"]
         pairs = weighted_dpo_loss(
             logps[chosen], logps[rejected], reference[chosen], reference[rejected], weight[chosen], night.beta, rows

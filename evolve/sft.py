@@ -73,4 +73,4 @@ def objective(logps: Tensor, batch: dict[str, Tensor], totals: Tensor) -> Tensor
     from .loss import weighted_sft_loss
 
     grounding = batch["imitated"] | batch["replayed"]
-    return weighted_sft_loss(logps[grounding], batch["weight"][grounding], totals[0] + totals[2])
+    return weighted_sft_loss(logps[grounding], batch["weight"][grounding], (totals[0] + totals[2]).clamp(min=1))

@@ -172,7 +172,7 @@ class NightTrainer(SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         totals = inputs["totals"] if num_items_in_batch is None else num_items_in_batch
-        return self.objective(anchored_logps(model, inputs), inputs, totals.clamp(min=1))
+        return self.objective(anchored_logps(model, inputs), inputs, totals)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the stock one walks over all parameters at every step

@@ -148,6 +148,22 @@ def test_accumulating_micro_batches_changes_nothing(settings: Settings, tmp_path
     assert torch.allclose(gradient([1, 3]), gradient([4]), atol=1e-6)
 
 
+def test_loss_is_divided_by_the_tokens_there_are_and_no_more(settings: Settings, tmp_path: Path) -> None:
+    from nightschool.evolve import trainer as t
+    from nightschool.evolve.batches import collate, logps
+    from nightschool.evolve.lessons import lay_out
+
+    pupil = t.student(settings)
+    lessons, _ = sft.lessons_of(tuple(example(i) for i in range(3)), pupil.tokenizer, 96)
+    batch = collate(lay_out(lessons, 96, 8, merge=False), lessons, pupil.pad, pupil.merges)
+    trainer = t.NightTrainer(
+        pupil, 1, lambda _: batch, sft.objective, t._arguments(str(tmp_path), pupil, 1, 1e-30, seed=0)
+    )
+    said = sum(len(answer) for lesson in lessons for answer in lesson.answers)
+    wanted = -(batch["weight"] * logps(pupil.model, batch)).sum().item() / said
+    assert trainer.compute_loss(pupil.model, batch).item() == pytest.approx(wanted, rel=1e-6)
+
+
 def test_few_rows_are_learnt_more_gently_and_many_at_the_given_rates(settings: Settings) -> None:
     night = replace(settings.night, few_rows=40, replay_share=0.25)
 
