@@ -80,26 +80,31 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_parts(part: str, count: int, args: argparse.Namespace, script: str = __file__) -> list[dict[str, Any]]:
-    """Each part of `script` in a process of its own, `--jobs` at a time, one thread each."""
+def run_parts(part: str, count: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Each part in a process of its own, `--jobs` at a time, one thread each."""
 
     def run(number: int) -> dict[str, Any]:
-        kept = args.keep / f"{Path(script).stem}-{part}-{number}.json" if args.keep else None
-        if kept and kept.exists():
-            return dict(json.loads(kept.read_text()))
-        command = [sys.executable, script, "--part", part, "--number", str(number), "--data", str(args.data)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        if kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(found))
-        show = {k: v for k, v in found.items() if k not in ("rows", "rise", "liked", "cluster", "better")}
-        print(f"{part} {number}: {json.dumps(show)}", flush=True)
+        found = run_part(__file__, ("--part", part, "--number", str(number)), f"loop-{part}-{number}", args)
+        print(f"{part} {number}: {json.dumps({k: v for k, v in found.items() if k != 'rows'})}", flush=True)
         return found
 
     with ThreadPoolExecutor(args.jobs) as pool:
         return list(pool.map(run, range(count)))
+
+
+def run_part(script: str, words: Sequence[str], name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What `script` prints last; with --keep, kept under `name` and not run again."""
+    kept = args.keep / f"{name}.json" if args.keep else None
+    if kept and kept.exists():
+        return dict(json.loads(kept.read_text()))
+    command = [sys.executable, script, *words, "--data", str(args.data)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found) + "\n")
+    return found
 
 
 # -- one night in a home of its own ---

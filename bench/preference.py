@@ -19,8 +19,8 @@ within a fold and averaged, its accuracy that of calling as many liked as were. 
 opening, drawn with the same seed from phase 1, from `sft` and from `full`; a scorer fitted on people's ratings in the
 other folds (TF-IDF and logistic regression) says which is better. 95 % intervals are bootstraps over openings or users.
 Our settings were chosen with results of folds 1 and 4 of Taskmaster-4 in sight (bench/results/loop.md), so folds 0, 2
-and 3 are told apart as well; trl's are untuned. Seconds are of training and scoring. With --keep, a fold that was run
-is not run again. The last line printed is JSON.
+and 3 are told apart as well; trl's are untuned. Seconds are of training and scoring. With --keep, an arm of a
+fold that was run is not run again. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -46,6 +47,7 @@ Conversation = dict[str, Any]
 Rows = list[dict[str, Any]]  # prompt (messages), answer, liked, cluster
 STOCK = ("trl_dpo", "trl_kto")
 ARMS = ("full", "equal", "shuffled", "hostile", "sft", "dpo", *STOCK)
+SPEAKERS = {"full": ("phase 1", "full"), "sft": ("sft",)}  # the adapters of an arm that answer
 UNTOUCHED = (0, 2, 3)  # folds of Taskmaster-4 that had no part in choosing settings
 HOSTILE_SHARE = 0.1
 TIMES = 2.0  # what trl has of our seconds
@@ -53,18 +55,18 @@ MOST_EPOCHS = 10.0  # of trl, where its rows are few
 DRAWS = 1000
 
 
-# -- one fold, in a process of its own ---
+# -- one arm of one fold, in a process of its own ---
 
 
-def tm4_fold(args: argparse.Namespace) -> dict[str, Any]:
+def tm4_fold(args: argparse.Namespace) -> tuple[list[Conversation], Rows]:
     conversations = [c for c in sources.taskmaster4(args.data) if len(c["messages"]) > 1]
     held = sources.folds([c["user_id"] for c in conversations], 5)[args.number]
     train = [c for c in conversations if c["user_id"] not in held]
     test = [_row(c["messages"], len(c["messages"]) - 1, c["user_id"]) for c in conversations if c["user_id"] in held]
-    return fold(args, train, test)
+    return train, test
 
 
-def convai2_fold(args: argparse.Namespace) -> dict[str, Any]:
+def convai2_fold(args: argparse.Namespace) -> tuple[list[Conversation], Rows]:
     conversations = sources.convai2(args.data)
     held = sources.folds([c["user_id"] for c in conversations], 5)[args.number]
     test = [
@@ -74,7 +76,10 @@ def convai2_fold(args: argparse.Namespace) -> dict[str, Any]:
         for i, m in enumerate(c["messages"])
         if "rating" in m and i
     ]
-    return fold(args, [c for c in conversations if c["user_id"] not in held], test)
+    return [c for c in conversations if c["user_id"] not in held], test
+
+
+PARTS = {"tm4": tm4_fold, "convai2": convai2_fold}
 
 
 def _row(messages: Sequence[dict[str, Any]], at: int, cluster: str) -> dict[str, Any]:
@@ -87,26 +92,28 @@ def _row(messages: Sequence[dict[str, Any]], at: int, cluster: str) -> dict[str,
     }
 
 
-def fold(args: argparse.Namespace, train: Sequence[Conversation], test: Rows) -> dict[str, Any]:
-    """Per held-out row what each arm makes of it, and whose answers the scorer prefers."""
+def one(args: argparse.Namespace) -> dict[str, Any]:
+    """What one arm makes of each held-out row, people numbered, and how its answers are judged."""
     import torch
 
     torch.set_num_threads(1)
     learning.keep_replay()
+    train, test = PARTS[args.part](args)
+    people = {name: n for n, name in enumerate(dict.fromkeys(r["cluster"] for r in test))}
+    test = [r | {"cluster": people[r["cluster"]]} for r in test]
     with tempfile.TemporaryDirectory() as folder:
-        taught = Fold(train, test, Path(folder))
-        found: dict[str, Any] = {"liked": [r["liked"] for r in test], "cluster": [r["cluster"] for r in test]}
-        found |= {"rise": {}, "seconds": {}}
-        for arm in ARMS:
-            began = time.monotonic()
-            found["rise"][arm] = taught.rise(arm)
-            found["seconds"][arm] = round(time.monotonic() - began, 1)
-            tell(f"{args.part} {args.number} {arm}: {found['seconds'][arm]} s")
-        if args.part == "tm4":
-            grounded, full = taught.made["full"]
-            speakers = {"phase 1": grounded.path, "sft": taught.made["sft"][-1].path, "full": full.path}
-            found["better"] = better(train, test, speakers, taught.settings)
-    return found
+        taught, began = Fold(train, test, Path(folder)), time.monotonic()
+        rise, adapters = taught.stock(args) if args.arm in STOCK else taught.ours(args.arm)
+        seconds = round(time.monotonic() - began, 1)
+        speakers = dict(zip(SPEAKERS.get(args.arm, ()), adapters, strict=False)) if args.part == "tm4" else {}
+        return {
+            "liked": [r["liked"] for r in test],
+            "cluster": [r["cluster"] for r in test],
+            "rise": [round(float(value), 4) for value in rise],
+            "seconds": seconds,
+            "phase2_seconds": adapters[-1].details["seconds"],
+            "better": better(train, test, {name: a.path for name, a in speakers.items()}, taught.settings),
+        }
 
 
 @dataclass
@@ -119,30 +126,33 @@ class Fold:
 
     def __post_init__(self) -> None:
         self.snapshot, self.settings = frozen(self.train, made(self.home))
-        self.made: dict[str, list[Any]] = {}  # the adapters of the phases, by arm
 
-    def rise(self, arm: str) -> list[float]:
-        """Of the log-probability of each row of `test` over the start of `arm`."""
-        if arm in STOCK:
-            grounded, preferred = self.made["full"]
-            seconds = TIMES * preferred.details["seconds"]
-            found = stock(arm, self.snapshot, grounded, seconds, self.settings, made(self.home), self.test)
-            return list(found.tolist())
+    def ours(self, arm: str) -> tuple[NDArray[np.float64], list[Any]]:
+        """How far each row's log-probability rises over the start of the arm, and the adapters of its phases."""
         taught = learning.ARMS[arm]
         snapshot, settings = self._given(taught)
-        self.made[arm] = learning.learn(snapshot, taught.phases, settings)
-        start = self.made[arm][0].path if taught.phases == learning.BOTH else None
-        return list((self.scored(self.made[arm][-1].path) - self.scored(start)).tolist())
+        adapters = learning.learn(snapshot, taught.phases, settings)
+        start = adapters[0].path if taught.phases == learning.BOTH else None
+        return self._scored(adapters[-1].path) - self._scored(start), adapters
+
+    def stock(self, args: argparse.Namespace) -> tuple[NDArray[np.float64], list[Any]]:
+        """The same of trl, from phase 1 of `full`."""
+        from nightschool.evolve import sft
+
+        grounded = sft.run(self.snapshot, self.settings, folder=made(self.home), progress=tell)
+        home = made(self.home)
+        return stock(args.arm, self.snapshot, grounded, args.seconds, self.settings, home, self.test), [grounded]
 
     def _given(self, taught: learning.Arm) -> tuple[Any, Any]:
         if taught.hostile:
             return frozen(spoiled(self.train), made(self.home))
         return taught.reweigh(self.snapshot, 0), self.settings
 
-    def scored(self, path: Path | None) -> Any:
+    def _scored(self, path: Path | None) -> NDArray[np.float64]:
         from nightschool.evolve.trainer import student
 
-        return scores(student(self.settings, path), self.test)
+        found: NDArray[np.float64] = scores(student(self.settings, path), self.test)
+        return found
 
 
 def spoiled(train: Sequence[Conversation]) -> list[Conversation]:
@@ -331,6 +341,8 @@ def better(
     from nightschool.serving.engine import Sampling
     from nightschool.serving.local import LocalEngine
 
+    if not speakers:
+        return {}
     asked = list({r["cluster"]: r for r in test}.values())
     prompts, judge = [r["prompt"] for r in asked], scorer(train)
     engine, sampling = LocalEngine(settings.serving), Sampling(max_tokens=48, temperature=0.7, seed=0)
@@ -339,7 +351,7 @@ def better(
         engine.load(name, path)
         said = [a for k in range(0, len(prompts), 32) for a in _drawn(engine, prompts[k : k + 32], name, sampling)]
         marks = judge([_context(p, a) for p, a in zip(prompts, said, strict=True)])
-        found[name] = [[r["cluster"], m, len(a.split())] for r, m, a in zip(asked, marks, said, strict=True)]
+        found[name] = [[r["cluster"], round(m, 5), len(a.split())] for r, m, a in zip(asked, marks, said, strict=True)]
     engine.close()
     return found
 
@@ -430,7 +442,28 @@ def generations(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"tm4_better_generations": found["phase 1"], "tm4_better_than_sft": found["sft"]}
 
 
-PARTS = {"tm4": tm4_fold, "convai2": convai2_fold}
+def run_folds(part: str, count: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every arm of every fold, `--jobs` at a time; trl's after `full`, whose seconds they have."""
+    done: dict[tuple[int, str], Future[dict[str, Any]]] = {}
+
+    def run(number: int, arm: str) -> dict[str, Any]:
+        seconds = TIMES * done[number, "full"].result()["phase2_seconds"] if arm in STOCK else 0.0
+        words = ("--part", part, "--number", str(number), "--arm", arm, "--seconds", str(seconds))
+        found = loop.run_part(__file__, words, f"preference-{part}-{number}-{arm}", args)
+        tell(f"{part} {number} {arm}: {found['seconds']} s")
+        return found
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for arm in ARMS:
+            for number in range(count):
+                done[number, arm] = pool.submit(run, number, arm)
+    return [_joined({arm: done[number, arm].result() for arm in ARMS}) for number in range(count)]
+
+
+def _joined(arms: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    by_arm = {what: {arm: found[what] for arm, found in arms.items()} for what in ("rise", "seconds")}
+    spoken = {name: rows for found in arms.values() for name, rows in found["better"].items()}
+    return {key: arms["full"][key] for key in ("liked", "cluster")} | by_arm | {"better": spoken}
 
 
 def main() -> None:
@@ -443,14 +476,16 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
-        print(json.dumps(PARTS[args.part](args)))
+        print(json.dumps(one(args)))
         return
     result: dict[str, Any] = {}
     for name, count in (("tm4", args.folds), ("convai2", args.users)):
         if name in args.only.split(","):
-            folds = loop.run_parts(name, count, args, script=__file__)
+            folds = run_folds(name, count, args)
             result |= summary(folds, name)
             if name == "tm4":
                 result |= summary([folds[k] for k in UNTOUCHED if k < len(folds)], "tm4_untouched")
