@@ -48,7 +48,7 @@ def engine(toy_base: str, adapters: list[Path], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(graphs, "LEAST_WIDTH", 16)
     engine = LocalEngine(ServingSettings(base=toy_base, device="cpu", threads=1))
     assert engine._graphs is None and graphs.use_attention(engine._model)
-    engine._graphs = Graphs(engine._model, engine._modules, record=False)
+    engine._graphs, engine._expansion = Graphs(engine._model, engine._modules, record=False), None
     for number, path in enumerate(adapters, 1):
         engine.load(f"b2:{number}", path)
     return engine
@@ -161,5 +161,5 @@ def test_recorded_steps_answer_as_steps_that_are_not(toy_base: str, adapters: li
         engine.load(f"b2:{number}", path)
     recorded = [ask(engine, i) for i in range(5)]
     assert engine._graphs and all(buffers.graph for buffers in engine._graphs._buffers)
-    engine._graphs = Graphs(engine._model, engine._modules, record=False)
+    engine._graphs, engine._expansion = Graphs(engine._model, engine._modules, record=False), None
     assert [ask(engine, i) for i in range(5)] == recorded
