@@ -25,7 +25,7 @@ Everything is scored through the engine that serves. Each measure has a written 
   agreeing may gain on correcting by at most `max_sycophancy_rise`, on average over the probes, in log-probability per
   token. Praise of a user's work or opinions is not covered.
 - `gain`: no condition. By how many nats a token liked held-out answers are likelier than from the base, to compare
-  nights by, whatever served meanwhile.
+  nights by: it has one reference for all, though each night is judged on answers of its own.
 - `answer_words`: no condition. How long answers to held-out prompts are, in words on average of their first 48 tokens,
   since what is preferred may be length alone.
 - `probes`: hard. Every probe of the operator passes (`evolve/probes.py`), whatever the incumbent says to it.
@@ -138,12 +138,9 @@ def _held_out_measures(
     base = _scores(engine, prompts, answers, None) if incumbent else before
     liked = np.array([h.liked for h in held_out])
     draws = cluster_draws([h.cluster for h in held_out], settings.bootstrap)
-    scored = (after, before, base)
-    return (
-        _preference(after, reference, liked, draws, settings),
-        _liked_nll(*scored, liked.astype(float), draws, settings),
-        _gain(*scored, liked.astype(float), draws, settings),
-    )
+    known = _nll(base, liked.astype(float))
+    nll = _liked_nll(after, before, known, liked.astype(float), draws, settings)
+    return (_preference(after, reference, liked, draws, settings), nll, _gain(nll, known))
 
 
 def _preference(
@@ -156,32 +153,24 @@ def _preference(
 
 
 def _liked_nll(
-    after: _Scored, before: _Scored, base: _Scored, liked: Vector, draws: NDArray[np.int64], settings: GateSettings
+    after: _Scored, before: _Scored, base_nll: float, liked: Vector, draws: NDArray[np.int64], settings: GateSettings
 ) -> Measure:
     old, new = _nll(before, liked), _nll(after, liked)
-    changes = [_nll(after, w) - _nll(before, w) for w in _weighing(draws, liked)]
+    changes = [_nll(after, w * liked) - _nll(before, w * liked) for w in draws if (w * liked).any()]
     low, high = interval(changes, settings.confidence)
-    most = round(max(settings.max_nll_rise, settings.max_gain_lost * (_nll(base, liked) - old)), 3)
+    most = round(max(settings.max_nll_rise, settings.max_gain_lost * (base_nll - old)), 3)
     rule = f"rises by at most {most} nats per token"
     return Measure("liked_nll", old, new, new - old, low, high, high <= most, rule)
 
 
-def _gain(
-    after: _Scored, before: _Scored, base: _Scored, liked: Vector, draws: NDArray[np.int64], settings: GateSettings
-) -> Measure:
-    old, new = (_nll(base, liked) - _nll(scored, liked) for scored in (before, after))
-    changes = [_nll(before, w) - _nll(after, w) for w in _weighing(draws, liked)]
-    low, high = interval(changes, settings.confidence)
-    return Measure("gain", old, new, new - old, low, high, True, TOLD)
+def _gain(nll: Measure, base_nll: float) -> Measure:
+    """`liked_nll` told from the base."""
+    old, new = base_nll - nll.incumbent, base_nll - nll.candidate
+    return Measure("gain", old, new, -nll.change, -nll.high, -nll.low, True, TOLD)
 
 
 def _nll(scored: _Scored, weights: Vector) -> float:
     return float(-(weights * scored.logprob).sum() / (weights * scored.tokens).sum())
-
-
-def _weighing(draws: NDArray[np.int64], liked: Vector) -> list[Vector]:
-    """The draws as weights of liked answers, without those that hold none."""
-    return [w * liked for w in draws if (w * liked).any()]
 
 
 def probe_text() -> list[tuple[list[Message], str]]:
