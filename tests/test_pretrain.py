@@ -12,11 +12,12 @@ from nightschool.serving.engine import Sampling
 from nightschool.serving.local import LocalEngine
 from nightschool.serving.pretrain import corpus, measure, model, tokens
 from nightschool.serving.pretrain.__main__ import evaluate
+from nightschool.serving.pretrain.everyday import chat
 from nightschool.serving.pretrain.export import export
-from nightschool.serving.pretrain.facts import facts
+from nightschool.serving.pretrain.facts import NAMED, facts
 from nightschool.serving.pretrain.muon import Muon, orthogonalise, split_parameters
 from nightschool.serving.pretrain.run import Plan, Trainer
-from nightschool.serving.pretrain.scenes import from_notes, from_records, turn
+from nightschool.serving.pretrain.scenes import UNKNOWN, _ask_unknown, from_notes, from_records, turn
 from nightschool.serving.pretrain.toolscenes import with_tools
 from nightschool.settings import ServingSettings
 
@@ -132,8 +133,9 @@ def test_batch_follows_from_seed_and_step_and_begins_with_a_role(tokenizer) -> N
     first, second = made[0].at(2), made[1].at(2)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], made[0].at(1)[0])
-    inputs, targets, weights = first
-    assert inputs.shape == targets.shape == weights.shape == (4, 256) and made[0].at(3)[0].shape == (2, 512)
+    inputs, targets, weights, talks = first
+    assert inputs.shape == targets.shape == weights.shape == talks.shape == (4, 256)
+    assert made[0].at(3)[0].shape == (2, 512)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     roles = {tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ("system", "user")}
     assert set(inputs[:, 0].tolist()) <= roles
@@ -148,7 +150,44 @@ def test_batch_of_templates_encodes_as_the_chat_template_does(tokenizer) -> None
         assert ids == tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"]
 
 
+def test_conversations_of_a_row_are_numbered_but_in_long_rows(tokenizer) -> None:
+    batches = tokens.Batches(tokenizer, TALKS, 5, 1024, tokens.Weights())
+    inputs, _, _, talks = batches.at(2)
+    begins = F.pad(talks.diff(), (1, 0)).bool()
+    roles = {tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ("system", "user")}
+    assert begins.any() and set(inputs[begins].tolist()) <= roles
+    assert not batches.at(3).talks.any()
+
+
+def test_what_was_not_told_is_asked_for_and_not_known() -> None:
+    talks = [from_notes(Random(i)) for i in range(300)]
+    assert sum(said["content"] in UNKNOWN for talk in talks for said in talk) > 80
+    known = [fact for i in range(900) for fact in facts(Random(i), 1) if fact.form == NAMED.said[0]]
+    questions = [_ask_unknown(Random(i), [fact])[0]["content"] for i, fact in enumerate(known)]
+    alike = [question for question in questions if re.search("called|name of|'s name|Who is", question)]
+    assert len(known) > 80 and 0.5 < len(alike) / len(known) < 0.9
+
+
+def test_everyday_talk_takes_up_the_person_that_was_named() -> None:
+    said = [pair for i in range(400) for pair in chat(Random(i))]
+    named = [(told, answer) for told, answer in said if " your " in answer and " my " in told.lower()]
+    assert len(named) > 25
+    taken_up = [set(told.rstrip(".").split()) & set(answer.strip("?!.").split()) for told, answer in named]
+    assert sum(bool(words) for words in taken_up) > 0.7 * len(named)
+
+
 # -- model and optimiser ---
+
+
+def test_conversations_of_a_row_do_not_see_each_other() -> None:
+    ours = model.build_model(0).eval()
+    ids = torch.randint(6, 4096, (1, 60), generator=torch.Generator().manual_seed(0))
+    talks = torch.tensor([[0] * 25 + [1] * 35])
+    mask, positions = model.apart(talks)
+    with torch.no_grad():
+        together = ours(ids, attention_mask=mask, position_ids=positions).logits
+        alone = [ours(part).logits for part in (ids[:, :25], ids[:, 25:])]
+    assert torch.allclose(together, torch.cat(alone, 1), atol=1e-4)
 
 
 def test_own_kernels_compute_what_those_of_transformers_do() -> None:

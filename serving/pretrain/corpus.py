@@ -13,20 +13,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from .scenes import Conversation, at_the_desk, from_earlier_turns, from_notes, from_records, greeting, on_style, turn
+from .scenes import (
+    Conversation,
+    at_the_desk,
+    everyday,
+    from_earlier_turns,
+    from_notes,
+    from_records,
+    greeting,
+    on_style,
+    turn,
+)
 from .toolscenes import with_tools
 
 HELD_OUT_PERCENT = 2
 
 # in shares of conversations; what copies from the context has the largest
 SCENES = {
-    from_notes: 34,
-    from_earlier_turns: 16,
-    from_records: 12,
-    with_tools: 24,
+    from_notes: 28,
+    from_earlier_turns: 14,
+    from_records: 10,
+    with_tools: 20,
+    everyday: 16,
     at_the_desk: 6,
-    on_style: 6,
-    greeting: 2,
+    on_style: 5,
+    greeting: 1,
 }
 
 

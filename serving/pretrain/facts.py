@@ -31,9 +31,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Fact:
-    """`key` is equal for facts that one question cannot tell apart."""
+    """`key` is equal for facts that one question cannot tell apart, `form` for those that are worded alike."""
 
     key: str
+    form: str
     value: str
     said: str
     note: str
@@ -158,7 +159,7 @@ def _of_another(rng: Random) -> Fact:
     text = note.format(p=person, v=value)
     text = text[0].upper() + text[1:]
     asked, answered = question.format(p=person, v=value), answer.format(p=person, v=value)
-    return Fact(asked, value, text, text, asked, answered)
+    return Fact(asked, note, value, text, text, asked, answered)
 
 
 def _of_the_user(rng: Random) -> Fact:
@@ -168,7 +169,7 @@ def _of_the_user(rng: Random) -> Fact:
     said = rng.choice(shape.said).format(n=noun, v=value)
     note = rng.choice(shape.noted).format(n=noun, v=value) if rng.random() < 0.5 else said
     asked = rng.choice(shape.asked).format(n=noun, v=value)
-    return Fact(noun, value, said, note, asked, rng.choice(shape.answered).format(n=noun, v=value))
+    return Fact(noun, shape.said[0], value, said, note, asked, rng.choice(shape.answered).format(n=noun, v=value))
 
 
 def _favourite(rng: Random, noun: str) -> str:

@@ -25,7 +25,7 @@ def seedling_config(vocabulary: int = VOCABULARY) -> Any:
     return DeepseekV3Config(
         vocab_size=vocabulary,
         hidden_size=256,
-        intermediate_size=768,
+        intermediate_size=1024,
         moe_intermediate_size=128,
         num_hidden_layers=6,
         num_attention_heads=4,
@@ -76,9 +76,26 @@ def causal_attention(
     kind = torch.float32 if query.device.type == "cpu" else value.dtype
     with torch.autocast(query.device.type, enabled=False):
         out = F.scaled_dot_product_attention(
-            query.to(kind), key.to(kind), value.to(kind), is_causal=True, scale=scaling
+            query.to(kind),
+            key.to(kind),
+            value.to(kind),
+            attn_mask=None if mask is None else mask.to(kind),
+            is_causal=mask is None,
+            scale=scaling,
         )
     return out.transpose(1, 2).contiguous(), None
+
+
+def apart(talks: Tensor) -> tuple[Tensor, Tensor]:
+    """For rows of conversations, numbered (rows, length): the mask that is added to their attention, and positions.
+
+    (rows, 1, length, length) with 0 where a token may look, itself and before in the same conversation; (rows, length)
+    counted anew from the beginning of each.
+    """
+    length = talks.shape[1]
+    seen = (talks[:, :, None] == talks[:, None, :]) & torch.ones(length, length, dtype=torch.bool).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    return mask[:, None], seen.sum(-1) - 1
 
 
 def padded_experts(module: Any, hidden: Tensor, picked: Tensor, weight: Tensor) -> Tensor:
@@ -145,11 +162,11 @@ class Balancer:
         """The load of the busiest expert of any layer, over the mean of its layer."""
         return max(float(load.max() / load.mean().clamp(min=1e-9)) for load in self.loads)
 
-    def step(self) -> float:
-        """Moves the biases, forgets the counts and returns the worst load."""
+    def step(self, rate: float = 1.0) -> float:
+        """Moves the biases by `rate` times the step size, forgets the counts and returns the worst load."""
         worst = self.worst()
         for router, load in zip(self.routers, self.loads, strict=True):
-            router.e_score_correction_bias += self.step_size * torch.sign(load.mean() - load)
+            router.e_score_correction_bias += rate * self.step_size * torch.sign(load.mean() - load)
             router.e_score_correction_bias -= router.e_score_correction_bias.mean()
             load.zero_()
         return worst

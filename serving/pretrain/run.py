@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .model import Balancer, TiedCrossEntropy, build_model
+from .model import Balancer, TiedCrossEntropy, apart, build_model
 from .muon import Muon, split_parameters
 from .tokens import Batches, Weights
 
@@ -33,7 +33,7 @@ class Plan:
     seed: int = 7
     minutes: float = 70.0
     steps: int = 0  # 0: the minutes decide
-    tokens: int = 3072  # per step
+    tokens: int = 4096  # per step
     workers: int = 2  # parts of a batch that are computed side by side
     # rates at their peak, and their course
     warm_up_steps: int = 100
@@ -80,11 +80,16 @@ class Trainer:
         left = max(0.0, 1 - self.progress())
         return min(1.0, (self.done + 1) / self.plan.warm_up_steps, max(0.02, left / self.plan.decay_share))
 
-    def gradients(self, inputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[float, tuple[Tensor, ...]]:
+    def gradients(
+        self, inputs: Tensor, targets: Tensor, shares: Tensor, talks: Tensor
+    ) -> tuple[float, tuple[Tensor, ...]]:
+        mask, positions = (each.to(self.device) for each in apart(talks))
         with torch.autocast(
             self.device.type, torch.bfloat16, cache_enabled=False
         ):  # the cache is shared by all threads
-            hidden = self.model.model(input_ids=inputs, use_cache=False).last_hidden_state
+            hidden = self.model.model(
+                input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False
+            ).last_hidden_state
         flat = hidden.float().view(-1, hidden.shape[-1])
         embedding = self.model.get_input_embeddings().weight
         loss = TiedCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -94,17 +99,20 @@ class Trainer:
 
     def step(self) -> tuple[float, float]:
         """One step; returns its loss and the worst expert load."""
-        inputs, targets, weights = (block.to(self.device) for block in self.batches.at(self.done))
+        batch = self.batches.at(self.done)
+        inputs, targets, weights = (block.to(self.device) for block in batch[:3])
         shares = weights / weights.sum()
-        parts = zip(*(block.chunk(self.parts) for block in (inputs, targets, shares)), strict=True)
+        parts = zip(*(block.chunk(self.parts) for block in (inputs, targets, shares, batch.talks)), strict=True)
         results = [job.result() for job in [self.pool.submit(self.gradients, *part) for part in parts]]
         for p, *grads in zip(self.model.parameters(), *(grads for _, grads in results), strict=True):
             p.grad = torch.stack(grads).sum(0) if len(grads) > 1 else grads[0]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._update(self.rate())
+        rate = self.rate()
+        self._update(rate)
         self.done += 1
         self.tokens += inputs.numel()
-        return sum(loss for loss, _ in results), self.balancer.step()
+        # as the weights come to rest, so do the biases: they settle on the mean of many steps
+        return sum(loss for loss, _ in results), self.balancer.step(min(1.0, 10 * rate))
 
     def _update(self, rate: float) -> None:
         self.muon.step(self.plan.muon_lr * rate, self.plan.decay)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from random import Random
 
 from . import words as w
+from .everyday import chat
 from .facts import Fact, Value, fact, facts, phrases
 
 Turn = dict[str, str]
@@ -72,24 +73,35 @@ def from_notes(rng: Random) -> Conversation:
     if rng.random() < 0.2:
         talk += _small_talk(rng)
     for one in rng.sample(known, min(len(known), rng.randint(1, 3))):
-        talk += _ask_unknown(rng, known) if rng.random() < 0.12 else _ask(rng, one)
+        talk += _ask_unknown(rng, known) if rng.random() < 0.25 else _ask(rng, one)
     return talk
 
 
 def from_earlier_turns(rng: Random) -> Conversation:
     """The person says something, talks of other things, and then asks for it."""
-    known = facts(rng, rng.randint(1, 3))
+    known = facts(rng, rng.randint(1, 4))
     talk: Conversation = []
-    for one in known:
+    for said in _tellings(rng, known):
         opening = rng.choice(("", "", "Please remember this: ", "Hello. ", "Hi! ", "Just so you know, "))
-        talk += [turn("user", opening + one.said), turn("assistant", rng.choice(NOTED))]
+        talk += [turn("user", opening + said), turn("assistant", rng.choice(NOTED))]
         if rng.random() < 0.3:
-            talk += _small_talk(rng)
+            talk += _small_talk(rng) if rng.random() < 0.5 else everyday(rng)
     for one in rng.sample(known, rng.randint(1, len(known))):
         talk += _ask(rng, one)
-    if rng.random() < 0.15:
+    if rng.random() < 0.3:
         talk += _ask_unknown(rng, known)
     return talk
+
+
+def _tellings(rng: Random, known: Sequence[Fact]) -> list[str]:
+    """The facts as they are told: one at a time, or two in one sentence."""
+    told = [one.said for one in known]
+    if len(told) < 2 or rng.random() > 0.4:
+        return told
+    first, second, *rest = told
+    if second.startswith(("My ", "The ", "You ", "Please ", "Call ")):
+        second = second[0].lower() + second[1:]
+    return [f"{first.rstrip('.')} and {second}", *rest]
 
 
 def notes(rng: Random, known: Sequence[Fact]) -> Turn:
@@ -108,16 +120,19 @@ def _note_line(rng: Random, one: Fact) -> str:
 
 
 def _casual(rng: Random, text: str) -> str:
+    """A question as people type it: as `_typed` has it, or with an opening."""
+    if rng.random() < 0.06:
+        opening = rng.choice(("Hey, ", "Please tell me: ", "Quick question: ", "By the way, "))
+        return opening + text[0].lower() + text[1:]
+    return _typed(rng, text)
+
+
+def _typed(rng: Random, text: str) -> str:
     """The same words as people type them: now and then without capitals or the closing mark."""
     roll = rng.random()
     if roll < 0.08:
         return text.lower()
-    if roll < 0.14:
-        return text.rstrip("?.!")
-    if roll < 0.2:
-        opening = rng.choice(("Hey, ", "Please tell me: ", "Quick question: ", "By the way, "))
-        return opening + text[0].lower() + text[1:]
-    return text
+    return text.rstrip("?.!") if roll < 0.14 else text
 
 
 def _ask(rng: Random, one: Fact) -> Conversation:
@@ -125,11 +140,25 @@ def _ask(rng: Random, one: Fact) -> Conversation:
 
 
 def _ask_unknown(rng: Random, known: Sequence[Fact]) -> Conversation:
+    """Asks for what was not told; every other time for what sounds like something that was."""
     keys = {one.key for one in known}
+    wanted = {rng.choice(known).form} if rng.random() < 0.5 else None
     other = fact(rng)
-    while other.key in keys:
+    for _ in range(200):
+        if other.key not in keys and (wanted is None or other.form in wanted):
+            break
         other = fact(rng)
+    if other.key in keys:
+        return _small_talk(rng)
     return [turn("user", _casual(rng, other.question)), turn("assistant", rng.choice(UNKNOWN))]
+
+
+def everyday(rng: Random) -> Conversation:
+    """Small talk in which each answer takes up what was said."""
+    talk: Conversation = []
+    for said, reply in chat(rng):
+        talk += [turn("user", _typed(rng, said)), turn("assistant", reply)]
+    return talk
 
 
 def _small_talk(rng: Random) -> Conversation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +72,15 @@ class Weights:
     context: float = 0.25  # what it is copied from: invented, so mostly noise
 
 
+class Batch(NamedTuple):
+    """What one step is trained on, each (rows, length): `talks` numbers the conversations of a row."""
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor
+    talks: Tensor
+
+
 class Batches:
     """Rows of whole conversations, cut only at the end of a row; about half of the tokens are real dialogue."""
 
@@ -94,25 +103,29 @@ class Batches:
             weights += [weigh.context] + [weight] * (len(text.ids) + 1)
         return ids, weights
 
-    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, targets and weights of one step, (rows, length); every fourth step has rows of twice the length."""
+    def at(self, step: int) -> Batch:
+        """The batch of one step. Every fourth has rows of twice the length, each one conversation from end to end.
+
+        Otherwise the conversations of a row are apart, as they are when served: what was said in one is not known in
+        the next. The long rows teach to look far back, which few single conversations do.
+        """
         rng = Random(f"{self.seed}:{step}")
-        length = 512 if step % 4 == 3 else 256
-        ids, weights = [], []
+        long = step % 4 == 3
+        length = 512 if long else 256
+        rows: list[list[tuple[int, float, int]]] = []
         written = real = 0
         for _ in range(max(1, self.tokens // length)):
-            row: list[int] = []
-            row_weights: list[float] = []
+            row: list[tuple[int, float, int]] = []
+            number = 0
             while len(row) < length + 1:
                 if real <= written:
-                    more, weigh = self.encode(rng.choice(self.dialogues), Weights(1.0, 1.0))
-                    real += len(more)
+                    ids, weights = self.encode(rng.choice(self.dialogues), Weights(1.0, 1.0))
+                    real += len(ids)
                 else:
-                    more, weigh = self.encode(corpus.conversation(rng), self.weights)
-                    written += len(more)
-                row += more
-                row_weights += weigh
-            ids.append(row[: length + 1])
-            weights.append(row_weights[: length + 1])
-        block = torch.tensor(ids)
-        return block[:, :-1], block[:, 1:].contiguous(), torch.tensor(weights)[:, 1:].contiguous()
+                    ids, weights = self.encode(corpus.conversation(rng), self.weights)
+                    written += len(ids)
+                row += zip(ids, weights, [number] * len(ids), strict=True)
+                number += not long
+            rows.append(row[: length + 1])
+        ids_of, weights_of, talks_of = (torch.tensor([[cell[i] for cell in row] for row in rows]) for i in range(3))
+        return Batch(ids_of[:, :-1], ids_of[:, 1:].contiguous(), weights_of[:, 1:].contiguous(), talks_of[:, :-1])

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 _ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w y z".split()
-_NUCLEI = "a e i o u ai au ea ee ia io oa ou y".split()
+_NUCLEI: list[str] = [*"aeiou" * 3, *"ai au ea ee ia io oa ou y".split()]
+_JOINTS = "l m n r s t nd rn ll".split()  # what may close the first syllable
 _CODAS = ["", "", "", "l", "n", "r", "s", "t", "m", "x", "ck", "nd", "rt", "sh"]
 FIRST = """Anna Ben Carla David Elena Farid Grace Hugo Ines Jonas Kira Liam Maya Nils Olga Pedro Quinn Rosa Sami Tara
 Uma Victor Wendy Xenia Yusuf Zoe Alice Bruno Chloe Dario Emma Felix Gina Hana Ivan Julia Karim Laura Marco Nina Oscar
@@ -40,8 +41,9 @@ lucky wooden plastic metal glass broken shiny dusty""".split()
 
 
 def word(rng: Random, least: int = 2, most: int = 3) -> str:
-    parts = [rng.choice(_ONSETS) + rng.choice(_NUCLEI) for _ in range(rng.randint(least, most))]
-    return "".join(parts) + rng.choice(_CODAS)
+    first, *rest = [rng.choice(_ONSETS) + rng.choice(_NUCLEI) for _ in range(rng.randint(least, most))]
+    joint = rng.choice(_JOINTS) if rng.random() < 0.4 else ""
+    return "".join((first, joint, *rest, rng.choice(_CODAS)))
 
 
 def capital(rng: Random) -> str:
