@@ -339,11 +339,13 @@ def base(adapters: dict[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     held_out = corpus.read_dialogues(args.data / "self_dialogue" / "dialogues.jsonl.gz")[1]
     engine, few = engine_with({}), held_out[:FEW]
     perplexity, tokens = measure.dialogue_perplexity(engine, held_out)
+    load, load_talks = measure.expert_load(engine, held_out[:200])
     rounded = LocalEngine(ServingSettings(device="cpu", threads=1, weights="fp8"))
     products = measure.dialogue_perplexity(rounded, few)[0] / measure.dialogue_perplexity(engine, few)[0]
     return {
         "copy_exact": measure.facts_used(engine, 200)[0],
-        "expert_load_max_over_mean": round(measure.expert_load(engine, held_out[:200]), 3),
+        "expert_load_max_over_mean": round(load, 3),
+        "expert_load_equal_conversations": round(load_talks, 3),
         "perplexity": round(perplexity, 2),
         "perplexity_tokens": tokens,
         **against_full_weights(engine, args.checkpoint, held_out, perplexity),

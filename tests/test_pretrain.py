@@ -346,7 +346,7 @@ def test_exported_folder_is_small_fp8_and_serves(
 
 def test_card_names_sources_figures_and_the_command(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     talk = [turn("user", "Hello!"), turn("assistant", "Hi.")]
-    report = measure.Report(30.5, 30.1, 1000, 0.93, 0.9, {1: 1.0, 8: 0.8}, 0.7, 0.5, 1.3, 1.0, (talk,))
+    report = measure.Report(30.5, 30.1, 1000, 0.93, 0.9, {1: 1.0, 8: 0.8}, 0.7, 0.5, 1.3, 1.4, 1.0, (talk,))
     monkeypatch.setattr("nightschool.serving.pretrain.__main__.measure", lambda *_: report)
     monkeypatch.setattr(corpus, "read_dialogues", lambda path: ([], []))
     evaluate(tmp_path, Path("dialogues"), checkpoint)

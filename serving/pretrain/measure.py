@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ...content import Message
 from ...settings import ServingSettings
@@ -31,49 +32,54 @@ from .toolscenes import with_tools
 SAMPLING = Sampling(max_tokens=64)
 KNOWN = {word for values in vars(words).values() if isinstance(values, list | tuple) for word in values}
 
-# Chosen before the first look at any answer. A system message, then what the user or a tool says, turn by turn.
+# Written by somebody who has seen neither the training text nor an answer: a system message, then what the user or a
+# tool says, turn by turn.
 CONVERSATIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "",
         (
-            ("user", "Hi! How was your weekend?"),
-            ("user", "I went to the lake with my sister."),
-            ("user", "She loves swimming."),
+            ("user", "Hi there, how are you today?"),
+            ("user", "I'm a bit tired. I slept badly because the neighbours were loud."),
+            ("user", "I think I'll go for a walk in the park later. Do you think that will help?"),
+            ("user", "Good idea. Talk to you later!"),
         ),
     ),
     (
-        "Notes from earlier conversations:\n- My dog is called Brumpel.\n- I live in Zarnov.",
+        "Notes from earlier conversations:\n- My sister is called Maribel.\n- My dog is called Tolvo.\n"
+        "- My home town is Harnwick.",
         (
-            ("user", "Hello!"),
-            ("user", "What is my dog called?"),
-            ("user", "And where do I live?"),
-            ("user", "What is my sister's name?"),
+            ("user", "Hello, it's me again."),
+            ("user", "Do you remember what my dog is called?"),
+            ("user", "And where am I from?"),
+            ("user", "What is my favourite colour?"),
         ),
     ),
     (
         "",
         (
-            ("user", "My name is Tamsin and I work as a beekeeper."),
-            ("user", "What is my name?"),
-            ("user", "What do I do for a living?"),
+            ("user", "Hi! My name is Jorren and I work as a gardener."),
+            ("user", "It has been raining here all week."),
+            ("user", "Can you tell me my name and what my job is?"),
         ),
     ),
     (
-        "You answer for Halden Books. We are open until 7 pm. Returns are accepted within 21 days.",
+        "You answer for Pellworth Books. The shop is open from 9 am to 6 pm, Monday to Saturday. "
+        "Returns are accepted within 30 days.",
         (
             ("user", "Good morning."),
-            ("user", "When do you close?"),
-            ("user", "Can I send a book back?"),
-            ("user", "Thank you."),
+            ("user", "When are you open?"),
+            ("user", "I bought something last week and I don't like it. How long do I have to return it?"),
+            ("user", "Great, thanks for your help."),
         ),
     ),
     (
-        'You can call these functions:\n{"find_lamp": {"name": ...}}\n{"reserve_lamp": {"id": ...}}',
+        'You can call these functions:\n{"find_lamp": {"name": "string"}}\n{"reserve_lamp": {"id": "string"}}',
         (
-            ("user", "I am looking for the lamp Orvaldo."),
-            ("tool", '[{"id": "QX-318", "name": "Orvaldo", "price": "40 dollars"}]'),
-            ("user", "Yes, reserve it please."),
-            ("tool", '{"status": "ok", "code": "H77"}'),
+            ("user", "Hi, I'm looking for a lamp called Velora. Do you have it?"),
+            ("tool", '[{"id": "L482", "name": "Velora", "price": 39}]'),
+            ("user", "Yes, please reserve it for me."),
+            ("tool", '{"status": "reserved", "code": "K7315"}'),
+            ("user", "Thank you. What was the code again?"),
         ),
     ),
 )
@@ -89,7 +95,8 @@ class Report:
     among: dict[int, float]  # by the number of notes
     tool_calls: float  # share of second calls that are right to the letter, where the functions were listed
     says_unknown: float  # of questions that the notes do not answer
-    expert_load: float  # busiest over mean, worst layer
+    expert_load: float  # busiest over mean, worst layer, over the mix that it was trained on
+    expert_load_talks: float  # the same over as many real as written conversations
     ended: float  # share of answers that ended by themselves
     conversations: tuple[Conversation, ...]
 
@@ -98,6 +105,7 @@ def measure(folder: Path, held_out: Sequence[Conversation], checkpoint: Path | N
     engine = LocalEngine(ServingSettings(base=str(folder), device="cpu"))
     perplexity, tokens = dialogue_perplexity(engine, held_out)
     from_notes, among, ended = facts_used(engine, count)
+    by_tokens, by_talks = expert_load(engine, held_out[:count])
     return Report(
         perplexity=perplexity,
         perplexity_full=_perplexity_full(engine, checkpoint, held_out) if checkpoint else None,
@@ -107,7 +115,8 @@ def measure(folder: Path, held_out: Sequence[Conversation], checkpoint: Path | N
         among=among,
         tool_calls=calls_copied(engine, count // 2),
         says_unknown=unknown_said(engine, count // 2),
-        expert_load=expert_load(engine, held_out[:count]),
+        expert_load=by_tokens,
+        expert_load_talks=by_talks,
         ended=ended,
         conversations=tuple(hold(engine, system, said) for system, said in CONVERSATIONS),
     )
@@ -134,15 +143,31 @@ def _perplexity_full(engine: LocalEngine, checkpoint: Path, talks: Sequence[Conv
         engine._model.load_state_dict(served)
 
 
-def expert_load(engine: LocalEngine, talks: Sequence[Conversation]) -> float:
-    """Over real dialogues and as many written ones, each alone, so that no padding is counted."""
+def expert_load(engine: LocalEngine, talks: Sequence[Conversation]) -> tuple[float, float]:
+    """Over as many tokens of real dialogue as of written, as it was trained, and over as many conversations of each.
+
+    Each conversation is read alone, so that no padding is counted.
+    """
     rng = Random("measure:load")
     counts = Balancer(engine._model)
-    for talk in [*talks, *(conversation(rng) for _ in talks)]:
+    real = _loads(engine, counts, talks)
+    written = _loads(engine, counts, [conversation(rng) for _ in talks])
+    by_tokens = real / real.sum(1, keepdim=True) + written / written.sum(1, keepdim=True)
+    return _worst(by_tokens), _worst(real + written)
+
+
+def _loads(engine: LocalEngine, counts: Balancer, talks: Sequence[Conversation]) -> Tensor:
+    """How often each expert of each layer is picked: (layers, experts)."""
+    before = torch.stack(counts.loads)
+    for talk in talks:
         ids = torch.tensor([prompt_ids(engine._tokenizer, _messages(talk), 512)])
         with torch.inference_mode():
             engine._model(ids, use_cache=False, logits_to_keep=1)
-    return counts.worst()
+    return torch.stack(counts.loads) - before
+
+
+def _worst(loads: Tensor) -> float:
+    return float((loads.max(1).values / loads.mean(1)).max())
 
 
 # -- facts ---
@@ -262,6 +287,7 @@ def card(report: Report, state: dict[str, Any], parameters: int, bytes_on_disk: 
         calls=f"{report.tool_calls:.0%}",
         unknown=f"{report.says_unknown:.0%}",
         load=f"{report.expert_load:.2f}",
+        load_talks=f"{report.expert_load_talks:.2f}",
         ended=f"{report.ended:.0%}",
         conversations="\n\n".join(_quoted(talk) for talk in report.conversations),
     )
@@ -296,8 +322,9 @@ but it was trained on rows of 256 and 512 tokens: keep prompts within that.
 | half | conversations that the script writes itself | Apache-2.0, as this project |
 
 The first are dialogues that people wrote with themselves; 2 % are held out by hash. The others hold facts in notes and
-earlier turns, records, tool calls, a help desk and small instructions; their names and ids are made of syllables.
-Nothing about coffee, food or drink was written: the domain of the demonstration has to be learnt at night.
+earlier turns, records, tool calls, a help desk, small instructions and talk about everyday things; their names and ids
+are made of syllables. Nothing about coffee, food or drink was written: the domain of the demonstration has to be learnt
+at night.
 
 ## How
 
@@ -319,7 +346,8 @@ By the same command with `--evaluate DIR`, greedily, through the engine that ser
 | the same from earlier turns | {turns} |
 | second tool call right to the letter, its id read off a result, functions listed | {calls} |
 | says that it does not know, asked for what the notes do not hold | {unknown} |
-| load of the busiest expert over the mean, worst layer | {load} |
+| load of the busiest expert over the mean, worst layer, as many tokens of real dialogue as of written ones | {load} |
+| the same over as many conversations of each, so two thirds real dialogue | {load_talks} |
 | answers that end by themselves within 64 tokens | {ended} |
 
 ## Five conversations
