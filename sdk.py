@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from .content import Message
-from .errors import InputError, SettingsError
+from .errors import InputError
 from .memory.types import (
     DEFAULT_USER,
     Feedback,
@@ -69,7 +69,8 @@ def open(
 class Assistant:
     """Answers with the live adapter, remembers, and listens. One may be shared by threads.
 
-    A call without `session_id` belongs to this object's own session, one without `user_id` to the default user.
+    `reply` and `record` without `session_id` belong to this object's own session, what has no `user_id` to the default
+    user.
     """
 
     def __init__(
@@ -231,7 +232,11 @@ class Assistant:
         memory_ids: Sequence[str] = (),
         query: str | None = None,
     ) -> ForgetPlan:
-        """What would be erased; nothing changes before `forget_apply(plan)`. What is given narrows each other."""
+        """What would be erased; nothing changes before `forget_apply(plan)`.
+
+        Owner and time narrow; ids and what the query finds are joined. A query finds all that says it from
+        `memory.recall_threshold` on, of all agents, and needs `user_id`.
+        """
         return self.store.forget(
             user_id=user_id,
             session_id=session_id,
@@ -254,11 +259,9 @@ def _opened(serving: ServingSettings) -> Engine:
         from .serving.local import LocalEngine
 
         return LocalEngine(serving)
-    if serving.engine == "vllm":
-        from .serving.vllm import VLLMEngine
+    from .serving.vllm import VLLMEngine
 
-        return VLLMEngine(serving)
-    raise SettingsError(f"serving.engine is {serving.engine!r}; it is local or vllm")
+    return VLLMEngine(serving)
 
 
 class AsyncAssistant:

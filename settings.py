@@ -20,6 +20,7 @@ from .errors import SettingsError
 
 PREFIX = "NIGHTSCHOOL_"
 MOST_EXPANDED = 0.3
+LORA_TARGETS = ("attention", "attention+mlp")
 
 
 def _require(section: str, stage: object, wanted: str, good: Callable[[float], bool], *names: str) -> None:
@@ -30,6 +31,12 @@ def _require(section: str, stage: object, wanted: str, good: Callable[[float], b
             raise SettingsError(f"{section}.{name} is {value!r}; it is {wanted}")
 
 
+def _require_one_of(section: str, stage: object, name: str, *choices: str) -> None:
+    value = getattr(stage, name)
+    if value not in choices:
+        raise SettingsError(f"{section}.{name} is {value!r}; it is one of {', '.join(choices)}")
+
+
 @dataclass(frozen=True)
 class MemorySettings:
     # where: empty = inside the home
@@ -37,7 +44,7 @@ class MemorySettings:
     index_url: str = ""  # a folder, or as LanceDB takes it: s3://, gs://, az://, see docs/object-storage.md
     # recall
     recall_limit: int = 5  # memories given to a reply
-    recall_threshold: float = 0.35  # a memory scoring less is not given to a reply
+    recall_threshold: float = 0.35  # a memory scoring less is not given to a reply, nor found by `forget --query`
     # topics
     topic_cosine: float = 0.65  # a turn joins the nearest narrow topic at or above it; groups adapt to the data
 
@@ -52,8 +59,8 @@ class CensorSettings:
     liked_above: float = 0.2  # scores in between teach nothing
     disliked_below: float = -0.2
     # the learned part
-    read_turns: int = 5000  # unrated turns that it reads a night, the latest; 0 = off
-    refit_from: int = 200  # ratings given here from which it is fitted on them, and not the one that ships
+    read_turns: int = 5000  # unrated turns that it reads a night, and ratings it is fitted on, the latest; 0 = off
+    refit_from: int = 200  # ratings given here, of several people, from which it is fitted on them; else as shipped
 
     def __post_init__(self) -> None:
         _require("censor", self, "from 0 to 1", lambda x: 0 <= x <= 1, "min_confidence", "liked_above")
@@ -73,7 +80,7 @@ class DatasetSettings:
     min_topic_users: int = 1  # before a topic teaches everyone; a service of many users wants 3 or more
     # what goes in
     max_rows: int = 3000  # per part; a seeded, recency-weighted sample beyond it
-    min_liked: int = 20  # fewer liked turns: nothing to learn
+    min_liked: int = 20  # fewer examples (liked or corrected, held-out ones not counted): nothing to learn
     same_prompt_cosine: float = 0.92  # "nearly the same prompt" for a contrast pair
     # synthetic pairs, see evolve/expansion.py: what a reader predicts is weaker than what people say, so off
     expand_share: float = 0.0  # of the weight of the pairs, at most 0.3; 0 = off
@@ -95,20 +102,20 @@ class DatasetSettings:
 
 @dataclass(frozen=True)
 class NightSettings:
-    budget_minutes: float = 30.0  # the one dial: decides how many rows each phase sees
+    budget_minutes: float = 30.0  # the one dial: how many rows each phase sees, at a CPU's speed; no time limit
     seed: int = 0
     # LoRA
     lora_targets: str = "attention+mlp"  # or "attention"
     lora_rank: int = 16
     lora_alpha: int = 32
-    max_tokens: int = 512  # prompt and answer; the prompt is cut from the left
+    max_tokens: int = 512  # prompt and answer; the prompt is cut from the left, an answer above 3/4 of it left out
     batch_size: int = 8
     few_rows: int = 800  # epochs and rates suit so many examples; trainer.suited makes them gentler for fewer
     # phase 1
     sft_epochs: float = 1.0
     sft_lr: float = 3e-3
     # the base's own text, so that it does not forget: as a share of the rows of each phase, of 2 · few_rows at least
-    replay_share: float = 0.25  # at most 300 rows in all (evolve/replay.py)
+    replay_share: float = 0.25  # at most 300 rows a phase (evolve/replay.py), as many as the defaults ask for
     replay_weight: float = 1.0  # of the KL to the base on them; few examples make it greater, see trainer.suited
     # phase 2
     preference_epochs: float = 2.0
@@ -118,6 +125,7 @@ class NightSettings:
     sft_term: float = 5.0  # alpha, of phase 1's objective, which is per token where the others are per answer
 
     def __post_init__(self) -> None:
+        _require_one_of("night", self, "lora_targets", *LORA_TARGETS)
         _require("night", self, "1 or more", lambda x: x >= 1, "lora_rank", "lora_alpha", "max_tokens", "batch_size")
         _require("night", self, "above 0", lambda x: x > 0, "budget_minutes", "beta", "thumb_beta")
         _require("night", self, "above 0 and finite", lambda x: 0 < x < inf, "sft_epochs", "preference_epochs")
@@ -137,7 +145,7 @@ class GateSettings:
     max_probe_rise: float = 0.05  # relative, on the fixed probe text
     max_repetition_rise: float = 0.1  # of the share of word trigrams that an answer says again
     max_sycophancy_rise: float = 0.15  # nats per token by which agreeing with what is wrong gains on correcting it
-    probe_answers: int = 16  # prompts answered in full, held out and masked: empty answers, circles, leaks
+    probe_answers: int = 16  # prompts of each kind, held out and masked, answered in 48 tokens: empty, circles, leaks
 
     def __post_init__(self) -> None:
         _require("gate", self, "1 or more", lambda x: x >= 1, "bootstrap", "min_clusters", "min_rated", "probe_answers")
@@ -158,10 +166,12 @@ class ServingSettings:
     device: str = "auto"
     weights: str = "auto"  # of the local engine: fp8 where checkpoint and card have it; or "fp8", "full"
     threads: int = 0  # 0 = torch's own choice
-    max_tokens: int = 96
+    max_tokens: int = 96  # of a reply; the seedling says little, a larger base wants more
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
+        _require_one_of("serving", self, "engine", "local", "vllm")
+        _require_one_of("serving", self, "weights", "auto", "fp8", "full")
         _require("serving", self, "above 0", lambda x: x > 0, "parity_tolerance")
         _require("serving", self, "1 or more", lambda x: x >= 1, "max_tokens")
         _require("serving", self, "0 (torch chooses) or more", lambda x: x >= 0, "threads")

@@ -1,4 +1,4 @@
-"""Whether a candidate may serve: it must be shown to be better, and shown not to be worse, on people it never saw.
+"""Whether a candidate may serve: it must be shown to be better, and not worse, on people (or sessions) it never saw.
 
 Everything is scored through the engine that serves. Each measure has a written rule, and all must pass:
 

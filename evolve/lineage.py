@@ -128,7 +128,9 @@ def _bad_adapters(registry: Registry) -> list[str]:
         except GateRefused as error:
             found.append(f"adapter {error}")
             continue
-        if (on_disk.snapshot_id, on_disk.parent_id) != (adapter.snapshot_id, adapter.parent_id):
+        if on_disk.id != adapter.id:
+            found.append(f"adapter {adapter.id}: its manifest names {on_disk.id}")
+        elif (on_disk.snapshot_id, on_disk.parent_id) != (adapter.snapshot_id, adapter.parent_id):
             found.append(f"adapter {adapter.id}: its manifest and the database name different origins")
     live = registry.live()
     if live is not None:

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import InputError, NightschoolError, ServingError
 from ..settings import Settings, load_settings
-from .printing import AsJson, Home, assistant, err, out, show
+from .printing import AsJson, Home, assistant, at, err, out, show
 
 bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
 
@@ -68,7 +68,8 @@ def use(base: str, home: Home = None) -> None:
     _write(settings.home / "settings.toml", chosen)
     if load_settings(home).serving.base != chosen:
         raise InputError(f"{chosen} is in settings.toml, but the environment sets another base; unset that")
-    out.print(f"serving.base = {chosen}\nnext: nightschool night, to train for it", markup=False, highlight=False)
+    next_ = f"next: nightschool night{at(home)}, to train for it"
+    out.print(f"serving.base = {chosen}\n{next_}", markup=False, highlight=False)
 
 
 def _write(path: Path, base: str) -> None:

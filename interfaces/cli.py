@@ -22,7 +22,7 @@ from ..settings import load_settings
 from .bases import bases, serve
 from .gating import gate
 from .keeping import forget, memory
-from .printing import AsJson, Home, assistant, err, out, show, when
+from .printing import AsJson, Home, assistant, at, err, out, show, when
 
 if TYPE_CHECKING:
     from ..evolve.types import Excluded
@@ -80,7 +80,8 @@ def init(home: Home = None) -> None:
         path.write_text(
             "# Sections and fields: nightschool doctor --json shows them with their values.\n", encoding="utf-8"
         )
-    out.print(f"ready: {folder}\nnext: nightschool import FILE, or nightschool chat", markup=False, highlight=False)
+    next_ = f"next: nightschool import FILE{at(home)}, or nightschool chat{at(home)}"
+    out.print(f"ready: {folder}\n{next_}", markup=False, highlight=False)
 
 
 @app.command("import")
@@ -427,7 +428,7 @@ def _lineage_lines(found: Any) -> list[str]:
 
 @audit.command("verify")
 def audit_verify(home: Home = None, as_json: AsJson = False) -> None:
-    """Re-derive every id from memory to the adapter in service. Exits 1 if anything disagrees."""
+    """Re-derive the ids of memory, adapters and what they were trained on. Exits 1 if anything disagrees."""
     from ..evolve import lineage as lines_of
 
     with assistant(home) as nightschool:
@@ -470,7 +471,7 @@ def report(
 
 @app.command()
 def doctor(home: Home = None, as_json: AsJson = False) -> None:
-    """Versions, settings, counts, and whether the base can be loaded."""
+    """Versions, counts, and whether base and adapter in service are there and fit; settings with --json."""
     from .doctor import examine
 
     found = examine(load_settings(home))

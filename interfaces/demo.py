@@ -24,6 +24,7 @@ from ..sdk import open as open_assistant
 from ..settings import load_settings
 from .cli import NIGHT_EXIT
 from .demo_data import QUESTIONS, conversations
+from .printing import at
 
 SEED = 0
 
@@ -96,7 +97,8 @@ def _show_answers(out: Console, before: Sequence[str], after: Sequence[str]) -> 
 def _audit(nightschool: Assistant, out: Console) -> None:
     reply = nightschool.reply(QUESTIONS[0], user_id=_visitor(), session_id="visit")
     found = lineage.why(nightschool.store, nightschool.registry, reply.id)
-    out.print(f"[bold]5  why that answer[/]: nightschool audit why {reply.id}", highlight=False)
+    command = f"nightschool audit why {reply.id}{at(nightschool.settings.home)}"
+    out.print(f"[bold]5  why that answer[/]: {command}", highlight=False, soft_wrap=True)
     if found.lineage:
         taught = found.lineage.sources
         users, turns = {s.user_id for s in taught}, sum(len(s.interaction_ids) for s in taught)

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import NightschoolError, SettingsError
+from ..errors import NightschoolError
 from ..settings import Settings
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
@@ -66,8 +66,6 @@ def _engine(settings: Settings) -> str:
 
         VLLMEngine(serving).close()
         return f"vllm at {_without_user(serving.url)}"
-    if serving.engine != "local":
-        raise SettingsError(f"serving.engine is {serving.engine!r}; it is local or vllm")
     from ..serving.base import choose_device
 
     return f"local, on {choose_device(serving.device)}"

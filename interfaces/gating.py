@@ -77,7 +77,7 @@ def in_words(m: Measure) -> str:
 
 WORDS: dict[str, Callable[[Measure], str]] = {
     "preference": lambda m: (
-        f"of two answers to people it never saw, one liked and one not, the liked one gained more in"
+        f"of two answers it never saw, one liked and one not, the liked one gained more in"
         f" {m.candidate:.0%} of cases (50% is chance; {0.5 + m.low:.0%} to {0.5 + m.high:.0%})"
     ),
     "liked_nll": lambda m: (

@@ -95,11 +95,14 @@ def _counted(lines: Counter[str]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in lines.items()) or "nothing"
 
 
+QUERY = "All memories of --user, of any agent, that say it (memory.recall_threshold) and their turns; joins --id."
+
+
 def forget(
     user: Annotated[str | None, typer.Option("--user")] = None,
-    session: Annotated[str | None, typer.Option("--session")] = None,
+    session: Annotated[str | None, typer.Option("--session", help="Of every user, unless --user is given.")] = None,
     ids: Annotated[list[str] | None, typer.Option("--id", help="A turn or a memory; may be repeated.")] = None,
-    query: Annotated[str | None, typer.Option("--query", help="What recall finds for --user.")] = None,
+    query: Annotated[str | None, typer.Option("--query", help=QUERY)] = None,
     older_than: Annotated[str | None, typer.Option("--older-than", help="Such as 90d or 12h.")] = None,
     apply: Annotated[str | None, typer.Option("--apply", metavar="TOKEN", help="Erase what the plan showed.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Erase without looking at the plan first.")] = False,

@@ -24,6 +24,11 @@ Home = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def at(home: Path | None) -> str:
+    """The option that names the same home in the next command."""
+    return f" --home {home}" if home else ""
+
+
 @contextmanager
 def assistant(home: Path | None) -> Iterator[Assistant]:
     from ..sdk import open as open_assistant

@@ -36,7 +36,7 @@ def printed(report: Report, compared: Sequence[Compared], out: Console) -> None:
         ("topic", "share of the weight", "rows"),
         [(t.label, f"{t.share:.1%}", t.rows) for t in topics(report)],
     )
-    _table(out, "measured on people it never saw", MEASURE_HEAD, [measure_row(m) for m in report.measures])
+    _table(out, "measured on what was held out", MEASURE_HEAD, [measure_row(m) for m in report.measures])
     _table(out, "left out", ("why", "turns"), report.excluded)
     _table(out, "cost", ("phase", "rows", "steps", "seconds", "peak MB"), phase_rows(report))
     (name, *nights), *rows = zip(night_head(report), *night_rows(report)[-NIGHTS:], strict=True)
@@ -55,7 +55,7 @@ def _table(out: Console, title: str, head: Sequence[str | Column], rows: Sequenc
 # -- the same for both ---
 
 RELATIVE = {"probe_nll"}  # measures whose change is a share
-MEASURE_HEAD = ("measure", "before", "after", "change", "95 % interval", "rule", "")
+MEASURE_HEAD = ("measure", "before", "after", "change", "interval", "rule", "")
 
 
 def summary(report: Report) -> list[str]:
@@ -97,13 +97,18 @@ def measured(report: Report) -> list[str]:
 
 
 def night_head(report: Report) -> tuple[str, ...]:
-    return ("night", "outcome", *measured(report))
+    return ("night", "id", "outcome", *measured(report))
 
 
 def night_rows(report: Report) -> list[tuple[str, ...]]:
     names = measured(report)
     return [
-        (when(n.started_utc), n.outcome, *(f"{n.measures[k]:.3f}" if k in n.measures else "" for k in names))
+        (
+            when(n.started_utc),
+            n.cycle_id,
+            n.outcome,
+            *(f"{n.measures[k]:.3f}" if k in n.measures else "" for k in names),
+        )
         for n in report.nights
     ]
 

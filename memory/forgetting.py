@@ -53,7 +53,7 @@ def checked_selection(selection: Selection) -> Selection:
     if selection.before_utc is not None:
         checked_time("before_utc", selection.before_utc)
     if selection.query is not None and selection.user_id is None:
-        raise InputError("query finds the memories of one user; give user_id, too")
+        raise InputError("query finds the memories of one user; give user_id (--user), too")
     return selection
 
 

@@ -81,14 +81,17 @@ def nothing_to_learn(
 ) -> str | None:
     """Why this snapshot teaches nothing new; None if it does, or if what it taught is to be judged by new rules."""
     if len(snapshot.examples) < settings.dataset.min_liked:
-        return f"{len(snapshot.examples)} liked answers, at least {settings.dataset.min_liked} are needed"
+        return (
+            f"{len(snapshot.examples)} answers to learn (liked or corrected, those held out not counted), at least"
+            f" {settings.dataset.min_liked} are needed"
+        )
     verdict = registry.verdict(known.id) if known else None
     if known is None or verdict is None or verdict.snapshot_id != snapshot.id:
         return None
     decided = verdict.criteria == gate.criteria(settings.gate, probes)
     if decided and not (verdict.accepted and _left_behind(known, registry)):
         return f"adapter {known.id} was already trained on this memory with these settings, and judged"
-    if known.id in _withdrawn(registry):
+    if verdict.accepted and known.id in _withdrawn(registry):
         return f"adapter {known.id} was taken out of service; `nightschool adapters promote {known.id}` puts it back"
     return None
 

@@ -26,7 +26,6 @@ SEEDLING = Path(__file__).parent / "seedling"
 DESCRIBING = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # config, tokenizer, chat template
 WEIGHTS = "*.safetensors"
 INDEX = "model.safetensors.index.json"
-LORA_SETTINGS = ("attention", "attention+mlp")
 MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
 
 
@@ -232,8 +231,6 @@ def lora_targets(config: Any, setting: str) -> str:
 
     Read off the model's own modules, so it holds for any family; routers and routed experts are never in it.
     """
-    if setting not in LORA_SETTINGS:
-        raise ServingError(f"night.lora_targets is {setting!r}; it is one of {', '.join(LORA_SETTINGS)}")
     names = [name for name in modules_of(config).linear if _is_target(name.split("."), setting)]
     if not names:
         raise ServingError(f"no linear layer of a {config.model_type} fits night.lora_targets = {setting!r}")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ServingError
+from ..settings import LORA_TARGETS
 from .base import (
-    LORA_SETTINGS,
     base_id,
     context_of,
     disk_bytes,
@@ -100,7 +100,7 @@ def _problems(spec: str, on_disk: float) -> list[str]:
 def _patterns(config: Any, problems: list[str]) -> dict[str, str]:
     """The pattern of each value of night.lora_targets that fits the base; why another does not goes to `problems`."""
     found: dict[str, str] = {}
-    for setting in LORA_SETTINGS:
+    for setting in LORA_TARGETS:
         try:
             found[setting] = lora_targets(config, setting)
         except ServingError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ServingError, SettingsError
+from ..errors import ServingError
 from ..settings import ServingSettings
 from . import fp8
 from .adapters import BASE, Deltas, Lora, applied, blended, read
@@ -40,7 +40,6 @@ from .latents import Expansion, worth_expanding
 
 SCORED_TOKENS = 2048  # of one forward pass, padding included; answers on their way wait for it
 DEFAULT = Sampling()
-WEIGHTS = ("auto", "fp8", "full")
 LEAST_BYTES = 2 << 30  # a smaller base is as fast in full, and loses most by rounding
 
 
@@ -233,8 +232,6 @@ def _loaded(settings: ServingSettings, device: str) -> Any:
 
 def _in_fp8(settings: ServingSettings, device: str) -> bool:
     wanted = settings.weights
-    if wanted not in WEIGHTS:
-        raise SettingsError(f"serving.weights is {wanted!r}; it is one of {', '.join(WEIGHTS)}")
     if wanted == "auto":
         return fp8.supported(device) and disk_bytes(settings.base) >= LEAST_BYTES and is_fp8(load_config(settings.base))
     if wanted == "fp8" and device != "cpu" and not fp8.supported(device):

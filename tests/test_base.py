@@ -290,8 +290,3 @@ def test_each_family_gets_its_attention_and_the_mlps_that_every_token_meets(
 ) -> None:
     assert leaves(targeted(config, "attention")) == attention
     assert leaves(targeted(config, "attention+mlp")) == attention | mlp
-
-
-def test_unknown_setting_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ServingError, match=r"'experts'; it is one of attention, attention\+mlp"):
-        base.lora_targets(LlamaConfig(**SMALL), "experts")

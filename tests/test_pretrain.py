@@ -351,7 +351,15 @@ def test_card_names_sources_figures_and_the_command(checkpoint: Path, tmp_path: 
     monkeypatch.setattr(corpus, "read_dialogues", lambda path: ([], []))
     evaluate(tmp_path, Path("dialogues"), checkpoint)
     card = (tmp_path / "README.md").read_text()
-    for text in ("BSD-3-Clause", "30.50", "93%", "80% among 8", "--steps 4", "user: Hello!\nassistant: Hi."):
+    for text in (
+        "BSD-3-Clause",
+        "30.50",
+        "93%",
+        "80% among 8",
+        "--steps 4 --tokens 256 --threads 1",
+        "on 1 CPU cores",
+        "user: Hello!\nassistant: Hi.",
+    ):
         assert text in card
     assert "{" not in card.split("## Five conversations")[0]
 

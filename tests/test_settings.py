@@ -89,6 +89,9 @@ def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
         ("dataset", "half_life_days", float("nan")),
         ("censor", "disliked_below", 0.5),
         ("memory", "recall_limit", -1),
+        ("night", "lora_targets", "experts"),
+        ("serving", "engine", "llama.cpp"),
+        ("serving", "weights", "half"),
     ],
 )
 def test_value_without_a_meaning_is_an_error_that_names_it(section: str, name: str, value: object) -> None:

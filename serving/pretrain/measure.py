@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -26,6 +26,7 @@ from . import words
 from .corpus import conversation
 from .facts import Fact, facts
 from .model import Balancer
+from .run import Plan
 from .scenes import UNKNOWN, Conversation, notes, turn
 from .toolscenes import with_tools
 
@@ -265,7 +266,6 @@ def _share(right: Sequence[bool]) -> float:
 
 def card(report: Report, state: dict[str, Any], parameters: int, bytes_on_disk: int) -> str:
     plan = state["plan"]
-    budget = f"--steps {state['step']}" if plan["steps"] else f"--minutes {plan['minutes']:g}"
     full = f"{report.perplexity_full:.2f}" if report.perplexity_full else "not measured"
     among = ", ".join(f"{share:.0%} among {n}" for n, share in report.among.items())
     torch_version = torch.__version__.split("+")[0]
@@ -275,8 +275,9 @@ def card(report: Report, state: dict[str, Any], parameters: int, bytes_on_disk: 
         tokens=f"{state['tokens'] / 1e6:.1f}",
         step=state["step"],
         minutes=f"{state['elapsed_s'] / 60:.0f}",
-        command=f"python -m nightschool.serving.pretrain --dialogues dialogues.jsonl.gz --out DIR {budget}",
+        command=f"python -m nightschool.serving.pretrain --dialogues dialogues.jsonl.gz --out DIR {_options(state)}",
         seed=plan["seed"],
+        where=f"{plan['workers']} CPU cores" if _device(state) == "cpu" else _device(state),
         torch=torch_version,
         perplexity=f"{report.perplexity:.2f}",
         scored=f"{report.tokens:,}",
@@ -291,6 +292,20 @@ def card(report: Report, state: dict[str, Any], parameters: int, bytes_on_disk: 
         ended=f"{report.ended:.0%}",
         conversations="\n\n".join(_quoted(talk) for talk in report.conversations),
     )
+
+
+def _options(state: dict[str, Any]) -> str:
+    """What makes the run from the script's defaults."""
+    plan, usual = state["plan"], asdict(Plan())
+    given = {"steps": state["step"]} if plan["steps"] else {"minutes": f"{plan['minutes']:g}"}
+    given |= {name: plan[name] for name in ("tokens", "seed") if plan[name] != usual[name]}
+    given |= {"threads": plan["workers"]} if plan["workers"] != usual["workers"] else {}
+    given |= {"device": _device(state)} if _device(state) != "cpu" else {}
+    return " ".join(f"--{name} {value}" for name, value in given.items())
+
+
+def _device(state: dict[str, Any]) -> str:
+    return str(state.get("device", "cpu"))
 
 
 def _quoted(talk: Conversation) -> str:
@@ -330,7 +345,7 @@ at night.
 
     {command}
 
-Seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on two CPU cores that others used too.
+Seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on {where}.
 Batched Muon for hidden matrices, AdamW for the rest; warm-up, stable rate, linear decay; bfloat16 products over float32
 weights. `--steps {step}` instead of minutes makes a run of the same length that repeats exactly on one machine.
 

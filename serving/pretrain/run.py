@@ -162,6 +162,7 @@ class Trainer:
             moments |= {f"adam.{i}.{key}": value for key, value in self.adam.state[p].items()}
         weights = {k: v.contiguous() for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
         made = {"step": self.done, "tokens": self.tokens, "elapsed_s": self.elapsed_s, "plan": asdict(self.plan)}
+        made["device"] = str(self.device)
         state = json.dumps(made)
         kept = self.folder / f"moments-{self.done}.safetensors"
         save_file(moments, kept)
