@@ -6,9 +6,11 @@ The invariant: the same content has the same id on every machine and in every pr
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import blake2b
+from math import isfinite
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -21,6 +23,11 @@ class Message(TypedDict):
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces; NaN and infinities are refused (ValueError)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with infinities as text, which JSON has no number for."""
+    return {name: str(v) if isinstance(v, float) and not isfinite(v) else v for name, v in fields.items()}
 
 
 def content_id(value: object) -> str:

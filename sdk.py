@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from .content import Message
-from .errors import InputError
+from .errors import InputError, ServingError
 from .memory.types import (
     DEFAULT_USER,
     Feedback,
@@ -61,9 +62,11 @@ def open(
     from .evolve.registry import Registry
     from .memory.store import MemoryStore
 
+    if settings and home is not None and Path(home).expanduser().resolve() != settings.home.resolve():
+        raise InputError(f"home is {home}, and settings.home {settings.home}; give one of them")
     settings = settings or load_settings(home)
     store = MemoryStore(settings)
-    return Assistant(settings, store, Registry(store.sql, settings.home / "adapters", store.clock), engine)
+    return Assistant(settings, store, Registry(store.database, settings.home / "adapters", store.clock), engine)
 
 
 class Assistant:
@@ -82,6 +85,7 @@ class Assistant:
         self._opening = RLock()
         self._live: Live | None = None
         self._session_id = uuid4().hex
+        self._turns: WeakValueDictionary[tuple[str, ...], Lock] = WeakValueDictionary()  # that are being answered
 
     def __enter__(self) -> Assistant:
         return self
@@ -118,33 +122,39 @@ class Assistant:
     ) -> Reply:
         """Answer `text` in its session, with what memory knows, and record both.
 
-        ServingError if the engine has no whole answer after `serving.timeout_seconds`; then nothing is recorded.
+        ServingError if the engine has no whole answer after `serving.timeout_seconds`, or an empty one; then nothing is
+        recorded. Turns of one session are answered one after another.
         """
         if not text.strip():
             raise InputError("reply: text is empty; give the user's words")
         from .serving.engine import Sampling
 
-        session = session_id or self._session_id
+        serving, session = self.settings.serving, session_id or self._session_id
+        whose: dict[str, Any] = {"user_id": user_id, "agent_id": agent_id, "session_id": session}
         turn: list[Message] = [{"role": "user", "content": text}]
-        said = self.store.session_messages(user_id=user_id, agent_id=agent_id, session_id=session)
-        found = self.recall(text, user_id=user_id, agent_id=agent_id)
-        memories = [r.memory for r in found if r.memory.session_id != session or r.memory.kind == "note"]
-        prompt = with_notes([*said, *turn], [m.text for m in memories])
-        serving = self.settings.serving
         sampling = Sampling(serving.max_tokens, serving.temperature, timeout_s=serving.timeout_seconds)
-        with self._following().hold() as adapter_id:
-            (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
-        memory_ids = tuple(m.id for m in memories)
-        interaction = self.store.record(
-            turn,
-            answer,
-            user_id=user_id,
-            agent_id=agent_id,
-            session_id=session,
-            adapter_id=adapter_id,
-            memory_ids=memory_ids,
-        )
+        with self._turn_of(user_id, agent_id, session):
+            memories = self._known(text, user_id, agent_id, session)
+            prompt = with_notes([*self.store.session_messages(**whose), *turn], [m.text for m in memories])
+            with self._following().hold() as adapter_id:
+                (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
+            if not answer:
+                raise ServingError(f"{adapter_id or 'the base'} answered nothing, so nothing was recorded; ask again")
+            memory_ids = tuple(m.id for m in memories)
+            interaction = self.store.record(turn, answer, **whose, adapter_id=adapter_id, memory_ids=memory_ids)
         return Reply(answer, interaction.id, session, adapter_id, memory_ids)
+
+    def _turn_of(self, *session: str) -> Lock:
+        """Held while one is answered: the next turn of a session is answered, and recorded, after this one."""
+        with self._opening:
+            return self._turns.setdefault(session, Lock())
+
+    def _known(self, text: str, user_id: str, agent_id: str, session: str) -> list[Memory]:
+        """What memory holds on `text` beside what the session itself says."""
+        if not self.settings.memory.recall_limit:
+            return []
+        found = self.store.recall(text, user_id=user_id, agent_id=agent_id, beside=session)
+        return [r.memory for r in found]
 
     def record(
         self,

@@ -23,6 +23,11 @@ MOST_EXPANDED = 0.3
 LORA_TARGETS = ("attention", "attention+mlp")
 
 
+def without_user(url: str) -> str:
+    """For messages: a name and a password in it stay out of them."""
+    return re.sub(r"//[^/@]*@", "//***@", url)
+
+
 def _require(section: str, stage: object, wanted: str, good: Callable[[float], bool], *names: str) -> None:
     """SettingsError for the first of these fields whose value is not `good`. Nothing is true of NaN, so none is."""
     for name in names:

@@ -171,7 +171,7 @@ class World:
         self.seed, self.sizes, self.arm, self.engine = seed, sizes, arm, engine
         self.now = simulated.EPOCH
         store = MemoryStore(settings, clock=lambda: self.now)
-        registry = Registry(store.sql, settings.home / "adapters", store.clock)
+        registry = Registry(store.database, settings.home / "adapters", store.clock)
         self.assistant = Assistant(settings, store, registry, engine)
         self.live: Adapter | None = None
         self.people = simulated.people(seed, sizes.people, arm.hostile)

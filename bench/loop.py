@@ -126,7 +126,9 @@ def night(conversations: Sequence[Conversation], home: Path) -> tuple[Any, Any, 
     imported = time.monotonic()
     print(f"imported {report.interactions_new} turns in {imported - started:.0f}s", file=sys.stderr, flush=True)
     n = assistant
-    cycle = nightly.run(n.store, n.registry, n.engine, n.settings, lambda s: print(s, file=sys.stderr, flush=True))
+    cycle = nightly.run(
+        n.store, n.registry, lambda: n.engine, n.settings, lambda s: print(s, file=sys.stderr, flush=True)
+    )
     cost = {
         "interactions": report.interactions_new,
         "rated": report.feedback_new,

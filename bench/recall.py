@@ -206,7 +206,7 @@ def fill(store: MemoryStore, count: int, dimension: int) -> None:
                 for note, p, v in zip(notes, passages, vectors, strict=True)
             ]
         )
-        with store._database.writing() as session:
+        with store.database.writing() as session:
             session.execute(insert(MemoryRow), [from_memory(note) | {"indexed": True} for note in notes])
     index.optimize()
 

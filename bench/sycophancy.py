@@ -175,7 +175,7 @@ def measured(conversations: Sequence[Conversation], home: Path, now: float) -> d
     with nightschool.open(home) as n:
         if not n.registry.adapters():
             import_files(n.store, [sources.write_lines(home / "in.jsonl", conversations)], now=now)
-        nightly.run(n.store, n.registry, n.engine, n.settings, lambda s: print(s, file=sys.stderr, flush=True))
+        nightly.run(n.store, n.registry, lambda: n.engine, n.settings, lambda s: print(s, file=sys.stderr, flush=True))
         (final,) = (a for a in n.registry.adapters() if a.phase == "dpo")
         verdict = n.registry.verdict(final.id)
         grounded = n.registry.adapter(final.parent_id)

@@ -50,7 +50,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..content import Message, content_id
+from ..content import Message, content_id, plain
 from ..errors import ServingError
 from ..serving.engine import Engine, Sampling
 from ..settings import GateSettings
@@ -94,7 +94,7 @@ def judge(
 
 def criteria(settings: GateSettings, probes: Sequence[Probe]) -> str:
     """The id of what decides; another id may lead to another verdict on the same adapter."""
-    return content_id([asdict(settings), [asdict(probe) for probe in probes]])
+    return content_id([plain(asdict(settings)), [asdict(probe) for probe in probes]])
 
 
 def too_little(held_out: Sequence[Judged], settings: GateSettings) -> list[str]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Engine as Sql
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from ..content import files_id
 from ..errors import GateRefused, NotFound
+from ..memory.database import Database
 from ..memory.tables import (
     AdapterRow,
     CycleRow,
@@ -150,10 +150,10 @@ def _forgotten_meanwhile(session: Session, snapshot_id: str) -> str | None:
 
 
 class Registry:
-    """What was trained, how it was judged and which adapter serves. `sql` is the memory's own database."""
+    """What was trained, how it was judged and which adapter serves, in the memory's own database."""
 
-    def __init__(self, sql: Sql, folder: Path, clock: Callable[[], float]) -> None:
-        self.sql, self.folder, self.clock = sql, folder, clock
+    def __init__(self, database: Database, folder: Path, clock: Callable[[], float]) -> None:
+        self.database, self.folder, self.clock = database, folder, clock
 
     def building(self) -> Path:
         """A new empty folder for a training run; `sweep` removes it if the run dies."""
@@ -173,7 +173,7 @@ class Registry:
 
     def add_snapshot(self, snapshot: Snapshot, rows: list[dict[str, Any]]) -> None:
         """Keep the references of a snapshot (`rows`, from `dataset.to_rows`); a known id is a no-op."""
-        with Session(self.sql) as session, session.begin():
+        with self.database.writing() as session:
             if session.get(SnapshotRow, snapshot.id):
                 return
             excluded = [asdict(e) for e in snapshot.excluded]
@@ -184,30 +184,30 @@ class Registry:
             session.add_all(sources)
 
     def snapshot_rows(self, snapshot_id: str) -> list[dict[str, Any]]:
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             row = session.get(SnapshotRow, snapshot_id)
             if row is None:
                 raise NotFound(f"no snapshot {snapshot_id}; see `nightschool snapshots list`")
             return row.rows
 
     def snapshot_ids(self) -> list[str]:
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             return list(session.scalars(select(SnapshotRow.id).order_by(SnapshotRow.created_utc)))
 
     def censor_of(self, snapshot_id: str) -> str:
         """The version of the Censor that it was frozen with; empty for one from before versions had names."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             return session.scalars(select(SnapshotRow.censor).where(SnapshotRow.id == snapshot_id)).first() or ""
 
     def excluded(self, snapshot_id: str) -> tuple[Excluded, ...]:
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             row = session.get(SnapshotRow, snapshot_id)
             found = row.excluded if row else []
             return tuple(Excluded(e["reason"], tuple(e["interaction_ids"])) for e in found)
 
     def sources(self, snapshot_id: str) -> set[str]:
         """The interactions that snapshot was made of, forgotten ones included."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             query = select(SnapshotSourceRow.interaction_id).where(SnapshotSourceRow.snapshot_id == snapshot_id)
             return set(session.scalars(query))
 
@@ -216,7 +216,7 @@ class Registry:
     def add(self, adapter: Adapter) -> None:
         """Record what was trained. Weights that are known keep their origin, unless that is tainted and this is clean:
         then what was forgotten had taught them nothing; or this names all their sources and more."""
-        with Session(self.sql) as session, session.begin():
+        with self.database.writing() as session:
             known = session.get(AdapterRow, adapter.id)
             tainted = _forgotten_meanwhile(session, adapter.snapshot_id)
             if known and (_origin(known) == _origin(adapter) or tainted):
@@ -232,12 +232,12 @@ class Registry:
 
     def adapters(self) -> list[Adapter]:
         """Every adapter that was trained and recorded, oldest first."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             return [self._adapter(row) for row in session.scalars(select(AdapterRow).order_by(AdapterRow.created_utc))]
 
     def adapter(self, adapter_id: str) -> Adapter:
         """By id or by an unambiguous prefix of it."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             prefix = adapter_id.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
             rows = session.scalars(select(AdapterRow).where(AdapterRow.id.like(prefix, escape="\\"))).all()
             if len(rows) != 1:
@@ -247,12 +247,12 @@ class Registry:
 
     def tainted(self) -> dict[str, str]:
         """Adapters that may not serve any more, and why."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             rows = session.scalars(select(AdapterRow).where(AdapterRow.tainted.is_not(None)))
             return {row.id: row.tainted or "" for row in rows}
 
     def taint(self, adapter_id: str, reason: str) -> None:
-        with Session(self.sql) as session, session.begin():
+        with self.database.writing() as session:
             session.execute(update(AdapterRow).where(AdapterRow.id == adapter_id).values(tainted=reason))
 
     def _adapter(self, row: AdapterRow) -> Adapter:
@@ -262,13 +262,13 @@ class Registry:
     # -- verdicts ---
 
     def add_verdict(self, verdict: Verdict) -> None:
-        with Session(self.sql) as session, session.begin():
+        with self.database.writing() as session:
             values = {**asdict(verdict), "reasons": list(verdict.reasons)}
             session.add(VerdictRow(**values, created_utc=self.clock()))
 
     def verdict(self, candidate_id: str, by: float | None = None) -> Verdict | None:
         """The newest verdict on that adapter, or the newest that was reached `by` a time (seconds since 1970)."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             query = select(VerdictRow).where(VerdictRow.candidate_id == candidate_id).order_by(VerdictRow.id.desc())
             if by is not None:
                 query = query.where(VerdictRow.created_utc <= by)
@@ -283,7 +283,7 @@ class Registry:
 
     def live(self) -> Adapter | None:
         """The adapter in service; None is the base, also when the newest deployment was tainted since."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             row = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id.desc()).limit(1)).first()
             adapter = session.get(AdapterRow, row.adapter_id) if row and row.adapter_id else None
             return self._adapter(adapter) if adapter and not adapter.tainted else None
@@ -323,7 +323,7 @@ class Registry:
 
     def withdraw_tainted(self) -> Adapter | None:
         """If the newest deployment is tainted, deploy its last clean predecessor; returns what serves now."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             row = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id.desc()).limit(1)).first()
             deployed = row.adapter_id if row else None
         if deployed is None or deployed not in self.tainted():
@@ -334,7 +334,7 @@ class Registry:
 
     def predecessor(self, adapter_id: str) -> Adapter | None:
         """What served before that adapter was first deployed and may still serve; None is the base."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             first = select(func.min(DeploymentRow.id)).where(DeploymentRow.adapter_id == adapter_id)
             earlier = select(DeploymentRow).where(DeploymentRow.id < first.scalar_subquery())
             tainted = self.tainted()
@@ -347,28 +347,34 @@ class Registry:
 
     def deployments(self) -> list[dict[str, Any]]:
         """Every switch of the alias, oldest first."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             rows = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id))
             return [{"adapter_id": r.adapter_id, "reason": r.reason, "created_utc": r.created_utc} for r in rows]
 
     def _deploy(self, adapter_id: str | None, reason: str) -> None:
-        with Session(self.sql) as session, session.begin():
+        with self.database.writing() as session:
             session.add(DeploymentRow(adapter_id=adapter_id, reason=reason, created_utc=self.clock()))
 
     # -- cycles ---
 
     def open_cycle(self) -> str:
         cycle_id = uuid4().hex[:12]
-        with Session(self.sql) as session, session.begin():
+        with self.database.writing() as session:
             session.add(CycleRow(id=cycle_id, started_utc=self.clock()))
         return cycle_id
 
+    def close_interrupted(self) -> None:
+        """Nights that ended without a word, as by a loss of power. Only the night calls it, under its lock."""
+        with self.database.writing() as session:
+            left = update(CycleRow).where(CycleRow.finished_utc.is_(None))
+            session.execute(left.values(finished_utc=self.clock(), error="interrupted"))
+
     def update_cycle(self, cycle_id: str, **values: Any) -> None:
-        with Session(self.sql) as session, session.begin():
+        with self.database.writing() as session:
             session.execute(update(CycleRow).where(CycleRow.id == cycle_id).values(**values))
 
     def cycle(self, cycle_id: str) -> Cycle:
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             row = session.get(CycleRow, cycle_id)
             if row is None:
                 raise NotFound(f"no cycle {cycle_id}; `nightschool report` lists the nights")
@@ -383,7 +389,7 @@ class Registry:
         return self.verdict(cycle.candidate_id, cycle.finished_utc) if cycle.candidate_id else None
 
     def latest_cycle(self) -> Cycle:
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             found = session.scalars(select(CycleRow.id).order_by(CycleRow.started_utc.desc()).limit(1)).first()
         if found is None:
             raise NotFound("no night has been run; run `nightschool night`")
@@ -391,6 +397,6 @@ class Registry:
 
     def cycles(self) -> list[Cycle]:
         """Every night, oldest first."""
-        with Session(self.sql) as session:
+        with self.database.reading() as session:
             ids = list(session.scalars(select(CycleRow.id).order_by(CycleRow.started_utc)))
         return [self.cycle(i) for i in ids]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
+from ..content import plain
 from ..errors import TrainingError
 from ..serving import parity
 from ..serving.base import base_id, choose_device, expert_share, load_base, load_tokenizer, lora_targets
@@ -345,7 +346,7 @@ def save(
         phase=phase,
         parent_id=parent_id,
         created_utc=time.time(),
-        details={**details, "night": asdict(settings.night), "parity": parity_record(student)},
+        details={**details, "night": plain(asdict(settings.night)), "parity": parity_record(student)},
     )
 
 

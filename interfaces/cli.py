@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from ..errors import GateRefused, InputError, NightschoolError, NotFound, ServingError
+from ..errors import InputError, NightschoolError, ServingError
 from ..memory.types import FeedbackEvent, MemoryKind
 from ..settings import load_settings
 from .bases import bases, serve
 from .gating import gate
 from .keeping import forget, memory
-from .printing import AsJson, Home, assistant, at, err, out, show, when
+from .printing import AsJson, Home, assistant, at, err, out, say, show, when
 
 if TYPE_CHECKING:
     from ..evolve.types import Excluded
@@ -57,7 +57,7 @@ def main() -> None:
     """Entry point: errors that we raise on purpose become one line and exit code 1."""
     try:
         app()
-    except NightschoolError as error:
+    except (NightschoolError, OSError) as error:  # the latter says of which file
         err.print(f"error: {error}", style="red", markup=False)
         sys.exit(1)
 
@@ -127,7 +127,7 @@ def chat(home: Home = None, user: User = "default", agent: Agent = "", session: 
             except ServingError as error:  # as an answer that took too long: the session goes on
                 err.print(f"no answer: {error}", markup=False, highlight=False)
                 continue
-            out.print(last.text, markup=False, highlight=False)
+            say(last.text)
 
 
 def _prompt() -> str | None:
@@ -225,7 +225,7 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
             err.print(f"{nightschool.store.clock() - started:6.0f}s  {line}", markup=False, highlight=False)
 
         n = nightschool
-        cycle = nightly.run(n.store, n.registry, n.engine, n.settings, progress)
+        cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
         verdict = n.registry.cycle_verdict(cycle)
     value = {**asdict(cycle), "outcome": cycle.outcome, "verdict": asdict(verdict) if verdict else None}
     show(value, as_json, [f"night {cycle.id}: {cycle.outcome}"])
@@ -291,7 +291,7 @@ def topics_show(topic: str, home: Home = None, limit: Limit = 20, as_json: AsJso
         if known is None:
             raise InputError(f"no topic {topic}; see `nightschool topics list`")
         groups = store.topic_groups()
-        members = (i for i in store.interactions() if i.topic_id and groups[i.topic_id] == topic)
+        members = (i for i in store.interactions() if i.topic_id and groups.get(i.topic_id) == topic)
         asked = sorted(members, key=lambda i: -i.created_utc)
     users = len({i.user_id for i in asked})
     requests = [{"id": i.id, "user_id": i.user_id, "text": i.text, "created_utc": i.created_utc} for i in asked]
@@ -456,16 +456,16 @@ def report(
         tolerance = n.settings.serving.parity_tolerance
         compared: list[Compared] = []
         try:
-            if examples:
+            if examples and found.cycle.candidate_id:
                 compared = side_by_side(n.store, n.registry, n.engine, found.cycle, examples, tolerance)
-        except (NotFound, GateRefused, ServingError) as error:  # forgotten since, or of another base
+        except (NightschoolError, RuntimeError) as error:  # forgotten since, of another base, or a card that is full
             err.print(f"no answers side by side: {error}", markup=False, highlight=False)
     if html:
         reporting.write_html(found, compared, html)
         err.print(f"written: {html}", markup=False, highlight=False)
-    elif as_json:
+    if as_json:
         show(reporting.to_json(found, compared), True, [])
-    else:
+    elif not html:
         reporting.printed(found, compared, out)
 
 

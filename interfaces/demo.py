@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import InputError
 from ..evolve import lineage
@@ -24,9 +25,10 @@ from ..sdk import open as open_assistant
 from ..settings import load_settings
 from .cli import NIGHT_EXIT
 from .demo_data import QUESTIONS, conversations
-from .printing import at
+from .printing import CONTROLS, at
 
 SEED = 0
+INVENTED = ("rider-", "visitor-")  # who speaks in the demo
 
 
 def run(home: Path | None, out: Console, err: Console) -> int:
@@ -40,13 +42,19 @@ def run(home: Path | None, out: Console, err: Console) -> int:
             " are; unset NIGHTSCHOOL_DATABASE_URL and NIGHTSCHOOL_MEMORY_INDEX_URL for it"
         )
     with open_assistant(settings=settings) as nightschool:
+        if any(not i.user_id.startswith(INVENTED) for i in nightschool.store.interactions()):
+            raise InputError(
+                f"{folder} holds what others said, and the demo would mix invented people in; name another"
+            )
         _import(nightschool, out)
         out.print("\n[bold]2  before the night[/]: the base answers questions that nobody asked in these words")
         before = _answers(nightschool)
         out.print("[bold]3  the night[/]")
         started = time.monotonic()
         n = nightschool
-        cycle = nightly.run(n.store, n.registry, n.engine, n.settings, lambda line: _progress(err, started, line))
+        cycle = nightly.run(
+            n.store, n.registry, lambda: n.engine, n.settings, lambda line: _progress(err, started, line)
+        )
         out.print(f"\n[bold]4  after the night[/]: {cycle.outcome}")
         _show_answers(out, before, _answers(nightschool))
         _audit(nightschool, out)
@@ -90,7 +98,7 @@ def _progress(err: Console, started: float, line: str) -> None:
 def _show_answers(out: Console, before: Sequence[str], after: Sequence[str]) -> None:
     table = Table("question", "before", "after", show_lines=True)
     for row in zip(QUESTIONS, before, after, strict=True):
-        table.add_row(*row)
+        table.add_row(*(Text(cell.translate(CONTROLS)) for cell in row))
     out.print(table)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 from ..errors import NightschoolError
-from ..settings import Settings
+from ..settings import Settings, without_user
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
 EXTRAS = {"accelerate": "serve", "peft": "serve", "trl": "train"}
@@ -65,7 +64,7 @@ def _engine(settings: Settings) -> str:
         from ..serving.vllm import VLLMEngine
 
         VLLMEngine(serving).close()
-        return f"vllm at {_without_user(serving.url)}"
+        return f"vllm at {without_user(serving.url)}"
     from ..serving.base import choose_device
 
     return f"local, on {choose_device(serving.device)}"
@@ -78,12 +77,8 @@ def _shown(settings: Settings) -> dict[str, Any]:
     found = settings.to_json()
     if url := settings.memory.database_url:
         found["memory"]["database_url"] = without_password(url)
-    found["serving"]["url"] = _without_user(settings.serving.url)
+    found["serving"]["url"] = without_user(settings.serving.url)
     return found
-
-
-def _without_user(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
 def _counts(settings: Settings) -> dict[str, int] | str:
@@ -104,7 +99,7 @@ def _in_service(settings: Settings, problems: list[str]) -> str:
     from ..serving.base import base_id
 
     with MemoryStore(settings) as store:
-        live = Registry(store.sql, settings.home / "adapters", store.clock).live()
+        live = Registry(store.database, settings.home / "adapters", store.clock).live()
     if live is None:
         return "the base"
     if live.base_id != (used := base_id(settings.serving.base)):

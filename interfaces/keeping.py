@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, NotFound
 from .printing import AsJson, Home, assistant, err, out, show, when
 
 if TYPE_CHECKING:
@@ -118,6 +118,10 @@ def forget(
         plan = nightschool.forget(
             user_id=user, session_id=session, before_utc=before, interaction_ids=turns, memory_ids=memories, query=query
         )
+        if older_than is None and not (plan.interaction_ids or plan.memory_ids):
+            named = {"--user": user, "--session": session, "--id": ids or None, "--query": query}
+            given = ", ".join(f"{name} {value!r}" for name, value in named.items() if value is not None)
+            raise NotFound(f"nothing is held of {given}; nothing was erased")
         if apply or yes:
             receipt = nightschool.forget_apply(replace(plan, token=apply or plan.token))
             show(asdict(receipt), as_json, _receipt_lines(receipt))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ..evolve.types import Measure
     from ..sdk import Assistant
 
-out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+out, err = Console(soft_wrap=True, emoji=False), Console(stderr=True, soft_wrap=True, emoji=False)
+CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
 Home = Annotated[
     Path | None, typer.Option(help="Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool).")
@@ -42,7 +43,12 @@ def show(value: Any, as_json: bool, lines: list[str]) -> None:
         typer.echo(json.dumps(value, ensure_ascii=False, default=str))
     else:
         for line in lines:
-            out.print(line, markup=False, highlight=False)
+            say(line)
+
+
+def say(text: str) -> None:
+    """Print what people or the model said as it stands; what would drive the terminal is shown as an odd character."""
+    out.print(text.translate(CONTROLS), markup=False, highlight=False)
 
 
 def when(utc: float) -> str:

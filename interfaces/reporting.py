@@ -17,7 +17,7 @@ from rich.text import Text
 from ..errors import InputError
 from ..evolve.report import Compared, Report
 from ..evolve.types import Measure
-from .printing import outcome, when
+from .printing import CONTROLS, outcome, when
 
 TOPICS = 12  # the rest are one line
 NIGHTS = 4  # side by side on a terminal; the page has all
@@ -48,7 +48,7 @@ def _table(out: Console, title: str, head: Sequence[str | Column], rows: Sequenc
     if rows:
         table = Table(*head, title=title, title_justify="left")
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))  # what people write is no markup
+            table.add_row(*(Text(str(cell).translate(CONTROLS)) for cell in row))  # what people write is no markup
         out.print(table)
 
 
@@ -138,6 +138,7 @@ def write_html(report: Report, compared: Sequence[Compared], path: Path) -> None
         "compared": [(last(c), c.before, c.after) for c in compared],
         "pictures": pictures(report),
     }
+    path.touch(mode=0o600)  # it holds what people said
     path.write_text(page.render(**values), encoding="utf-8")
 
 

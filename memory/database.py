@@ -7,7 +7,7 @@ first statement on, so what a writing transaction reads stays true until it comm
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,21 @@ class Database:
         """One transaction, alone among writers; rolled back whole if anything in it fails."""
         with self._translated("write"), Session(self._writer) as session, session.begin():
             yield session
+
+    @contextmanager
+    def alone(self, key: int) -> Iterator[bool]:
+        """Whether nobody else holds `key`, which is then held. SQLite's is true: files of a home do that for it."""
+        if self.sql.dialect.name != "postgresql":
+            yield True
+            return
+        with self.sql.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            held = bool(connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({key})").scalar())
+            try:
+                yield held
+            finally:
+                if held:  # where the server is gone, so is the lock
+                    with suppress(SQLAlchemyError):
+                        connection.exec_driver_sql(f"SELECT pg_advisory_unlock({key})")
 
     def erase(self) -> None:
         """Take what was deleted out of SQLite's file and its write-ahead log.

@@ -45,14 +45,18 @@ def write_export(session: Session, path: Path, now: float) -> Counter[str]:
     written: Counter[str] = Counter()
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-        for kind, values in _records(session, now):
-            file.write(json.dumps({"type": kind, **values}, allow_nan=False) + "\n")
-            written[kind] += 1
-        file.write(json.dumps({"type": "end", "lines": written.total() + 1}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+            for kind, values in _records(session, now):
+                file.write(json.dumps({"type": kind, **values}, allow_nan=False) + "\n")
+                written[kind] += 1
+            file.write(json.dumps({"type": "end", "lines": written.total() + 1}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # `forget` does not reach it
+        raise
     return written
 
 

@@ -23,11 +23,11 @@ from .types import Draft, Feedback, Interaction, Memory, Topic
 
 class Facts:
     def __init__(self, database: Database, settings: Settings, dimension: int) -> None:
-        self._database, self.settings = database, settings
+        self.database, self.settings = database, settings
         self._dimension = dimension  # of the centroids of topics
 
     def interaction(self, interaction_id: str) -> Interaction:
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             row = session.get(InteractionRow, interaction_id)
             if row is None:
                 raise NotFound(f"no interaction {interaction_id}; see `nightschool audit answers`")
@@ -35,7 +35,7 @@ class Facts:
 
     def id_of(self, start: str) -> str:
         """The id of the one interaction whose id begins with `start`; NotFound if it is not one alone."""
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             found = reading.named_like(session, start)
         if len(found) != 1:
             how_many = "several interactions have" if found else "no interaction has"
@@ -44,12 +44,12 @@ class Facts:
 
     def newest(self, limit: int, *, user_id: str | None = None) -> list[Interaction]:
         """The latest `limit` interactions of everybody or of one user, newest first."""
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return reading.newest(session, limit, user_id)
 
     def interactions(self) -> Iterator[Interaction]:
         """Every interaction of everybody, session by session, in order; read in pages."""
-        return reading.in_pages(self._database)
+        return reading.in_pages(self.database)
 
     def session_of(self, interaction_id: str) -> list[Interaction]:
         """Every interaction of its session, in order; NotFound if it is not held."""
@@ -66,28 +66,28 @@ class Facts:
         return messages_of(self._session(Owner(user_id, agent_id, session_id)))
 
     def latest_interaction(self, user_id: str, agent_id: str, session_id: str) -> Interaction | None:
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return reading.latest(session, Owner(user_id, agent_id, session_id))
 
     def feedback(self) -> dict[str, list[Feedback]]:
         """All feedback by interaction, oldest first."""
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return reading.feedback(session)
 
     def drafts(self, interaction_ids: Iterable[str]) -> dict[str, list[Draft]]:
         """What the base wrote by night to the prompts of these interactions, by interaction."""
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return reading.drafts(session, interaction_ids)
 
     def history(self, *, user_id: str, agent_id: str = "", subject: str | None = None) -> list[Memory]:
         """What this user stated of each subject, in order of time: what holds and what held before."""
         checked_owner(user_id, agent_id, "")
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return statements_of(session, user_id, agent_id, subject)
 
     def memories(self, ids: Iterable[str]) -> dict[str, Memory]:
         """Those of `ids` that exist."""
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return reading.memories(session, ids)
 
     def sort_ids(self, ids: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -97,27 +97,27 @@ class Facts:
 
     def topics(self, now: float) -> list[Topic]:
         """What people keep asking, most recurrent first."""
-        with self._database.reading() as session:
+        with self.database.moment() as session:
             known = states(session, self._dimension)
             return reading.topics(session, known, now, self.settings.dataset)
 
     def topic_groups(self) -> dict[str, str]:
         """Which of `topics` each interaction's own, narrow topic belongs to, by id."""
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return groups(states(session, self._dimension))
 
     def topic_labels(self, interaction_ids: Iterable[str]) -> dict[str, str]:
         """What each of these interactions was about; those without a topic or forgotten are missing."""
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return reading.topic_labels(session, interaction_ids)
 
     def counts(self) -> dict[str, int]:
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return reading.counts(session)
 
     def _session(self, owner: Owner, before: int | None = None) -> list[Interaction]:
         rows = reading.of_session(owner).order_by(InteractionRow.position)
         if before is not None:
             rows = rows.where(InteractionRow.position < before)
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return [to_interaction(row) for row in session.scalars(rows)]

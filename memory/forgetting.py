@@ -50,6 +50,9 @@ def checked_selection(selection: Selection) -> Selection:
     """The same, if it says what to forget; InputError otherwise."""
     if selection == Selection():
         raise InputError("forget what? give user_id, session_id, before_utc, interaction_ids, memory_ids or query")
+    for name in ("user_id", "session_id"):
+        if getattr(selection, name) == "":
+            raise InputError(f"{name} is empty; name one, or leave it out")
     if selection.before_utc is not None:
         checked_time("before_utc", selection.before_utc)
     if selection.query is not None and selection.user_id is None:

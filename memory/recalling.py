@@ -35,6 +35,7 @@ class Filters:
     since: float | None = None
     until: float | None = None
     as_of: float | None = None
+    beside: str | None = None  # a session whose turns are at hand already; notes made in it count
 
     def admit(self, row: IndexRow) -> bool:
         return (
@@ -42,6 +43,7 @@ class Filters:
             and self.kind in (None, row.kind)
             and (self.since is None or row.created_utc >= self.since)
             and (self.until is None or row.created_utc < self.until)
+            and (self.beside is None or row.session_id != self.beside or row.kind == "note")
         )
 
 

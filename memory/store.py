@@ -103,11 +103,11 @@ class MemoryStore(Facts):
         self.embedder: Embedder = MiniLM() if embedder is None else embedder
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         super().__init__(Database(settings.database_url), settings, self.embedder.dimension)
-        self.sql = self._database.sql
+        self.sql = self.database.sql
         self._lock = RLock()
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
-        self._indexing = Indexing(self._database, self.embedder, settings.index_url)
-        with self._database.reading() as session:
+        self._indexing = Indexing(self.database, self.embedder, settings.index_url)
+        with self.database.reading() as session:
             due = naming_due(session)
         if due:
             with self._writing() as session:
@@ -124,7 +124,7 @@ class MemoryStore(Facts):
         self.close()
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     # -- writing ---
 
@@ -185,7 +185,7 @@ class MemoryStore(Facts):
                 sound[i] = checked_conversation(conversation)
             except InputError as error:
                 errors[i] = error
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             texts = new_texts(session, sound.values())
         vectors = self._vectors(texts)
         with self._writing() as session:
@@ -275,6 +275,7 @@ class MemoryStore(Facts):
         since: float | None = None,
         until: float | None = None,
         as_of: float | None = None,
+        beside: str | None = None,
         limit: int | None = None,
         threshold: float | None = None,
     ) -> list[Recall]:
@@ -283,10 +284,10 @@ class MemoryStore(Facts):
         Only those of `session_id` and `kind`, made from `since` to before `until` (seconds since 1970); `as_of` asks
         as if it were that time, and nothing later existed. A statement that was superseded by then is left out, and so
         is a turn that says nothing else; `kind="turn"` asks for the record, and gives what was said, also what does not
-        hold any more.
+        hold any more. `beside` leaves out what was said in that session, as it stands in the prompt already.
         """
         checked_owner(user_id, agent_id, "" if session_id is None else session_id)
-        filters = checked_filters(Filters(session_id, kind, since, until, as_of))
+        filters = checked_filters(Filters(session_id, kind, since, until, as_of, beside))
         memory = self.settings.memory
         least = memory.recall_threshold if threshold is None else threshold
         most = checked_limit(memory.recall_limit if limit is None else limit)
@@ -300,7 +301,7 @@ class MemoryStore(Facts):
     def request_vectors(self, interaction_ids: Iterable[str]) -> dict[str, Vector]:
         """The vector of what the user asked, by interaction; a turn of tools has that of the request it answers."""
         self._indexing.pending()
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             found = reading.by_id(session, interaction_ids)
             asked = {i.id: turn_memory_id(source) for i in found if (source := reading.asking(session, i))}
         vectors = self._indexing.index.vectors(set(asked.values()))
@@ -325,7 +326,7 @@ class MemoryStore(Facts):
         ids = tuple(interaction_ids), tuple(memory_ids)
         selection = checked_selection(Selection(user_id, session_id, before_utc, *ids, query))
         found = self._found(selection)
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return targets(session, selection, found, exports_in(self.settings.home)).plan
 
     def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
@@ -349,7 +350,7 @@ class MemoryStore(Facts):
         if selection.query is None or selection.user_id is None or not selection.query.strip():
             return set()
         least = self.settings.memory.recall_threshold
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             agents = {"", *reading.agents_of(session, selection.user_id)}
         fits = [fit for a in agents for fit in self._fits(selection.query, selection.user_id, a, Filters())]
         # All that says it, and not only what recall would show. What was found by the turns around it is not asked for.
@@ -364,7 +365,7 @@ class MemoryStore(Facts):
         return [fit for fit in found.ranked(self.weights) if filters.admit(fit.row)]
 
     def _erase_bytes(self) -> None:
-        erase_bytes(self.settings.home, self._database, self._indexing, self.clock())
+        erase_bytes(self.settings.home, self.database, self._indexing, self.clock())
 
     def rebuild_index(self, progress: Callable[[int], None] | None = None) -> int:
         """Drop the index and make it again from SQL, also with another embedder; goes on where it was interrupted.
@@ -384,13 +385,13 @@ class MemoryStore(Facts):
 
     def compact(self) -> tuple[int, int]:
         """Give back the space of what is gone, and make recall quick again: bytes of the home before and after."""
-        return compact(self.settings.home, self._database, self._indexing)
+        return compact(self.settings.home, self.database, self._indexing)
 
     def export(self, path: Path | None = None) -> tuple[Path, Counter[str]]:
         """Write every fact as lines of JSON, into the home by default: the file, and how many lines of each type."""
         now = self.clock()
         to = path or self.settings.home / EXPORTS / f"memory-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}.jsonl"
-        with self._database.moment() as session:
+        with self.database.moment() as session:
             return to, write_export(session, to, now)
 
     def restore(self, path: Path) -> Restored:
@@ -410,7 +411,7 @@ class MemoryStore(Facts):
 
     def verify(self) -> list[str]:
         """What disagrees: ids that do not re-derive, references to nothing, SQL and index apart. Empty is sound."""
-        return disagreements(self._database, self.interactions(), self._indexing)
+        return disagreements(self.database, self.interactions(), self._indexing)
 
     # -- inside ---
 
@@ -418,7 +419,7 @@ class MemoryStore(Facts):
     def _writing(self) -> Iterator[Session]:
         with self._lock:
             try:
-                with self._database.writing() as session:
+                with self.database.writing() as session:
                     yield session
             except BaseException:
                 self._topics.reload()  # they may hold what was rolled back

@@ -1,4 +1,4 @@
-"""One night at a time in a home, enforced by the operating system: a crash releases the lock."""
+"""One night at a time in a home, and in a database that several homes share: a crash releases both locks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import NightschoolError
+from ..memory.database import Database
+
+NIGHT_LOCK = 5_177_014  # any number, the same in every process
 
 
 class NightRunning(NightschoolError):
@@ -16,13 +19,16 @@ class NightRunning(NightschoolError):
 
 
 @contextmanager
-def night_lock(home: Path) -> Iterator[None]:
+def night_lock(home: Path, database: Database) -> Iterator[None]:
     lock = FileLock(home / "night.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise NightRunning(f"another night is running in {home}; wait for it, or stop that process") from None
     try:
-        yield
+        with database.alone(NIGHT_LOCK) as alone:
+            if not alone:
+                raise NightRunning(f"another home runs a night in {database.url}; wait for it, or stop that process")
+            yield
     finally:
         lock.release()

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from ..errors import GateRefused, NotFound
+from ..content import plain
+from ..errors import GateRefused, NotFound, ServingError
 from ..evolve import dataset, gate
 from ..evolve.expansion import base_of
 from ..evolve.live import for_now
@@ -26,15 +27,22 @@ Progress = Callable[[str], None]
 READINGS = 3  # of the memory, if something is forgotten each time
 
 
-def run(store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress) -> Cycle:
-    """One night. Returns how it ended; an error is recorded in the cycle and raised."""
-    with night_lock(settings.home):
-        registry.sweep()
+def run(
+    store: MemoryStore, registry: Registry, engine: Callable[[], Engine], settings: Settings, progress: Progress
+) -> Cycle:
+    """One night. Returns how it ended; what ended it too soon is recorded in the cycle and raised.
+
+    `engine` opens the one that answers: a base is loaded only where no other night runs.
+    """
+    with night_lock(settings.home, store.database):
+        registry.close_interrupted()
         cycle_id = registry.open_cycle()
         try:
-            _night(cycle_id, store, registry, engine, settings, progress)
-        except Exception as error:  # an unattended night must record why it failed, whatever it was
-            registry.update_cycle(cycle_id, finished_utc=store.clock(), error=f"{type(error).__name__}: {error}")
+            registry.sweep()
+            _night(cycle_id, store, registry, engine(), settings, progress)
+        except BaseException as error:  # an unattended night must record why it ended, whatever it was
+            why = f"{type(error).__name__}: {error}".removesuffix(": ")
+            registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why)
             raise
         registry.update_cycle(cycle_id, finished_utc=store.clock())
         return registry.cycle(cycle_id)
@@ -61,7 +69,7 @@ def _night(
 
 def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, base_id: str) -> Adapter | None:
     """The adapter that training would make again, if it may still serve."""
-    night, tainted = asdict(settings.night), registry.tainted()
+    night, tainted = plain(asdict(settings.night)), registry.tainted()
     phase = "dpo" if snapshot.pairs or snapshot.thumbs else "sft"
     for adapter in registry.adapters():
         same = (adapter.snapshot_id, adapter.base_id, adapter.phase) == (snapshot.id, base_id, phase)
@@ -80,10 +88,11 @@ def nothing_to_learn(
     snapshot: Snapshot, known: Adapter | None, registry: Registry, settings: Settings, probes: Sequence[Probe]
 ) -> str | None:
     """Why this snapshot teaches nothing new; None if it does, or if what it taught is to be judged by new rules."""
-    if len(snapshot.examples) < settings.dataset.min_liked:
+    least = max(1, settings.dataset.min_liked)
+    if len(snapshot.examples) < least:
         return (
             f"{len(snapshot.examples)} answers to learn (liked or corrected, those held out not counted), at least"
-            f" {settings.dataset.min_liked} are needed"
+            f" {least} are needed"
         )
     verdict = registry.verdict(known.id) if known else None
     if known is None or verdict is None or verdict.snapshot_id != snapshot.id:
@@ -181,7 +190,7 @@ def _incumbent(
         try:
             ensure_loaded(engine, found, settings.serving.parity_tolerance)
             return found
-        except GateRefused as error:  # damaged, or of another base; a server that is down ends the night
+        except (GateRefused, ServingError) as error:  # damaged, of another base, or more than the engine takes
             progress(f"{found.id} cannot be compared with: {error}")
             found = registry.predecessor(found.id)
     return None

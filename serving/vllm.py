@@ -21,7 +21,7 @@ from threading import RLock
 from typing import Any, TypeVar
 
 from ..errors import ServingError, SettingsError
-from ..settings import ServingSettings
+from ..settings import ServingSettings, without_user
 from . import parity
 from .base import base_id, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
@@ -66,14 +66,14 @@ class VLLMEngine:
 
     def __init__(self, settings: ServingSettings, client: httpx.Client | None = None) -> None:
         limits = httpx.Limits(max_connections=CALLS)
-        self._url = settings.url.rstrip("/")
+        self._url = without_user(settings.url.rstrip("/"))  # for messages
         key = os.environ.get(KEY, "").strip()
         if not key.isascii():
             raise SettingsError(f"{KEY} has characters that no key of a server can have")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # no proxy of the environment: what people say goes to this address and nowhere else
         self._client = client or httpx.Client(
-            base_url=self._url,
+            base_url=settings.url.rstrip("/"),
             headers=headers,
             timeout=settings.timeout_seconds or None,
             limits=limits,

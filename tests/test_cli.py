@@ -216,7 +216,7 @@ def test_doctor_finds_what_would_stop_a_reply_and_keeps_passwords(tmp_path: Path
 def test_doctor_sees_a_live_adapter_that_cannot_answer(run: Run, tmp_path: Path) -> None:
     settings = load_settings(tmp_path / "home", {})
     with MemoryStore(settings) as store:
-        registry = Registry(store.sql, settings.home / "adapters", store.clock)
+        registry = Registry(store.database, settings.home / "adapters", store.clock)
         registry.add_snapshot(Snapshot((), (), (), ()), [])
         folder = registry.building()
         (folder / WEIGHTS).write_bytes(b"weights")
@@ -330,3 +330,36 @@ def test_store_is_exported_imported_elsewhere_and_compacted(run: Run, tmp_path: 
     broken = run("memory", "import", file)
     assert broken.exit_code == 1
     assert "mine.jsonl:1: type is not one of" in str(broken.exception)
+
+
+def test_forgetting_what_is_not_held_is_an_error_that_names_it(run: Run) -> None:
+    run("remember", "My dog is called Rex.", "--user", "ada")
+    done = run("forget", "--user", "ada ", "--yes")
+    assert done.exit_code == 1 and "nothing is held of --user 'ada '" in str(done.exception)
+    done = run("forget", "--session", "", "--yes")
+    assert done.exit_code == 1 and "session_id is empty" in str(done.exception)
+    assert run("forget", "--older-than", "90d", "--yes").exit_code == 0
+    assert "Rex" in run("recall", "dog called", "--user", "ada").stdout
+
+
+def test_what_people_write_is_shown_as_it_stands_and_drives_no_terminal(run: Run, tmp_path: Path) -> None:
+    line = LINE | {"messages": [{"role": "user", "content": "Do :warning: \x1b[2Kwheels?"}, LINE["messages"][1]]}
+    run("import", export(tmp_path, line))
+    shown = run("audit", "answers").stdout
+    assert ":warning:" in shown and "\x1b" not in shown and "\N{REPLACEMENT CHARACTER}[2Kwheels" in shown
+
+
+def test_file_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["nightschool", "init", "--home", str(tmp_path / "file")])
+    said: list[str] = []
+    monkeypatch.setattr(cli.err, "print", lambda text, **_: said.append(text))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert len(said) == 1 and str(tmp_path / "file") in said[0]
+
+
+def test_demo_invents_nobody_into_a_home_that_others_use(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, LINE))
+    done = run("demo")
+    assert done.exit_code == 1 and "holds what others said" in str(done.exception)

@@ -54,6 +54,13 @@ def rewritten(path, change):
     return path
 
 
+def test_export_that_fails_leaves_nothing_of_what_was_said(told, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        told.export(tmp_path / "out" / "facts.jsonl")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def recalled(store, *users):
     return [store.recall(query, user_id=u, threshold=0) for u in users for query in ("zebra", "lion sleeps")]
 
@@ -246,7 +253,7 @@ def test_compacting_gives_space_back_and_changes_no_answer(told):
         told.remember(f"note {n} " + "x" * 20_000, user_id="carl")
     told._indexing.pending()
     told.forget(user_id="carl")
-    with told._database.writing() as session:
+    with told.database.writing() as session:
         from nightschool.memory.tables import MemoryRow
         from sqlalchemy import delete
 

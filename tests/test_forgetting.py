@@ -282,7 +282,7 @@ def test_what_a_query_finds_of_that_user_is_forgotten(store):
     said(store, "when do you open?")
     said(store, "my dog Rex is ill", user="bob")
     store.remember("my dog Rex is ill", user_id="bob", shared=True)
-    with pytest.raises(InputError, match="query finds the memories of one user; give user_id, too"):
+    with pytest.raises(InputError, match=r"query finds the memories of one user; give user_id \(--user\), too"):
         store.forget(query="dog")
     plan = store.forget(user_id="ann", query="my dog Rex is ill")
     assert len(plan.interaction_ids) == 1

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nightschool.errors import NightschoolError, TrainingError
+from nightschool.errors import NightschoolError, ServingError, TrainingError
 from nightschool.evolve import dataset, lineage, sft
 from nightschool.evolve.registry import Registry, read_adapter
 from nightschool.evolve.types import Snapshot
@@ -41,7 +41,9 @@ def engine() -> LocalEngine:
 def assistant(tmp_path: Path, embedder: Embedder, engine: LocalEngine) -> Iterator[Assistant]:
     settings = Settings(home=tmp_path / "home", night=NIGHT, gate=GATE, dataset=DatasetSettings(held_out_share=0.3))
     store = MemoryStore(settings, embedder=embedder)
-    with Assistant(settings, store, Registry(store.sql, settings.home / "adapters", store.clock), engine) as opened:
+    with Assistant(
+        settings, store, Registry(store.database, settings.home / "adapters", store.clock), engine
+    ) as opened:
         yield opened
 
 
@@ -58,7 +60,7 @@ def listen(assistant: Assistant, users: int = 24) -> None:
 
 def night(assistant: Assistant, said: list[str] | None = None):
     said = [] if said is None else said
-    return nightly.run(assistant.store, assistant.registry, assistant.engine, assistant.settings, said.append)
+    return nightly.run(assistant.store, assistant.registry, lambda: assistant.engine, assistant.settings, said.append)
 
 
 def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_withdrawn(assistant: Assistant) -> None:
@@ -159,6 +161,10 @@ def test_what_a_killed_night_had_accepted_is_put_into_service_by_the_next(
         with pytest.raises(KeyboardInterrupt):
             night(assistant)
     assert assistant.registry.live() is None
+    assert (assistant.registry.latest_cycle().outcome, assistant.registry.latest_cycle().error) == (
+        "failed",
+        "KeyboardInterrupt",
+    )
     monkeypatch.setattr(sft, "run", killed)  # it is not trained again
     cycle = night(assistant)
     live = assistant.registry.live()
@@ -166,9 +172,55 @@ def test_what_a_killed_night_had_accepted_is_put_into_service_by_the_next(
 
 
 def test_second_night_at_once_is_refused(assistant: Assistant) -> None:
-    with night_lock(assistant.settings.home), pytest.raises(NightRunning, match="another night is running"):
+    with (
+        night_lock(assistant.settings.home, assistant.store.database),
+        pytest.raises(NightRunning, match="another night is running"),
+    ):
         night(assistant)
     assert issubclass(NightRunning, NightschoolError)
+
+
+def test_nothing_is_loaded_while_another_night_runs_and_a_base_that_cannot_be_loaded_is_on_record(
+    assistant: Assistant,
+) -> None:
+    def fail() -> LocalEngine:
+        raise ServingError("no such base")
+
+    given = (assistant.store, assistant.registry, fail, assistant.settings, print)
+    with night_lock(assistant.settings.home, assistant.store.database), pytest.raises(NightRunning):
+        nightly.run(*given)
+    with pytest.raises(ServingError, match="no such base"):
+        nightly.run(*given)
+    (cycle,) = assistant.registry.cycles()
+    assert cycle.outcome == "failed" and cycle.error == "ServingError: no such base"
+
+
+def test_night_that_ended_without_a_word_is_closed_by_the_next(assistant: Assistant) -> None:
+    lost = assistant.registry.open_cycle()
+    assert assistant.registry.cycle(lost).outcome == "running"
+    night(assistant)
+    cycle = assistant.registry.cycle(lost)
+    assert (cycle.outcome, cycle.error) == ("failed", "interrupted") and cycle.finished_utc
+
+
+def test_nothing_liked_is_nothing_to_learn_whatever_the_least(assistant: Assistant) -> None:
+    assistant.settings = replace(assistant.settings, dataset=replace(assistant.settings.dataset, min_liked=0))
+    assert night(assistant).outcome == "nothing to learn"
+
+
+def test_incumbent_that_the_engine_cannot_take_is_passed_over(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ServingError("rank 64 is more than 16")
+
+    listen(assistant)
+    candidate = assistant.registry.adapter(night(assistant).candidate_id or "")
+    monkeypatch.setattr(nightly, "ensure_loaded", refuse)
+    monkeypatch.setattr(Registry, "live", lambda self: replace(candidate, id="b2:served"))
+    said: list[str] = []
+    found = nightly._incumbent(candidate, assistant.registry, assistant.engine, assistant.settings, said.append)
+    assert found is None and "rank 64" in said[0]
 
 
 def test_what_was_trained_is_judged_again_without_training_when_the_rules_change(

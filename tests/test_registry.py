@@ -1,6 +1,8 @@
 """The registry over a real database, with folders that hold made-up weights."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -9,20 +11,19 @@ import pytest
 from nightschool.errors import GateRefused, NotFound
 from nightschool.evolve.registry import CONFIG, MANIFEST, WEIGHTS, Registry, ensure_loaded, intact, read_adapter, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
-from nightschool.memory.tables import Base, ReceiptRow
-from sqlalchemy import create_engine
-from sqlalchemy.orm import Session
+from nightschool.memory.database import Database
+from nightschool.memory.tables import ReceiptRow
+from sqlalchemy import select
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    sql = create_engine(f"sqlite:///{tmp_path / 'registry.db'}")
-    Base.metadata.create_all(sql)
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
     ticks = count(1)
-    found = Registry(sql, tmp_path / "adapters", lambda: float(next(ticks)))
+    found = Registry(database, tmp_path / "adapters", lambda: float(next(ticks)))
     found.add_snapshot(SNAPSHOT, [{"part": "held_out"}])
     yield found
-    sql.dispose()
+    database.close()
 
 
 SNAPSHOT = Snapshot((), (), (), (Judged((), "an answer", True, "ada", ("b2:1",)),))
@@ -217,7 +218,7 @@ def test_adapter_is_loaded_once_and_only_on_its_own_base(registry: Registry) -> 
 
 
 def test_adapter_trained_on_what_was_forgotten_meanwhile_is_tainted_and_never_serves(registry: Registry) -> None:
-    with Session(registry.sql) as session, session.begin():
+    with registry.database.writing() as session:
         details = {"tainted_snapshots": [SNAPSHOT.id]}
         session.add(ReceiptRow(details=details, created_utc=1.0, finished_utc=None))
     adapter = judged(registry, trained(registry, b"late"))
@@ -264,3 +265,15 @@ def test_clean_weights_keep_their_origin_whatever_makes_them_again(registry: Reg
     facts = {"base_id": "base", "parent_id": None, "details": {"night": {}}}
     registry.add(seal(folder, phase="sft", snapshot_id=later.id, created_utc=registry.clock(), **facts))
     assert registry.live() == live == read_adapter(live.path)
+
+
+def test_what_is_recorded_while_another_process_writes_waits_for_it(registry: Registry) -> None:
+    other = Database(registry.database.url)
+    with ThreadPoolExecutor(1) as pool, other.writing() as session:
+        session.execute(select(1))
+        job = pool.submit(registry.add_snapshot, replace(SNAPSHOT, held_out=()), [])
+        time.sleep(0.3)
+        assert not job.done()
+    job.result()
+    other.close()
+    assert len(registry.snapshot_ids()) == 2

@@ -52,7 +52,7 @@ class NamingEngine:
 
 @pytest.fixture
 def registry(quick_store: MemoryStore) -> Iterator[Registry]:
-    return Registry(quick_store.sql, quick_store.settings.home / "adapters", quick_store.clock)
+    return Registry(quick_store.database, quick_store.settings.home / "adapters", quick_store.clock)
 
 
 @pytest.fixture
@@ -161,6 +161,7 @@ def test_page_stands_alone_and_escapes_what_people_wrote(
     found = report(quick_store, registry, rejected(quick_store, registry).id)
     compared = side_by_side(quick_store, registry, NamingEngine(), found.cycle, 3, 0.1)
     write_html(found, compared, tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o600  # it holds what people said
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 2 and "&lt;i&gt;wheel" in page and "<i>wheel" not in page and "<b>base" not in page
     assert not re.search(r"<script|<link|src=|href=\"http", page)

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +48,7 @@ class EchoEngine:
 def assistant(tmp_path: Path, embedder: Embedder) -> Iterator[Assistant]:
     settings = Settings(home=tmp_path / "home")
     store = MemoryStore(settings, embedder=embedder)
-    registry = Registry(store.sql, settings.home / "adapters", store.clock)
+    registry = Registry(store.database, settings.home / "adapters", store.clock)
     with Assistant(settings, store, registry, EchoEngine()) as opened:
         yield opened
 
@@ -99,7 +101,9 @@ def test_empty_text_is_refused(assistant: Assistant) -> None:
 def test_reply_that_takes_too_long_is_an_error_and_is_not_kept(quick_store: MemoryStore, toy_base: str) -> None:
     serving = ServingSettings(base=toy_base, timeout_seconds=1e-6, threads=1)
     settings = replace(quick_store.settings, serving=serving)
-    late = Assistant(settings, quick_store, Registry(quick_store.sql, settings.home / "adapters", quick_store.clock))
+    late = Assistant(
+        settings, quick_store, Registry(quick_store.database, settings.home / "adapters", quick_store.clock)
+    )
     with pytest.raises(ServingError, match=r"allow more time .*serving\.timeout_seconds"):
         late.reply("Hello there", user_id="ada")
     assert not list(quick_store.interactions())
@@ -195,3 +199,55 @@ def test_open_makes_a_home_where_the_environment_says(tmp_path: Path, monkeypatc
     with nightschool.open() as opened:
         assert opened.settings.home == tmp_path / "there"
     assert (tmp_path / "there" / "nightschool.db").exists()
+
+
+def test_turns_of_the_session_take_no_place_of_what_is_remembered(assistant: Assistant) -> None:
+    assistant.remember("My bicycle is a Brompton.", user_id="ada")
+    assistant.record("My bicycle is at the station.", "Good.", user_id="ada", session_id="last week")
+    for i in range(8):
+        assistant.record(f"Tell me about my bicycle, please, part {i}.", "Yes.", user_id="ada", session_id="now")
+    shown = assistant.reply("What is my bicycle?", user_id="ada", session_id="now")
+    texts = [memory.text for memory in assistant.store.memories(shown.memory_ids).values()]
+    assert any("Brompton" in text for text in texts) and any("station" in text for text in texts)
+    assert not any("part" in text for text in texts)
+
+
+def test_no_memory_is_shown_where_none_is_wanted(assistant: Assistant) -> None:
+    assistant.remember("My dog is called Rex.", user_id="ada")
+    memory = replace(assistant.settings.memory, recall_limit=0)
+    assistant.settings = replace(assistant.settings, memory=memory)
+    assert assistant.reply("What is my dog called?", user_id="ada").memory_ids == ()
+
+
+def test_empty_answer_is_an_error_and_is_not_kept(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assistant.engine, "generate", lambda prompts, **_: [""])
+    with pytest.raises(ServingError, match="the base answered nothing"):
+        assistant.reply("Hello there")
+    assert not list(assistant.store.interactions())
+
+
+def test_turns_of_one_session_are_answered_one_after_another_and_those_of_others_beside(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, running, most = assistant.engine.generate, [0], [0]
+
+    def slow(prompts: Sequence[Sequence[Message]], **kwargs: object) -> list[str]:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.1)
+        running[0] -= 1
+        return answer(prompts)
+
+    monkeypatch.setattr(assistant.engine, "generate", slow)
+    with ThreadPoolExecutor(3) as pool:
+        same = [pool.submit(assistant.reply, f"part {i}", session_id="one") for i in range(3)]
+        said = sorted((job.result().text for job in same), key=len)
+        assert most == [1] and "assistant=" not in said[0] and said[2].count("assistant=") > said[1].count("assistant=")
+        for job in [pool.submit(assistant.reply, "part", session_id=f"s{i}") for i in range(3)]:
+            job.result()
+    assert most[0] > 1
+
+
+def test_home_and_settings_of_another_home_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give one of them"):
+        nightschool.open(tmp_path / "one", settings=Settings(home=tmp_path / "two"))

@@ -1,8 +1,10 @@
+from math import inf
 from pathlib import Path
 
 import pytest
 from nightschool.errors import SettingsError
-from nightschool.settings import SECTIONS, Settings, load_settings, with_values
+from nightschool.evolve.gate import criteria
+from nightschool.settings import SECTIONS, GateSettings, Settings, load_settings, with_values
 
 
 def test_defaults_hold_without_file_and_environment(tmp_path: Path) -> None:
@@ -110,3 +112,8 @@ def test_no_limit_is_a_limit_without_end() -> None:
     home = Settings(Path("home"))
     assert with_values(home, "gate", {"max_probe_rise": float("inf")}, "test").gate.max_probe_rise == float("inf")
     assert with_values(home, "night", {"budget_minutes": float("inf")}, "test").night.budget_minutes == float("inf")
+
+
+def test_bound_without_end_has_an_id_and_another_than_a_finite_one() -> None:
+    ids = {criteria(GateSettings(max_sycophancy_rise=rise), []) for rise in (inf, 1.0)}
+    assert len(ids) == 2

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from nightschool.errors import InputError, NotFound, StoreError
 from nightschool.memory.conversations import Conversation, Owner, Review, draft_id
+from nightschool.memory.database import Database
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.types import Draft
+from nightschool.pipelines.lock import NightRunning, night_lock
 from nightschool.settings import DatasetSettings, MemorySettings, Settings
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
@@ -597,3 +599,21 @@ def test_everything_works_on_postgresql_by_url_alone(tmp_path, hash_embedder, cl
 
 def _last(store):
     return list(store.interactions())[-1]
+
+
+@pytest.mark.postgres
+def test_one_night_at_a_time_in_a_database_that_two_homes_share(tmp_path):
+    with postgres_schema() as url:
+        one, two = Database(url), Database(url)
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        with (
+            night_lock(tmp_path / "one", one),
+            pytest.raises(NightRunning, match="another home runs a night"),
+            night_lock(tmp_path / "two", two),
+        ):
+            pass
+        with night_lock(tmp_path / "two", two):
+            pass
+        one.close()
+        two.close()
