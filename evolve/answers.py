@@ -272,11 +272,14 @@ def session_cluster(interaction: Interaction) -> str:
 def choose_clusters(sizes: Mapping[str, int], settings: DatasetSettings) -> frozenset[str]:
     """About `held_out_share` of the answers in whole clusters, in the order of their hashed names.
 
-    A cluster is passed over if it overshoots by more than half of itself; one alone is never held out.
+    A cluster is passed over if it overshoots by more than half of itself; one alone is never held out. One that is too
+    large to be held out at all does not count: else all the others would be held out in its place.
     """
-    target = settings.held_out_share * sum(sizes.values())
+    most = 2 * settings.held_out_share * sum(sizes.values())
+    fitting = {name: size for name, size in sizes.items() if size <= most}
+    target = settings.held_out_share * sum(fitting.values())
     taken, held = 0, set[str]()
-    for name in sorted(sizes, key=lambda name: content_id([settings.seed, name])):
+    for name in sorted(fitting, key=lambda name: content_id([settings.seed, name])):
         if taken + sizes[name] / 2 <= target:
             held.add(name)
             taken += sizes[name]
@@ -289,8 +292,9 @@ def choose_clusters(sizes: Mapping[str, int], settings: DatasetSettings) -> froz
 def fold(answers: Iterable[Answer], settings: CensorSettings, excluded: Exclusions) -> list[Answer]:
     """One answer for each prompt and completion in nearly the same words.
 
-    Its score is the mean by confidence, its confidence the highest. How often it was said counts through the recurrence
-    of its topic. Where people disagree it teaches nothing.
+    Its score is the mean over people by confidence, of each their own mean: who meets it often has no more votes. Its
+    confidence is the highest. How often it was said counts through the recurrence of its topic. Where people disagree
+    it teaches nothing.
     """
     groups: dict[tuple[str, str], list[Answer]] = defaultdict(list)
     for answer in answers:
@@ -308,15 +312,24 @@ def fold(answers: Iterable[Answer], settings: CensorSettings, excluded: Exclusio
 def _fold(group: list[Answer]) -> Answer:
     # a reply stands for corrections of the same words, the latest for all
     head = max(group, key=lambda a: (a.correction_id is None, a.interaction.created_utc, a.interaction.id))
-    confidence = sum(a.confidence for a in group)
+    people: dict[str, list[Answer]] = defaultdict(list)
+    for answer in group:
+        people[answer.interaction.user_id].append(answer)
+    votes = [_vote(own) for own in people.values()]
     return replace(
         head,
-        score=sum(a.confidence * a.score for a in group) / confidence,
+        score=sum(confidence * score for score, confidence in votes) / sum(confidence for _, confidence in votes),
         confidence=max(a.confidence for a in group),
         guessed=all(a.guessed for a in group),
         recurrence=max(a.recurrence for a in group),
         sources=merged(head.sources, *(a.sources for a in group)),
     )
+
+
+def _vote(own: Sequence[Answer]) -> tuple[float, float]:
+    """Score and confidence of what one person showed of an answer."""
+    mean = sum(a.confidence * a.score for a in own) / sum(a.confidence for a in own)
+    return mean, max(a.confidence for a in own)
 
 
 def merged(first: tuple[str, ...], *others: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ interaction and not from the clock; what is stored holds no text, so what was fo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from math import log
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,11 +59,38 @@ def freeze(store: MemoryStore, settings: Settings, *, now: float, author: Author
     memories = store.memories({m for i in interactions for m in i.memory_ids})
     vectors = store.request_vectors([i.id for i in interactions])
     feedback = store.feedback()
-    known = Prompts((i for i in interactions if i.created_utc <= now), memories)
-    reading = read(store, known, feedback, vectors, settings.censor)
+    known, fits = Prompts((i for i in interactions if i.created_utc <= now), memories), _length_rule(settings)
+    parts = split(known, feedback, vectors, settings, fits)
+    reading = read(store, known, feedback, vectors, settings.censor, parts.teaches)
     expansion = _expansion(store, author, reading, settings, now)
     given = (interactions, feedback, memories, vectors, settings)
-    return build(*given, now=now, reading=reading, expansion=expansion, fits=_length_rule(settings))
+    return build(*given, now=now, reading=reading, expansion=expansion, fits=fits, parts=parts)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who is held out, decided without a reader's guesses, and what is surely known of how answers were met."""
+
+    cluster_of: ClusterOf
+    held: frozenset[str]
+    sure: tuple[Answer, ...]
+    excluded: Exclusions
+
+    def teaches(self, interaction: Interaction) -> bool:
+        return self.cluster_of(interaction) not in self.held
+
+
+def split(
+    prompts: Prompts,
+    feedback: Mapping[str, Sequence[Feedback]],
+    vectors: Vectors,
+    settings: Settings,
+    fits: Fits = any_length,
+) -> Split:
+    excluded = Exclusions()
+    gathered = gather(prompts, feedback, vectors, settings, excluded, NOTHING)
+    sure = curate(gathered, prompts, settings.dataset.min_topic_users, excluded, fits).answers
+    return Split(*hold_out(sure, settings), tuple(sure), excluded)
 
 
 def _length_rule(settings: Settings) -> Fits:
@@ -91,27 +118,30 @@ def build(
     reading: Reading = NOTHING,
     expansion: Expansion | None = None,
     fits: Fits = any_length,
+    parts: Split | None = None,
 ) -> Snapshot:
-    """`freeze` on values, but for what `expansion` drafts."""
-    excluded = Exclusions()
-    excluded.add("dated later than now", (i.id for i in interactions if i.created_utc > now and i.id in feedback))
+    """`freeze` on values, but for what `expansion` drafts. `parts` is the split of just these."""
     prompts = Prompts((i for i in interactions if i.created_utc <= now), memories)
+    parts = parts or split(prompts, feedback, vectors, settings, fits)
+    excluded, teaches = parts.excluded, parts.teaches
+    excluded.add("dated later than now", (i.id for i in interactions if i.created_utc > now and i.id in feedback))
     order = _recent_first(prompts, settings.dataset)
     gathered = gather(prompts, feedback, vectors, settings, excluded, reading)
     gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded, fits)
-    cluster_of, held = hold_out([a for a in gathered.answers if not a.guessed], settings)
 
-    ours = [a for a in gathered.answers if cluster_of(a.interaction) not in held]
+    ours = [a for a in gathered.answers if teaches(a.interaction)]
     taught = fold(ours, settings.censor, excluded)
-    judged = _held_out(gathered.answers, cluster_of, held, settings, excluded)
-    judged = _unseen(judged, taught, excluded)
-    corrections = [Contrast(*pair) for pair in gathered.corrected if cluster_of(pair[0].interaction) not in held]
-    again = [pair for pair in gathered.regenerated if cluster_of(pair[0].interaction) not in held]
+    corrections = [Contrast(*pair) for pair in gathered.corrected if teaches(pair[0].interaction)]
+    again = [pair for pair in gathered.regenerated if teaches(pair[0].interaction)]
     corrections += [Contrast(*pair, "regeneration") for pair in again]
     near = find_contrasts(taught, vectors, settings.dataset.same_prompt_cosine, order)
     contrasts = fold_contrasts([*corrections, *find_rephrased(ours, prompts, vectors), *near])
+    guesses = (a.interaction.id for a in gathered.answers if a.guessed and not teaches(a.interaction))
+    excluded.add("held out, and nothing sure is known of it without a reader's guess", guesses)
+    judged = _held_out(parts, settings, excluded)
+    judged = _unseen(judged, [*taught, *(a for c in contrasts for a in (c.chosen, c.rejected))], excluded)
     if expansion:
-        open_to = _open(prompts, cluster_of, held, judged)
+        open_to = _open(prompts, teaches, judged)
         made = expansion.contrasts(prompts, open_to, recurrences(prompts, settings.dataset), len(contrasts))
         contrasts += _fit(made, prompts, settings.dataset, fits)
 
@@ -122,7 +152,7 @@ def build(
         examples=_examples(liked, prompts, settings.dataset),
         pairs=_pairs(_first(contrasts, _rank(order), limit), prompts, settings.dataset),
         thumbs=_thumbs(rated, prompts, settings.dataset),
-        held_out=_judged(heard, prompts, cluster_of),
+        held_out=_judged(heard, prompts, parts.cluster_of),
         excluded=excluded.report(),
         censor=censor_id(reading.reader_id),
     )
@@ -131,20 +161,15 @@ def build(
 # -- the held-out part ---
 
 
-def _held_out(
-    answers: Sequence[Answer], cluster_of: ClusterOf, held: frozenset[str], settings: Settings, excluded: Exclusions
-) -> list[Answer]:
+def _held_out(parts: Split, settings: Settings, excluded: Exclusions) -> list[Answer]:
     """The answers of the held-out clusters that people showed to like or not, duplicates folded within each.
 
-    A reader's guess counts for nothing here: what learnt from its guesses would agree with it.
+    A reader's guess counts for nothing here, for or against: what learnt from its guesses would agree with it.
     """
-    groups: dict[str, list[Answer]] = {cluster: [] for cluster in sorted(held)}
-    for answer in answers:
-        cluster = cluster_of(answer.interaction)
-        if cluster in held and answer.guessed:
-            excluded.add("held out, and nothing sure is known of it without a reader's guess", [answer.interaction.id])
-        elif cluster in held:
-            groups[cluster].append(answer)
+    groups: dict[str, list[Answer]] = {cluster: [] for cluster in sorted(parts.held)}
+    for answer in parts.sure:
+        if not parts.teaches(answer.interaction):
+            groups[parts.cluster_of(answer.interaction)].append(answer)
     return [answer for group in groups.values() for answer in fold(group, settings.censor, excluded)]
 
 
@@ -155,9 +180,9 @@ def _unseen(judged: Sequence[Answer], taught: Sequence[Answer], excluded: Exclus
     return [a for a in judged if a.words not in words]
 
 
-def _open(prompts: Prompts, cluster_of: ClusterOf, held: frozenset[str], judged: Sequence[Answer]) -> list[Interaction]:
+def _open(prompts: Prompts, teaches: Callable[[Interaction], bool], judged: Sequence[Answer]) -> list[Interaction]:
     """Answered interactions of nobody held out, whose prompt is whole and not judged there either."""
-    ours = (i for i in prompts.interactions.values() if i.reply.strip() and cluster_of(i) not in held)
+    ours = (i for i in prompts.interactions.values() if i.reply.strip() and teaches(i))
     keys = {a.key for a in judged}
     return [i for i in ours if not prompts.missing_memories(i) and prompts.key(i) not in keys]
 
@@ -209,8 +234,9 @@ def _ids(*parts: Sequence[Answer]) -> set[str]:
 
 def _weighted(weights: Sequence[float], answers: Sequence[Answer], settings: DatasetSettings) -> list[float]:
     users = [a.interaction.user_id for a in answers]
-    shared = limit_share(normalise(weights, settings.weight_cap), users, settings.max_user_share)
-    return [round(w, WEIGHT_DIGITS) for w in shared]
+    cap = settings.weight_cap
+    shared = limit_share(normalise(weights, cap), users, settings.max_user_share)
+    return [round(w, WEIGHT_DIGITS) for w in normalise(shared, cap)]
 
 
 def _examples(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettings) -> tuple[Example, ...]:
@@ -273,6 +299,12 @@ def to_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
 def _references(row: Example | Pair | Thumb | Judged) -> dict[str, Any]:
     kept = {f.name: getattr(row, f.name) for f in fields(row) if f.name not in TEXT}
     return without_nothing(kept) | {"interaction_ids": list(row.interaction_ids)}
+
+
+def taught(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The interactions whose answers a snapshot of these rows teaches, without what stood before them."""
+    heads = {"examples": 1, "pairs": 2, "thumbs": 1, "held_out": 0}
+    return {i for row in rows for i in row["interaction_ids"][: heads[row["part"]]]}
 
 
 def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> Snapshot:

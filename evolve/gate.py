@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from math import inf, isfinite
@@ -71,9 +71,14 @@ def judge(
     engine: Engine,
     settings: GateSettings,
     probes: Sequence[Probe] = (),
+    known: Set[str] = frozenset(),
 ) -> Verdict:
-    """The verdict on `candidate` against `incumbent` (None = the base); both and the parent are loaded in `engine`."""
-    held_out = snapshot.held_out
+    """The verdict on `candidate` against `incumbent` (None = the base); both and the parent are loaded in `engine`.
+
+    `known` are interactions whose answers the incumbent was taught (`dataset.taught`): it is not judged on them, since
+    the candidate never saw what is held out now.
+    """
+    held_out = [h for h in snapshot.held_out if known.isdisjoint(h.interaction_ids[:1])]
     reasons = too_little(held_out, settings)
     measures: tuple[Measure, ...] = ()
     if not reasons:
@@ -158,7 +163,9 @@ def _liked_nll(
     old, new = _nll(before, liked), _nll(after, liked)
     changes = [_nll(after, w * liked) - _nll(before, w * liked) for w in draws if (w * liked).any()]
     low, high = interval(changes, settings.confidence)
-    most = round(max(settings.max_nll_rise, settings.max_gain_lost * (base_nll - old)), 3)
+    gained = base_nll - old
+    # where the incumbent is below the base already, no more is lost than the base would allow
+    most = round(min(max(settings.max_nll_rise, settings.max_gain_lost * gained), gained + settings.max_nll_rise), 3)
     rule = f"rises by at most {most} nats per token"
     return Measure("liked_nll", old, new, new - old, low, high, high <= most, rule)
 

@@ -9,7 +9,7 @@ what does not fit is counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from random import Random
@@ -170,7 +170,7 @@ def plan(
 ) -> Plan:
     """Passages in seeded order until `epochs` are full or `minutes` are spent, in batches of like length.
 
-    A batch is filled until it has `batch_size` lessons.
+    A batch is filled until it has `batch_size` lessons, and holds none of them twice.
     """
     random = Random(seed)
     every = range(len(passages))
@@ -190,14 +190,23 @@ def plan(
 
 
 def _bucketed(taken: Sequence[int], passages: Sequence[Passage], size: int, random: Random) -> list[tuple[int, ...]]:
+    """One pass after another, as they were taken; what a pass leaves over begins the first batch of the next."""
     batches: list[tuple[int, ...]] = []
-    for start in range(0, len(taken), WINDOW * size):
-        batch: list[int] = []
-        for i in sorted(taken[start : start + WINDOW * size], key=lambda i: (len(passages[i].tokens), i)):
-            batch.append(i)
-            if sum(len(passages[j].lessons) for j in batch) >= size:
-                batches.append(tuple(batch))
+    batch: list[int] = []
+    for begin in range(0, len(taken), len(passages)):
+        one, whole = taken[begin : begin + len(passages)], list[tuple[int, ...]]()
+        for i in _windowed(one, passages, WINDOW * size):
+            if i in batch or sum(len(passages[j].lessons) for j in batch) >= size:
+                whole.append(tuple(batch))
                 batch = []
-        batches += [tuple(batch)] if batch else []
-    random.shuffle(batches)
+            batch.append(i)
+        if begin + len(passages) >= len(taken):
+            whole.append(tuple(batch))
+        random.shuffle(whole)
+        batches += whole
     return batches
+
+
+def _windowed(one: Sequence[int], passages: Sequence[Passage], window: int) -> Iterator[int]:
+    for start in range(0, len(one), window):
+        yield from sorted(one[start : start + window], key=lambda i: (len(passages[i].tokens), i))

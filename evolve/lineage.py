@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from .types import Adapter, Verdict
 
 @dataclass(frozen=True)
 class Source:
-    """A conversation that taught an adapter. Texts are left out: the auditor asks for them by id."""
+    """A conversation that taught an adapter, or that it was judged on. Texts are left out: they are asked for by id."""
 
     user_id: str
     session_id: str
@@ -28,13 +29,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where an adapter comes from. `forgotten` are interactions it was made of that memory no longer holds."""
+    """Where an adapter comes from. `sources` taught it, `held_out` are what else it was judged on, and `forgotten` are
+    interactions of either that memory no longer holds."""
 
     adapter: Adapter
     parents: tuple[Adapter, ...]
     verdict: Verdict | None
     tainted: str | None
     sources: tuple[Source, ...]
+    held_out: tuple[Source, ...]
     forgotten: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -85,15 +88,25 @@ def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:
     parents: list[Adapter] = []
     while (parents[-1] if parents else adapter).parent_id:
         parents.append(registry.adapter((parents[-1] if parents else adapter).parent_id or ""))
-    wanted = registry.sources(adapter.snapshot_id)
+    rows, wanted = registry.snapshot_rows(adapter.snapshot_id), registry.sources(adapter.snapshot_id)
+    taught = {i for row in rows if row["part"] != "held_out" for i in row["interaction_ids"]}
+    held = [i for i in store.interactions() if i.id in wanted]
+    return Lineage(
+        adapter=adapter,
+        parents=tuple(parents),
+        verdict=registry.verdict(adapter.id),
+        tainted=registry.tainted().get(adapter.id),
+        sources=_sources(i for i in held if i.id in taught),
+        held_out=_sources(i for i in held if i.id not in taught),
+        forgotten=tuple(sorted(wanted - {i.id for i in held})),
+    )
+
+
+def _sources(interactions: Iterable[Interaction]) -> tuple[Source, ...]:
     sessions: dict[tuple[str, str], list[str]] = {}
-    for interaction in store.interactions():
-        if interaction.id in wanted:
-            sessions.setdefault((interaction.user_id, interaction.session_id), []).append(interaction.id)
-    found = tuple(Source(user, session, tuple(ids)) for (user, session), ids in sorted(sessions.items()))
-    missing = wanted - {i for source in found for i in source.interaction_ids}
-    tainted = registry.tainted().get(adapter.id)
-    return Lineage(adapter, tuple(parents), registry.verdict(adapter.id), tainted, found, tuple(sorted(missing)))
+    for interaction in interactions:
+        sessions.setdefault((interaction.user_id, interaction.session_id), []).append(interaction.id)
+    return tuple(Source(user, session, tuple(ids)) for (user, session), ids in sorted(sessions.items()))
 
 
 def verify(store: MemoryStore, registry: Registry) -> list[str]:

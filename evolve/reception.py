@@ -9,7 +9,7 @@ numbers, whenever it is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import log
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..memory.cues import Exchange
 from ..memory.reader import (
     FOLDS,
+    PARTIAL,
     Reader,
     features,
     fit_reader,
@@ -40,8 +41,18 @@ if TYPE_CHECKING:
 Given = Mapping[str, Sequence[Feedback]]
 
 
-def read(store: MemoryStore, prompts: Prompts, feedback: Given, vectors: Vectors, settings: CensorSettings) -> Reading:
-    """The latest `read_turns` unrated replies, read. Nothing if the store's vectors are of another embedder."""
+def read(
+    store: MemoryStore,
+    prompts: Prompts,
+    feedback: Given,
+    vectors: Vectors,
+    settings: CensorSettings,
+    teaches: Callable[[Interaction], bool] = lambda _: True,
+) -> Reading:
+    """The latest `read_turns` unrated replies, read. Nothing if the store's vectors are of another embedder.
+
+    A reader is fitted on ratings of what `teaches` alone: what is held out shall reach nothing that is taught.
+    """
     shipped = shipped_reader()
     if not settings.read_turns or store.embedder.name != shipped.embedder:
         return NOTHING
@@ -50,13 +61,16 @@ def read(store: MemoryStore, prompts: Prompts, feedback: Given, vectors: Vectors
     unread = [i for i in recent if i.id not in rated and i.reply.strip()][: settings.read_turns]
     if not unread:
         return NOTHING
-    taught = [i for i in recent if i.id in rated and i.reply.strip()][: settings.read_turns]
+    taught = [i for i in recent if i.id in rated and i.reply.strip() and teaches(i)][: settings.read_turns]
     taught = taught if len(taught) >= settings.refit_from else []
     exchanges = {i.id: _exchange(i, prompts, feedback) for i in (*unread, *taught)}
     vector_of = vectors_of(store, exchanges, _requests(prompts, vectors))
     reader = refitted(taught, rated, exchanges, vector_of, shipped) or shipped
     if reader.at_home:
         keep_reader(reader, store.settings.home)
+    else:
+        for old in readers_in(store.settings.home):
+            old.unlink()
     return _reading(reader, {i.id: exchanges[i.id] for i in unread}, vector_of)
 
 
@@ -79,7 +93,7 @@ def met(store: MemoryStore, interaction_id: str, settings: CensorSettings) -> Sa
 
 def reader_at_hand(store: MemoryStore) -> Reader | None:
     """The reader that reads now, without fitting one anew; none for vectors of another embedder."""
-    kept = [load_reader(path) for path in readers_in(store.settings.home)]
+    kept = [load_reader(path) for path in readers_in(store.settings.home) if PARTIAL not in path.name]
     reader = kept[0] if kept else shipped_reader()
     return reader if reader.embedder == store.embedder.name else None
 

@@ -8,8 +8,9 @@ c in [0, 1] is the confidence in the satisfaction, s in [-1, 1] its score, and n
 distinct sessions (`memory.topics.recurrence`). Liked and disliked thumbs are brought to the same weight together
 (`balanced`), of which the cap takes some where one kind is rare. The weights of one part of a snapshot are then scaled
 to mean 1 and capped (`normalise`). Where several people use one adapter, the rows of a user who supplies more than a
-set share of the weight are scaled down to that share (`limit_share`); nobody else's are scaled up, so the mean is 1 or
-less. Synthetic pairs together are held to a set share, too (`limit_marked`).
+set share of the weight are scaled down to that share (`limit_share`), and all to mean 1 under the cap once more: where
+the others are so few that they would have to weigh more than the cap, the share gives way. Synthetic pairs together
+are held to a set share, too (`limit_marked`).
 
 The invariant: frequency multiplies satisfaction and never replaces it. n_k ≥ 0 enters through a factor that is never
 negative, so it turns no sign: what was not preferred weighs 0 however often it is asked, and what nobody is sure about

@@ -421,6 +421,9 @@ def _lineage_lines(found: Any) -> list[str]:
     lines += [
         f"learnt:   snapshot {adapter.snapshot_id}: {turns} turns, {len(found.sources)} sessions, {len(users)} users"
     ]
+    if found.held_out:
+        turns, users = sum(len(s.interaction_ids) for s in found.held_out), {s.user_id for s in found.held_out}
+        lines += [f"held out: {turns} turns of {len(users)} users, to judge it on"]
     lines += [f"forgotten since: {len(found.forgotten)} turns"] if found.forgotten else []
     lines += [f"tainted:  {found.tainted}"] if found.tainted else []
     return lines + [f"judged:   {reason}" for reason in (found.verdict.reasons if found.verdict else ["never"])]

@@ -246,9 +246,12 @@ def checked_text(where: str, value: str) -> str:
 
 
 def checked_time(where: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise InputError(f"{where} is not a finite number of seconds since 1970")
-    return float(value)
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise ValueError
+        return float(value)
+    except (ValueError, OverflowError):  # the latter of hundreds of digits
+        raise InputError(f"{where} is not a finite number of seconds since 1970") from None
 
 
 def checked_review(review: Review) -> Review:

@@ -136,6 +136,9 @@ def _array(path: Path) -> Iterator[_Record]:
         at = _after(text, at, " \t\r\n,")
         line, done = line + text.count("\n", done, at), at
         if text[at : at + 1] == "]":
+            if (rest := _after(text, at + 1, " \t\r\n")) < len(text):
+                line += text.count("\n", done, rest)
+                yield _Record(file, line, error="not JSON: something follows the end of the array; it was not read")
             return
         try:
             value, at = decoder.raw_decode(text, at)

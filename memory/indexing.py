@@ -5,6 +5,7 @@ The invariant: a memory is marked as indexed only after the index holds it, so a
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float32]
 
+log = logging.getLogger("nightschool")
 REBUILD = "rebuild"  # the name of the state that a rebuild under way leaves: with which embedder
 PENDING = text("NOT memories.indexed")  # in these words, so that SQLite uses its partial index
 
@@ -85,11 +87,17 @@ class Indexing:
         vectors: dict[str, Vector],
         stale: Sequence[str],
     ) -> None:
-        """Index what a committed transaction wrote; `vectors` by text, `stale` are memories that are no more."""
+        """Index what a committed transaction wrote; `vectors` by text, `stale` are memories that are no more.
+
+        What fails is told in the log and left to the next recall: it is kept, and whoever tried again would double it.
+        """
         asked = [i for i in interactions if request_of(i.turn)]
-        self.drop([*stale, *(turn_memory_id(i) for i in replaced)])
-        self._add([_of_turn(turn_memory(i), i) for i in asked], vectors)
-        self.pending()  # what was stated in them
+        try:
+            self.drop([*stale, *(turn_memory_id(i) for i in replaced)])
+            self._add([_of_turn(turn_memory(i), i) for i in asked], vectors)
+            self.pending()  # what was stated in them
+        except StoreError as error:
+            log.warning("kept, and to be indexed later: %s", error)
 
     def drop(self, gone: Collection[str]) -> None:
         """Take these memories out of the index, but for those that came back to SQL meanwhile."""

@@ -16,6 +16,7 @@ Not covered: languages other than English, the time between turns (no open set h
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -38,6 +39,7 @@ CLIP = 4.0  # standard deviations
 SCALAR_SIZE, COSINE_SIZE, VECTOR_SIZE = 1.0, 2.0, 6.0  # how much a part counts, relative to the penalty
 TREES_FROM = 500  # rows; with fewer the ridge alone is as good or better
 FOLDS = 5
+PARTIAL = ".partial"  # in the name of coefficients that are being written
 LOOK_BACK = 20  # earlier turns that an exchange is compared with
 SCALARS = tuple(scalars(Exchange("", "", None)))
 COSINES = (
@@ -307,9 +309,11 @@ def load_reader(path: Path) -> Reader:
 def keep_reader(reader: Reader, home: Path) -> None:
     """Its coefficients in the home, in place of those of the night before."""
     path = home / f"censor-{reader.id.removeprefix('b2:')}.safetensors"
-    for old in readers_in(home):
+    partial = path.with_name(f"{path.stem}{PARTIAL}.safetensors")  # by a name that is erased as well
+    save_reader(reader, partial)
+    os.replace(partial, path)
+    for old in set(readers_in(home)) - {path}:
         old.unlink()
-    save_reader(reader, path)
 
 
 def readers_in(home: Path) -> list[Path]:

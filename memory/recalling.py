@@ -43,8 +43,11 @@ class Filters:
             and self.kind in (None, row.kind)
             and (self.since is None or row.created_utc >= self.since)
             and (self.until is None or row.created_utc < self.until)
-            and (self.beside is None or row.session_id != self.beside or row.kind == "note")
         )
+
+    def beside_it(self, memory: Memory) -> bool:
+        """Whether it is none of the session at hand; SQL tells, since the index has no session of statements."""
+        return self.beside is None or memory.session_id != self.beside or memory.kind == "note"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,10 @@ def asking(text: str, embedder: Embedder) -> Query:
     return Query(text, embedder.embed([text] if cut == [text] else [text, *cut]))
 
 
-def candidates(index: VectorIndex, query: Query, user_id: str, agent_id: str, filters: Filters) -> Candidates:
+def candidates(
+    index: VectorIndex, query: Query, user_id: str, agent_id: str, filters: Filters, most: int = CANDIDATES
+) -> Candidates:
+    """What may fit: of a large store at most `most` by cosine, as many by words, and what stands around the best."""
     from .vectors import narrowed, visible
 
     # What came at that very moment is known then.
@@ -73,8 +79,8 @@ def candidates(index: VectorIndex, query: Query, user_id: str, agent_id: str, fi
         return Candidates(query, index.rows(scope, 2 * RANKED_WHOLE), count)
     sessions = None if filters.session_id is None else [filters.session_id]
     condition = narrowed(scope, sessions=sessions, kind=filters.kind, since=filters.since, until=filters.until)
-    near = index.near(query.vectors[0], condition, CANDIDATES)
-    found = _joined(near, index.matching(list(dict.fromkeys(terms(query.text))), condition, CANDIDATES))
+    near = index.near(query.vectors[0], condition, most)
+    found = _joined(near, index.matching(list(dict.fromkeys(terms(query.text))), condition, most))
     first = (fit.row.session_id for fit in rank(query, found, count) if fit.row.session_id)
     around = list(dict.fromkeys(first))[:SESSIONS]
     more = index.rows(narrowed(scope, sessions=around), ROWS_OF_SESSIONS) if around else []
@@ -86,7 +92,7 @@ def best_of(
     most: int,
     memories: Callable[[Iterable[str]], Mapping[str, Memory]],
     asked: Callable[[str], str],
-    as_of: float | None = None,
+    filters: Filters,
 ) -> list[Recall]:
     """The first `most` that say different things and hold; `asked` gives the user's words of an interaction.
 
@@ -98,8 +104,9 @@ def best_of(
         some = fits[start : start + most + 5]
         held = memories([fit.row.id for fit in some])
         made = [Recall(held[fit.row.id], fit.score, fit.parts) for fit in some if fit.row.id in held]
-        ended += [recall.memory for recall in made if not _holds(recall.memory, as_of)]
-        made = [recall for recall in made if _holds(recall.memory, as_of)]
+        made = [recall for recall in made if filters.beside_it(recall.memory)]
+        ended += [recall.memory for recall in made if not _holds(recall.memory, filters.as_of)]
+        made = [recall for recall in made if _holds(recall.memory, filters.as_of)]
         found = _said_once(folded([*found, *made]), ended, asked)
         if len(found) >= most:
             break

@@ -42,6 +42,7 @@ from .rows import ROWS_A_PAGE, from_interaction, from_memory, turn_memory
 from .stated_rows import add_statements
 from .tables import FeedbackRow, InteractionRow, MemoryRow, TopicRow
 from .tombstones import Tombstones
+from .topic_rows import relabel
 from .types import Interaction, Memory
 
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -82,6 +83,7 @@ class Restoring:
         self.stale: list[str] = []  # memories that are no more, and may be in the index
         self._centroid = np.zeros(dimension, dtype=np.float32).tobytes()
         self._left_out: set[str] = set()  # interactions that were forgotten here
+        self._robbed: set[str] = set()  # their topics, which may be named after them
         self._foreign = False  # the tombstones of the file have another salt
         self._fresh: list[Interaction] = []  # of the batch
         self._told: set[str] = set()  # interactions of the file, which names what they were shown as it is in the end
@@ -112,6 +114,7 @@ class Restoring:
     def finish(self, session: Session) -> None:
         """Drop topics that stayed empty, and say so if the file was cut off."""
         session.execute(delete(TopicRow).where(TopicRow.size == 0))
+        relabel(session, sorted(self._robbed))
         if not self._ended:
             self.report.errors[self._lines + 1] = "the last line is missing, so the export is not whole"
 
@@ -160,6 +163,7 @@ class Restoring:
         made = _interaction(values)
         if session.get(InteractionRow, made.id) is None and tombstones.forgotten([made]):
             self._left_out.add(made.id)
+            self._robbed.add(made.topic_id or "")
             self.report.forgotten += 1
             return
         place = of_session(owner_of(made)).where(InteractionRow.position == made.position)

@@ -171,7 +171,7 @@ def _restate(
                 before = [m for m in held[user_id, agent_id] if m.subject == subject]
             renamed |= _renamed(before, wanted, set(forgotten))
             gone += _write(session, rows[subject], wanted)
-    _rename_shown(session, renamed, spared)
+    rename_shown(session, renamed, spared)
     return gone
 
 
@@ -188,7 +188,8 @@ def _renamed(before: Iterable[Memory], now: Iterable[Memory], forgotten: Set[str
     return {old: new for old, new in renamed.items() if old != new}
 
 
-def _rename_shown(session: Session, renamed: Mapping[str, str], spared: Set[str]) -> None:
+def rename_shown(session: Session, renamed: Mapping[str, str], spared: Set[str]) -> None:
+    """Replies go on to name what they were shown by its new id."""
     for some in chunks([i for i in shown(session, renamed) if i not in spared]):
         for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some))):
             row.memory_ids = [renamed.get(i, i) for i in row.memory_ids]

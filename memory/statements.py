@@ -113,7 +113,8 @@ VAGUE = re.compile(
     re.IGNORECASE,
 )
 TRAILING = re.compile(
-    r"(?:\s+(?:too|also|though|as well|either|especially|a ?lot|(?:so|very|too) much|better|the best|myself))+$"
+    r"(?:\s+(?:too|also|though|as well|either|especially|a ?lot|(?:so|very|too) much|better|the best|myself|any ?more"
+    r"|at all))+$"
 )
 
 
@@ -129,7 +130,8 @@ def stated(text: str) -> list[Statement]:
 def _stated(sentence: str) -> Statement | None:
     if UNSURE.search(sentence) or not 2 <= len(sentence.split()) <= MOST_WORDS:
         return None
-    matches = ((rule, rule.pattern.match(sentence)) for rule in RULES)
+    words = " ".join(sentence.split())  # the patterns would try every part of a long gap
+    matches = ((rule, rule.pattern.match(words)) for rule in RULES)
     rule, match = next(((rule, match) for rule, match in matches if match), (RULES[0], None))
     if match is None:
         return None

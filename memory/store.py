@@ -54,7 +54,7 @@ from .forgetting import checked_selection, confirmed, erase_rows, inherit_again,
 from .indexing import Indexing
 from .passages import of_turn
 from .ranking import WEIGHTS, Fit, Weights
-from .recalling import Filters, asking, best_of, candidates, checked_filters, checked_limit
+from .recalling import CANDIDATES, Filters, asking, best_of, candidates, checked_filters, checked_limit
 from .restoring import Restored, Restoring, batches
 from .rows import from_memory, from_review, to_feedback, to_memory
 from .stated_rows import add_statements, name_again, naming_due, restate_all
@@ -88,6 +88,7 @@ from .writing import (
 
 Vector = NDArray[np.float32]
 log = logging.getLogger("nightschool")
+FORGOTTEN = 20_000  # memories of a large store that `forget --query` looks at, by cosine and by words each
 
 
 class MemoryStore(Facts):
@@ -294,7 +295,7 @@ class MemoryStore(Facts):
         if not checked_text("query", query).strip():
             return []
         fits = [fit for fit in self._fits(query, user_id, agent_id, filters) if fit.score >= least]
-        return best_of(fits, most, self.memories, lambda i: user_words(self.interaction(i).turn), as_of)
+        return best_of(fits, most, self.memories, lambda i: user_words(self.interaction(i).turn), filters)
 
     # -- reading, where SQL alone does not do ---
 
@@ -352,16 +353,17 @@ class MemoryStore(Facts):
         least = self.settings.memory.recall_threshold
         with self.database.reading() as session:
             agents = {"", *reading.agents_of(session, selection.user_id)}
-        fits = [fit for a in agents for fit in self._fits(selection.query, selection.user_id, a, Filters())]
+        narrowed = Filters(until=selection.before_utc)
+        fits = [f for a in agents for f in self._fits(selection.query, selection.user_id, a, narrowed, FORGOTTEN)]
         # All that says it, and not only what recall would show. What was found by the turns around it is not asked for.
         ids = {fit.row.id for fit in fits if fit.score - fit.parts["neighbours"] >= least}
         return {i for i, memory in self.memories(ids).items() if memory.user_id == selection.user_id}
 
-    def _fits(self, query: str, user_id: str, agent_id: str, filters: Filters) -> list[Fit]:
+    def _fits(self, query: str, user_id: str, agent_id: str, filters: Filters, most: int = CANDIDATES) -> list[Fit]:
         """What this user can see and the filters admit, best first."""
         self._indexing.pending()
         asked = asking(query, self.embedder)
-        found = candidates(self._indexing.index, asked, user_id, agent_id, filters)
+        found = candidates(self._indexing.index, asked, user_id, agent_id, filters, most)
         return [fit for fit in found.ranked(self.weights) if filters.admit(fit.row)]
 
     def _erase_bytes(self) -> None:

@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session
 from ..errors import StoreError
 from .conversations import request_of
 from .rows import chunks
-from .tables import InteractionRow, TopicRow
+from .tables import InteractionRow, StateRow, TopicRow
 from .topics import TopicIndex, TopicState, label_of
 from .types import Interaction
 
 Vector = NDArray[np.float32]
+TAKEN_BACK = "topics"  # how often turns were taken out of topics
 
 
 class TopicRows:
@@ -30,7 +31,7 @@ class TopicRows:
         self._threshold, self._dimension = cosine_threshold, dimension
         self._index: TopicIndex | None = None
         self._ids: set[str] = set()
-        self._seen = (0, 0)
+        self._seen = (0, 0, 0)
 
     def assign(self, session: Session, texts: Sequence[str], vectors: Vector, now: float) -> list[str]:
         """The topic of each text, with the changed topics written in the caller's transaction."""
@@ -94,6 +95,16 @@ def release(session: Session, gone: Iterable[Interaction], vectors: Mapping[str,
         row.size -= len(out)
         row.centroid = (np.frombuffer(row.centroid, dtype=np.float32) - np.sum(out, axis=0)).tobytes()
         row.label = label_of(_earliest_request(session, topic_id))
+    if by_topic:
+        _turn_back(session)
+    session.flush()
+
+
+def relabel(session: Session, topic_ids: Iterable[str]) -> None:
+    """Make labels anew from the earliest turn that is held."""
+    for topic_id in topic_ids:
+        if row := session.get(TopicRow, topic_id):
+            row.label = label_of(_earliest_request(session, topic_id))
     session.flush()
 
 
@@ -101,6 +112,7 @@ def recentre(session: Session, sums: Mapping[str, Vector]) -> None:
     """New centroids, when the vectors were made anew."""
     for some in chunks(list(sums)):
         session.execute(update(TopicRow), [{"id": i, "centroid": sums[i].tobytes()} for i in some])
+    _turn_back(session)
 
 
 def miscounted(session: Session, turns: Counter[str]) -> list[str]:
@@ -116,10 +128,20 @@ def _earliest_request(session: Session, topic_id: str) -> str:
     return next(filter(None, map(request_of, turns)), "")
 
 
-def _signature(session: Session) -> tuple[int, int]:
-    """Changes with every topic founded and every turn that joins or leaves one."""
+def _signature(session: Session) -> tuple[int, int, int]:
+    """Changes with every topic founded, every turn that joins or leaves one, and with new centroids."""
     count, turns = session.execute(select(func.count(), func.coalesce(func.sum(TopicRow.size), 0))).one()
-    return int(count), int(turns)
+    return int(count), int(turns), _turns_back(session)
+
+
+def _turns_back(session: Session) -> int:
+    held = session.get(StateRow, TAKEN_BACK)
+    return int(held.value) if held else 0
+
+
+def _turn_back(session: Session) -> None:
+    """Tell other processes to load the topics anew: a turn that left and one that came would look like none."""
+    session.merge(StateRow(name=TAKEN_BACK, value=str(_turns_back(session) + 1)))
 
 
 def _to_row(state: TopicState) -> dict[str, object]:

@@ -20,7 +20,7 @@ from .passages import of_turn
 from .reading import before, by_id, memories, owner_of
 from .reading import drafts as read_drafts
 from .rows import chunks, from_draft, from_interaction, from_memory, from_review, to_interaction, turn_memory
-from .tables import DraftRow, FeedbackRow, InteractionRow, MemoryRow
+from .tables import DraftRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotSourceRow
 from .topic_rows import TopicRows, release
 from .types import Draft, Interaction, Memory
 
@@ -142,11 +142,32 @@ def remove_replaced(
     for interaction in gone:
         session.execute(delete(MemoryRow).where(MemoryRow.id == turn_memory_id(interaction.id)))
         session.execute(delete(InteractionRow).where(InteractionRow.id == interaction.id))
+        if interaction.id in replaced:
+            _follow_shown(session, interaction, replaced[interaction.id])
         notes = select(MemoryRow).where(MemoryRow.kind == "note", MemoryRow.user_id == interaction.user_id)
         for note in session.scalars(notes):
             if interaction.id in note.source_ids:
                 note.source_ids = [replaced.get(i, i) for i in note.source_ids]
+    _follow_snapshots(session, replaced)
     release(session, gone, vectors)
+
+
+def _follow_shown(session: Session, gone: Interaction, successor: str) -> None:
+    """Replies that were shown the turn before it was answered name it by its new id."""
+    later = select(InteractionRow).where(
+        InteractionRow.user_id == gone.user_id, InteractionRow.created_utc >= gone.created_utc
+    )
+    old, new = turn_memory_id(gone.id), turn_memory_id(successor)
+    for row in session.scalars(later):
+        if old in row.memory_ids:
+            row.memory_ids = [new if i == old else i for i in row.memory_ids]
+
+
+def _follow_snapshots(session: Session, replaced: Mapping[str, str]) -> None:
+    """Forgetting a turn finds the snapshots that were made of it before it was answered."""
+    old = select(SnapshotSourceRow).where(SnapshotSourceRow.interaction_id.in_(replaced))
+    for row in session.scalars(old).all():
+        session.merge(SnapshotSourceRow(snapshot_id=row.snapshot_id, interaction_id=replaced[row.interaction_id]))
 
 
 def check_sources(session: Session, note: Memory) -> None:

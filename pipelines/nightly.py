@@ -170,7 +170,10 @@ def _judge(
         ensure_loaded(engine, adapter, settings.serving.parity_tolerance)
     incumbent = _incumbent(candidate, registry, engine, settings, progress)
     progress(f"judging against {incumbent.id if incumbent else 'the base'}")
-    verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate, probes)
+    known = dataset.taught(registry.snapshot_rows(incumbent.snapshot_id)) if incumbent else set()
+    if seen := sum(row.interaction_ids[0] in known for row in snapshot.held_out):
+        progress(f"  {seen} of {len(snapshot.held_out)} held-out answers do not count: they taught what serves")
+    verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate, probes, known)
     registry.add_verdict(verdict)
     for reason in verdict.reasons:
         progress(f"  {reason}")

@@ -11,6 +11,7 @@ from nightschool.errors import InputError
 from nightschool.memory.conversations import Owner, interaction_id
 from nightschool.memory.formats import conversation_of
 from nightschool.memory.store import MemoryStore
+from nightschool.memory.topics import label_of
 
 
 def said(store, words, reply="ok", user="ann", session="s", role="user", **more):
@@ -261,3 +262,23 @@ def test_compacting_gives_space_back_and_changes_no_answer(told):
     large, small = told.compact()
     assert small < large / 2
     assert facts(told) == before
+
+
+def test_topic_takes_its_name_from_what_is_left_of_it(other, settings, tmp_path, embedder):
+    first, second = ((replace(settings, home=tmp_path / name)) for name in ("first", "second"))
+    with MemoryStore(first, embedder=embedder) as one, MemoryStore(second, embedder=embedder) as two:
+        founder = said(one, "When do you open the shop on Monday?")
+        said(one, "When do you open the shop on Monday, please?", session="t")
+        path, _ = one.export()
+        two.restore(path)
+        assert one.interaction(founder.id).topic_id and len(two.topics(0)) == 1
+        erase(two, session_id="s")
+        erase(two, session_id="t")
+        two.restore(path)  # both were forgotten here
+        assert not two.topics(0)
+    with MemoryStore(replace(settings, home=tmp_path / "third"), embedder=embedder) as three:
+        erase_only = said(three, "When do you open the shop on Monday?")
+        erase(three, interaction_ids=[erase_only.id])
+        three.restore(path)
+        (topic,) = three.topics(0)
+        assert topic.label == label_of("When do you open the shop on Monday, please?") and three.verify() == []

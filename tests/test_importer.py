@@ -98,6 +98,16 @@ def test_array_goes_in_up_to_its_broken_element(quick_store, tmp_path):
     assert report.errors[0].reason.endswith("; what follows it was not read")
 
 
+def test_what_follows_an_array_is_reported_and_a_time_of_many_digits_is_an_error(quick_store, tmp_path):
+    array = json.dumps([chat("hi", "hello")])
+    report = brought(quick_store, lines(tmp_path / "two.json", array, array))
+    assert (report.interactions_new, report.errors[0].line) == (1, 2)
+    assert "something follows the end of the array" in report.errors[0].reason
+    late = json.dumps(chat("a", "b")).replace("{", '{"created_utc": 1' + "0" * 400 + ", ", 1)
+    report = brought(quick_store, lines(tmp_path / "late.jsonl", late, json.dumps(chat("c", "d", session="t"))))
+    assert report.interactions_new == 1 and "not a finite number" in report.errors[0].reason
+
+
 def test_array_that_was_cut_off_is_reported(quick_store, tmp_path):
     report = brought(quick_store, lines(tmp_path / "a.json", "[" + json.dumps(chat("hi", "hello"))))
     assert report.interactions_new == 1

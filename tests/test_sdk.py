@@ -204,12 +204,16 @@ def test_open_makes_a_home_where_the_environment_says(tmp_path: Path, monkeypatc
 def test_turns_of_the_session_take_no_place_of_what_is_remembered(assistant: Assistant) -> None:
     assistant.remember("My bicycle is a Brompton.", user_id="ada")
     assistant.record("My bicycle is at the station.", "Good.", user_id="ada", session_id="last week")
+    assistant.record("I live in Oslo.", "Nice.", user_id="ada", session_id="now")
     for i in range(8):
         assistant.record(f"Tell me about my bicycle, please, part {i}.", "Yes.", user_id="ada", session_id="now")
     shown = assistant.reply("What is my bicycle?", user_id="ada", session_id="now")
     texts = [memory.text for memory in assistant.store.memories(shown.memory_ids).values()]
     assert any("Brompton" in text for text in texts) and any("station" in text for text in texts)
     assert not any("part" in text for text in texts)
+    asked = "Where do I live?"
+    assert "- I live in Oslo." not in assistant.reply(asked, user_id="ada", session_id="now").text
+    assert "- I live in Oslo." in assistant.reply(asked, user_id="ada", session_id="another").text
 
 
 def test_no_memory_is_shown_where_none_is_wanted(assistant: Assistant) -> None:

@@ -107,3 +107,13 @@ def test_periods_do_not_depend_on_the_order_of_arrival_and_lose_no_source(
     assert sorted(s for p in found for s in p.sources) == sorted(s.source_id for s in given_)
     assert all(a.valid_to == b.valid_from for a, b in pairwise(found)) and (not found or found[-1].valid_to is None)
     assert all(a.statement.value != b.statement.value for a, b in pairwise(found))
+
+
+def test_long_gap_between_words_is_one_space() -> None:
+    (found,) = stated("I like" + " " * 1900 + "zebras .")  # a pattern that tried every part of it would take a minute
+    assert (found.subject, found.value) == ("taste: zebras", "likes") and stated("I like x" + " " * 1900 + "(") == []
+
+
+def test_what_is_liked_no_more_is_about_the_same() -> None:
+    said = ("I like olives.", "I don't like olives anymore.", "I don't like olives at all.")
+    assert len({stated(text)[0].subject for text in said}) == 1

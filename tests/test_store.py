@@ -10,9 +10,10 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from nightschool.errors import InputError, NotFound, StoreError
-from nightschool.memory.conversations import Conversation, Owner, Review, draft_id
+from nightschool.memory.conversations import Conversation, Owner, Review, draft_id, turn_memory_id
 from nightschool.memory.database import Database
 from nightschool.memory.store import MemoryStore
+from nightschool.memory.tables import SnapshotRow, SnapshotSourceRow
 from nightschool.memory.types import Draft
 from nightschool.pipelines.lock import NightRunning, night_lock
 from nightschool.settings import DatasetSettings, MemorySettings, Settings
@@ -214,6 +215,34 @@ def test_unanswered_turn_that_grows_twice_in_a_batch_is_replaced_by_the_last(qui
     quick_store.record_many([ending("one", "two"), ending("one", "two", "three")])
     assert [i.text for i in quick_store.interactions()] == ["three"]
     assert quick_store.verify() == []
+
+
+def test_replies_that_were_shown_an_unanswered_turn_and_snapshots_made_of_it_follow_its_successor(quick_store):
+    quick_store.record_many([conversation("hi", "hello", "dogs?")])
+    asked = _last(quick_store)
+    (shown,) = (m for m in quick_store.memories([turn_memory_id(asked.id)]))
+    told = quick_store.record([user("bye")], "good bye", user_id="ann", session_id="t", memory_ids=[shown])
+    with quick_store.database.writing() as session:
+        session.add(SnapshotRow(id="b2:s", rows=[], excluded=[], created_utc=0.0))
+        session.flush()
+        session.add(SnapshotSourceRow(snapshot_id="b2:s", interaction_id=asked.id))
+    quick_store.record_many([conversation("hi", "hello", "dogs?", "yes, two")])
+    dogs = next(i for i in quick_store.interactions() if i.text == "dogs?")
+    assert quick_store.interaction(told.id).memory_ids == (turn_memory_id(dogs.id),)
+    assert quick_store.forget(interaction_ids=[dogs.id]).tainted_snapshots == ("b2:s",)
+
+
+def test_turn_that_left_and_one_that_came_are_seen_by_a_process_that_had_loaded_the_topics(settings, embedder, clock):
+    given = {"embedder": embedder, "clock": clock}
+    with MemoryStore(settings, **given) as one, MemoryStore(settings, **given) as other:
+        founder = said(one, "When do you open the shop on Monday?")
+        said(one, "When do you open the shop on Monday, please?")
+        said(one, "My bicycle has a flat tyre.")
+        one.forget_apply(one.forget(interaction_ids=[founder.id]))
+        said(other, "My bicycle has a flat tyre again.")
+        said(one, "When do you open the shop on Mondays?")
+        assert one.verify() == other.verify() == []
+        assert sorted(t.label for t in one.topics(0)) == sorted(t.label for t in other.topics(0))
 
 
 def test_live_turn_after_an_unanswered_one_takes_it_in(quick_store):
