@@ -49,6 +49,7 @@ from nightschool.serving.local import LocalEngine
 from nightschool.serving.lora import as_named
 from nightschool.serving.parity import TALKS
 from nightschool.serving.pretrain import corpus, measure
+from nightschool.serving.pretrain.export import WEIGHTS, origin
 from nightschool.settings import ServingSettings
 
 TOKENS = 64
@@ -358,7 +359,7 @@ def against_full_weights(
     engine: LocalEngine, checkpoint: Path, held_out: Sequence[Any], perplexity: float
 ) -> dict[str, Any]:
     """Measured where the checkpoint of pretraining is at hand; else both perplexities are those in the base's card."""
-    if (checkpoint / "model.safetensors").exists():
+    if (checkpoint / WEIGHTS).exists() and origin(checkpoint) == origin(SEEDLING):
         full = measure._perplexity_full(engine, checkpoint, held_out)
         return {"fp8_ppl_ratio": round(perplexity / full, 4), "fp8_ppl_ratio_from": "the checkpoint"}
     rows = re.findall(

@@ -64,10 +64,10 @@ def read(adapter_id: str, path: Path, base_id: str, modules: Mapping[str, nn.Mod
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
         tensors = {key: value.to(device, dtype) for key, value in tensors.items()}
+        names = sorted({key.removesuffix(f".lora_{part}.weight") for key in tensors for part in "AB"} - set(tensors))
+        return Lora({_bare(name): _pair(adapter_id, name, tensors, scale) for name in names})
     except RuntimeError as error:  # as where the card is full
         raise ServingError(f"adapter {adapter_id} cannot be put on {device}: {error}") from error
-    names = sorted({key.removesuffix(f".lora_{part}.weight") for key in tensors for part in "AB"} - set(tensors))
-    return Lora({_bare(name): _pair(adapter_id, name, tensors, scale) for name in names})
 
 
 def _json(adapter_id: str, path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -143,6 +144,7 @@ class Batcher:
         for request in requests:
             if not request.answer.done:
                 request.fail(_broken(request, error))
+            request.deliver()  # once more does no harm
 
     def _admitted(self) -> list[Request]:
         """Those of the waiting, in order, for which there is room; the first one always has it when nothing runs."""
@@ -173,7 +175,8 @@ class Batcher:
             return
         for i, row in enumerate(batch.rows):
             if row.answer.done and not row.answer.error and batch.divisible:
-                self._prefixes.add(row.lora, *batch.read_so_far(i))
+                with suppress(RuntimeError, MemoryError):  # no room for it: then it is read again
+                    self._prefixes.add(row.lora, *batch.read_so_far(i))
             _request(row).deliver()
         batch.keep([i for i, row in enumerate(batch.rows) if not row.answer.done])
 
@@ -182,7 +185,9 @@ class Batcher:
         rows = [_request(row) for row in batch.rows]
         batch.keep([])
         for row in rows:
-            if row.failed or len(rows) == 1:
+            if row.answer.done:  # it had its last token before the step failed
+                row.deliver()
+            elif row.failed or len(rows) == 1:
                 row.fail(_broken(row, error))
             row.failed = True
         with self._lock:
@@ -192,9 +197,7 @@ class Batcher:
         joined: list[Batch] = []
         for batch in filter(lambda batch: batch.rows, self._batches):
             host = next((other for other in joined if _fit(other, batch)), None)
-            if host:
-                host.join(batch)
-            else:
+            if host is None or not _joins(host, batch):
                 joined.append(batch)
         self._batches = joined
 
@@ -206,6 +209,15 @@ def _request(row: Row) -> Request:
 
 def _broken(request: Request, error: Exception) -> ServingError:
     return ServingError(f"the answer broke off after {len(request.answer.ids)} tokens: {error}")
+
+
+def _joins(host: Batch, batch: Batch) -> bool:
+    """False where there is no room for both side by side: then they go on apart."""
+    try:
+        host.join(batch)
+    except (RuntimeError, MemoryError):
+        return False
+    return True
 
 
 def _fit(one: Batch, other: Batch) -> bool:

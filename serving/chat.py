@@ -87,12 +87,20 @@ def _in_turn(messages: Sequence[Message]) -> list[Message]:
 
 
 def _inert_messages(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
-    """`messages` with a space after the first character of every control token in their text."""
-    return [{"role": m["role"], "content": _inert(tokenizer, m["content"])} for m in messages]
+    """`messages` with a space after the first character of every control token in their text.
+
+    In what is not the assistant's also of tokens that a template makes turns of: not every tokenizer flags those.
+    """
+    added, template = tokenizer.added_tokens_decoder.values(), str(tokenizer.chat_template)
+    special = [str(token) for token in added if token.special]
+    turns = [str(token) for token in added if token.special or str(token) in template]
+    return [
+        {"role": m["role"], "content": _inert(special if m["role"] == "assistant" else turns, m["content"])}
+        for m in messages
+    ]
 
 
-def _inert(tokenizer: Any, text: str) -> str:
-    controls = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+def _inert(controls: Sequence[str], text: str) -> str:
     for control in controls:
         if control in text:
             text = text.replace(control, f"{control[0]} {control[1:]}")

@@ -145,20 +145,16 @@ class Batch:
         return is_plain(self._cache)
 
     def join(self, other: Batch) -> None:
-        """Take in the rows of another divisible batch; both have made a step."""
-        for batch in (self, other):
-            if isinstance(batch._cache, Lent):
-                batch._cache = batch._cache.copied(range(len(batch.rows)))
+        """Take in the rows of another divisible batch; both have made a step. If it fails, nothing has changed."""
         width = max(self._mask.shape[1], other._mask.shape[1])
-        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
-            mine.keys = torch.cat([_widened(t, width - 1) for t in (mine.keys, theirs.keys)])
-            mine.values = torch.cat([_widened(t, width - 1) for t in (mine.values, theirs.values)])
+        deltas = blended([row.lora for row in [*self.rows, *other.rows]])
+        self._cache = _side_by_side(self._cache, other._cache, width - 1)
         masks = (self._mask, other._mask)
         self._mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in masks])
         self._ids = torch.cat([self._ids, other._ids])
         self._positions = torch.cat([self._positions, other._positions])
         self.rows += other.rows
-        self._deltas = blended([row.lora for row in self.rows])
+        self._deltas = deltas
 
     def read_so_far(self, row: int) -> tuple[list[int], Layers]:
         """The ids that the model has read of a row of a divisible batch, and a copy of their keys and values."""
@@ -166,6 +162,16 @@ class Batch:
         start, count = int(len(cached) - cached.sum()), int(cached.sum())
         layers = [(x.keys[row : row + 1, :, start:], x.values[row : row + 1, :, start:]) for x in self._cache.layers]
         return self.rows[row].ids[:count], [(keys.clone(), values.clone()) for keys, values in layers]
+
+
+def _side_by_side(one: Any, other: Any, width: int) -> Any:
+    from transformers import DynamicCache
+
+    layers: Layers = []
+    for mine, theirs in zip(one.layers, other.layers, strict=True):
+        keys = torch.cat([_widened(t, width) for t in (mine.keys, theirs.keys)])
+        layers.append((keys, torch.cat([_widened(t, width) for t in (mine.values, theirs.values)])))
+    return DynamicCache(layers)
 
 
 def _widened(cache: Tensor, width: int) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +73,7 @@ class Buffers:
         from transformers import StaticCache
 
         self.key, self.rows, self.width, self.filled = key, rows, width, 0
+        self._named = deltas  # by whose tensors the key goes: as long as it is here, no other has their place
         self.deltas = {name: _in_place(delta, rows) for name, delta in deltas.items()}
         self.cache = StaticCache(model.config, max_cache_len=width)
         device = model.device
@@ -96,8 +98,9 @@ class Buffers:
         for mine, theirs in zip(self.cache.layers, layers, strict=True):
             if not mine.is_initialized:
                 mine.lazy_initialization(*(_more_rows(t, self.rows) for t in (theirs.keys, theirs.values)))
-            mine.keys[:rows, :, :filled] = theirs.keys
-            mine.values[:rows, :, :filled] = theirs.values
+            for own, given in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+                own[:rows, :, :filled] = given
+                own[:, :, filled:] = 0  # what is masked counts 0, but 0 times a figure that is none is none
         self.mask.zero_()
         self.mask[rows:, ..., 0] = True  # a row that is not used attends to something, so it stays finite
         self.mask[:rows, 0, 0, :filled] = mask[:, :filled].bool()
@@ -142,7 +145,7 @@ class Buffers:
                 self._fill(filled)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # others may load an adapter
             self.logits = self.run(model, modules)
         self._fill(filled)
         self.graph = graph
@@ -175,9 +178,14 @@ class Graphs:
             lent = buffers.lend(rows)
         buffers = lent.buffers
         buffers.put(input_ids, position_ids, attention_mask)
-        logits = self._run(buffers)
+        with self._on_card():
+            logits = self._run(buffers)
         buffers.filled += 1
         return logits[:rows], lent
+
+    def _on_card(self) -> AbstractContextManager[Any]:
+        """The model's own card, whichever is the thread's."""
+        return torch.cuda.device(self._model.device) if self._record else nullcontext()
 
     def _run(self, buffers: Buffers) -> Tensor:
         if self._record and buffers.graph is None:
@@ -186,6 +194,7 @@ class Graphs:
             except RuntimeError as error:
                 warnings.warn(f"decoding cannot be recorded as a CUDA graph and is slower: {error}", stacklevel=2)
                 self._record = False
+                buffers._fill(buffers.filled)  # it broke off somewhere in a step
         if buffers.graph is None or buffers.logits is None:
             return buffers.run(self._model, self._modules)
         buffers.graph.replay()
@@ -241,7 +250,7 @@ def _bucket(size: int, least: int) -> int:
 
 
 def _identity(deltas: Deltas) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The adapters by the tensors that they consist of; buffers hold them, so no other tensor gets their place."""
+    """The adapters by the tensors that they consist of, which buffers hold."""
     return tuple(
         (name, (id(d.up),) if isinstance(d, Same) else (0, *(id(up) for _, up, _ in d.parts)))
         for name, d in deltas.items()

@@ -6,11 +6,11 @@ that is unloaded while it answers is freed after its last call. Threads may shar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from .graphs import Graphs, is_plain, use_attention
 from .latents import Expansion, worth_expanding
 
 SCORED_TOKENS = 2048  # of one forward pass, padding included; answers on their way wait for it
+T = TypeVar("T")
 DEFAULT = Sampling()
 LEAST_BYTES = 2 << 30  # a smaller base is as fast in full, and loses most by rounding
 
@@ -123,9 +124,15 @@ class LocalEngine:
         rows = [(self._prompt(prompt, len(tail)), tail) for prompt, tail in zip(prompts, tails, strict=True)]
         scores: dict[int, Score] = {}
         for group in batches([len(head) + len(tail) for head, tail in rows], SCORED_TOKENS):
-            found = self._batcher.call(partial(self._score_batch, lora, [rows[i] for i in group]))
+            found = self._call(partial(self._score_batch, lora, [rows[i] for i in group]))
             scores |= zip(group, found, strict=True)
         return [scores[i] for i in range(len(rows))]
+
+    def _call(self, job: Callable[[], T]) -> T:
+        try:
+            return self._batcher.call(job)
+        except RuntimeError as error:  # as where the card is full
+            raise ServingError(f"the model failed: {error}") from error
 
     def _prompt(self, prompt: Prompt, reserved: int) -> Ids:
         room = self._context - reserved
@@ -190,7 +197,7 @@ class LocalEngine:
             return
         self._lora(None)
         lora = read(adapter_id, path, self._base_id, self._modules, self._device)
-        self._batcher.call(partial(self._require_effect, adapter_id, lora))
+        self._call(partial(self._require_effect, adapter_id, lora))
         self._adapters.setdefault(adapter_id, lora)
 
     def unload(self, adapter_id: str) -> None:

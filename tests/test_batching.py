@@ -15,6 +15,7 @@ from nightschool.errors import InputError, ServingError
 from nightschool.serving.adapters import BASE, Lora
 from nightschool.serving.base import load_base, lora_targets
 from nightschool.serving.batching import Prefixes
+from nightschool.serving.decoding import Batch
 from nightschool.serving.engine import Sampling
 from nightschool.serving.local import LocalEngine
 from nightschool.serving.lora import as_named
@@ -198,6 +199,20 @@ def test_what_one_adapter_read_is_not_reused_by_another(engine: LocalEngine, wat
     for name in (None, "b2:2", "b2:8"):
         assert engine._batcher._prefixes.longest(engine._lora(name), ids) is None
     assert engine._batcher._prefixes.longest(engine._lora("b2:4"), ids) is not None
+
+
+def test_answer_is_delivered_also_where_there_is_no_room_to_keep_what_was_read(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    expected = engine.generate([talk(5), talk(7)], sampling=LONG)
+    monkeypatch.setattr(Batch, "read_so_far", full)
+    monkeypatch.setattr("nightschool.serving.decoding._side_by_side", full)  # nor to go on in one batch
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda n: engine.generate([talk(n)], sampling=LONG)[0], (5, 7)))
+    assert said == expected
 
 
 def test_prefixes_leave_by_disuse_within_their_limit() -> None:

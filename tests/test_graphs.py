@@ -116,7 +116,8 @@ def test_model_that_cannot_be_recorded_is_stepped_in_the_same_buffers(
     made = engine._graphs
     assert made is not None
     made._record = True
-    with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph and is slower: operation not permitted"):
+    slower = "cannot be recorded as a CUDA graph and is slower: operation not permitted"
+    with torch.inference_mode(), pytest.warns(UserWarning, match=slower):
         assert made._run(_ready(engine)) is not None
     assert not made._record
     assert ask(engine, 0) == expected[0]

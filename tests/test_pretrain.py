@@ -349,6 +349,7 @@ def test_card_names_sources_figures_and_the_command(checkpoint: Path, tmp_path: 
     report = measure.Report(30.5, 30.1, 1000, 0.93, 0.9, {1: 1.0, 8: 0.8}, 0.7, 0.5, 1.3, 1.4, 1.0, (talk,))
     monkeypatch.setattr("nightschool.serving.pretrain.__main__.measure", lambda *_: report)
     monkeypatch.setattr(corpus, "read_dialogues", lambda path: ([], []))
+    export(checkpoint, tmp_path)
     evaluate(tmp_path, Path("dialogues"), checkpoint)
     card = (tmp_path / "README.md").read_text()
     for text in (
@@ -362,6 +363,9 @@ def test_card_names_sources_figures_and_the_command(checkpoint: Path, tmp_path: 
     ):
         assert text in card
     assert "{" not in card.split("## Five conversations")[0]
+    (tmp_path / "README.md").unlink()
+    evaluate(tmp_path, Path("dialogues"), tmp_path / "another")
+    assert not (tmp_path / "README.md").exists()  # whose card it would be is not known
 
 
 def test_invented_values_stand_in_no_list() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch
 from safetensors import safe_open
 
 from . import corpus
-from .export import export
+from .export import WEIGHTS, export, origin
 from .measure import card, measure
-from .run import WEIGHTS, Plan, Trainer
+from .run import Plan, Trainer
 from .tokens import Batches, train_tokenizer
 
 
@@ -48,16 +49,19 @@ def train(plan: Plan, dialogues: Path, folder: Path, *, resume: bool, device: st
 
 
 def evaluate(folder: Path, dialogues: Path | None, checkpoint: Path) -> None:
-    """Print what the model in `folder` can do, and write its card where the checkpoint says how it was made."""
+    """Print what the model in `folder` can do, and write its card where the checkpoint is the one it was made of."""
     if dialogues is None:
         raise SystemExit("--dialogues is needed to measure: its held-out part gives the perplexity")
-    state = checkpoint / "state.json"
-    report = measure(folder, corpus.read_dialogues(dialogues)[1], checkpoint if state.exists() else None)
+    state = origin(folder)
+    at_hand = bool(state) and (checkpoint / WEIGHTS).exists() and origin(checkpoint) == state
+    report = measure(folder, corpus.read_dialogues(dialogues)[1], checkpoint if at_hand else None)
     print(json.dumps({key: value for key, value in asdict(report).items() if key != "conversations"}))
-    if state.exists():
+    if at_hand:
         size = sum(p.stat().st_size for p in folder.iterdir() if p.name != "README.md")
-        made = json.loads(state.read_text(encoding="utf-8"))
-        (folder / "README.md").write_text(card(report, made, _parameters(checkpoint), size), encoding="utf-8")
+        text = card(report, json.loads(state), _parameters(checkpoint), size)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    else:
+        print(f"no card: {checkpoint} is not the checkpoint that {folder} was made of", file=sys.stderr)
 
 
 def _parameters(checkpoint: Path) -> int:

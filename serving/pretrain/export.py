@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .model import seedling_config
 
 BLOCK = 128
+WEIGHTS = "model.safetensors"
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,14 +38,20 @@ def export(checkpoint: Path, out: Path) -> None:
     from transformers import AutoTokenizer
 
     out.mkdir(parents=True, exist_ok=True)
-    tensors = fp8_tensors(load_file(checkpoint / "model.safetensors"))
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)
+    tensors = fp8_tensors(load_file(checkpoint / WEIGHTS))
+    save_file(tensors, out / WEIGHTS, metadata={"format": "pt", "state": origin(checkpoint)})
+    (out / WEIGHTS).chmod(0o644)
     _write_json(out / "config.json", fp8_config())
     config = seedling_config()
     ends = {"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id, "do_sample": False}
     _write_json(out / "generation_config.json", ends)
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(out)
+
+
+def origin(folder: Path) -> str:
+    """The state of the run, as JSON, that made a checkpoint or what was exported of it; empty if none is told."""
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        return str((weights.metadata() or {}).get("state", ""))
 
 
 def fp8_tensors(weights: dict[str, Tensor]) -> dict[str, Tensor]:

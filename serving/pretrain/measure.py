@@ -347,7 +347,7 @@ at night.
 
 Seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on {where}.
 Batched Muon for hidden matrices, AdamW for the rest; warm-up, stable rate, linear decay; bfloat16 products over float32
-weights. `--steps {step}` instead of minutes makes a run of the same length that repeats exactly on one machine.
+weights. `--steps {step}` instead of minutes makes a run of the same length; on a CPU it repeats exactly.
 
 ## Measured
 

@@ -19,12 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .export import WEIGHTS
 from .model import Balancer, TiedCrossEntropy, apart, build_model
 from .muon import Muon, split_parameters
 from .tokens import Batches, Weights
 
 SHOWN_EVERY = 20
-WEIGHTS = "model.safetensors"
 Report = Callable[[str], None]
 
 
