@@ -202,7 +202,7 @@ class MemoryStore(Facts):
             written, stale = self._insert(session, list(held.new.values()), held.replaced, vectors)
             for owner in held.with_gaps:
                 inherit_again(session, owner)
-            feedback_new = insert_reviews(session, held.reviews)
+            feedback_new = insert_reviews(session, held.reviews, self.clock())
         self._indexing.written(written, held.replaced, vectors, stale)
         return Recorded(len(written), held.known, feedback_new, errors, held.left_out)
 

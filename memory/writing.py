@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, delete, insert, or_, select
+from sqlalchemy import and_, delete, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from ..errors import InputError, NotFound
@@ -111,15 +112,32 @@ def insert_interactions(
     return written
 
 
-def insert_reviews(session: Session, reviews: Reviews) -> int:
-    """Write the feedback that is not known yet and say how much it was."""
+def insert_reviews(session: Session, reviews: Reviews, now: float) -> int:
+    """Write the feedback that is not known yet and say how much it was.
+
+    A file dates what was said of a reply by the reply; where something else was said by then, what is new came `now`.
+    """
     rows = {row["id"]: row for row in (from_review(*review) for review in reviews)}
     for some in chunks(list(rows)):
         for held in session.scalars(select(FeedbackRow.id).where(FeedbackRow.id.in_(some))):
             del rows[held]
+    latest = _latest_said(session, {row["interaction_id"] for row in rows.values()})
+    for row in rows.values():
+        if latest.get(row["interaction_id"], -inf) >= row["created_utc"]:
+            row["created_utc"] = now
     if rows:
         session.execute(insert(FeedbackRow), list(rows.values()))
     return len(rows)
+
+
+def _latest_said(session: Session, interaction_ids: Collection[str]) -> dict[str, float]:
+    """When the last feedback was given, by interaction."""
+    found: dict[str, float] = {}
+    for some in chunks(list(interaction_ids)):
+        given = select(FeedbackRow.interaction_id, func.max(FeedbackRow.created_utc))
+        named = given.where(FeedbackRow.interaction_id.in_(some)).group_by(FeedbackRow.interaction_id)
+        found |= {i: time for i, time in session.execute(named)}
+    return found
 
 
 def insert_drafts(session: Session, drafts: Sequence[Draft]) -> int:

@@ -98,6 +98,15 @@ def test_array_goes_in_up_to_its_broken_element(quick_store, tmp_path):
     assert report.errors[0].reason.endswith("; what follows it was not read")
 
 
+def test_rating_that_changed_in_a_later_file_is_the_latest(quick_store, tmp_path, clock):
+    at = "2026-01-05T09:00:00Z"
+    for rating in (1, -1, 1, -1):  # and an older file again changes nothing
+        brought(quick_store, lines(tmp_path / "a.jsonl", chat("hi", "hello", rating=rating, created_utc=at)))
+        clock.now += 60
+    (given,) = quick_store.feedback().values()
+    assert [f.rating for f in sorted(given, key=lambda f: f.created_utc)] == [1, -1]
+
+
 def test_what_follows_an_array_is_reported_and_a_time_of_many_digits_is_an_error(quick_store, tmp_path):
     array = json.dumps([chat("hi", "hello")])
     report = brought(quick_store, lines(tmp_path / "two.json", array, array))
