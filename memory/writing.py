@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import inf
+from math import inf, nextafter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,8 +123,8 @@ def insert_reviews(session: Session, reviews: Reviews, now: float) -> int:
             del rows[held]
     latest = _latest_said(session, {row["interaction_id"] for row in rows.values()})
     for row in rows.values():
-        if latest.get(row["interaction_id"], -inf) >= row["created_utc"]:
-            row["created_utc"] = now
+        if (last := latest.get(row["interaction_id"], -inf)) >= row["created_utc"]:
+            row["created_utc"] = max(now, nextafter(last, inf))
     if rows:
         session.execute(insert(FeedbackRow), list(rows.values()))
     return len(rows)
