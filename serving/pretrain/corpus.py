@@ -1,6 +1,6 @@
 """The text that the seedling is pretrained on: real small talk, and conversations that the scenes write.
 
-`conversation(rng)` is a pure function of the random generator that it is given. The invariant: which real dialogue is
+`conversation` is a pure function of the random generator that it is given. The invariant: which real dialogue is
 held out depends on its words alone, so no run ever trains on one.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -29,7 +30,8 @@ from .toolscenes import with_tools
 HELD_OUT_PERCENT = 2
 
 # in shares of conversations; what copies from the context has the largest
-SCENES = {
+Scene = Callable[[Random], Conversation]
+SCENES: dict[Scene, int] = {
     from_notes: 28,
     from_earlier_turns: 14,
     from_records: 10,
@@ -41,8 +43,22 @@ SCENES = {
 }
 
 
-def conversation(rng: Random) -> Conversation:
-    (scene,) = rng.choices(list(SCENES), list(SCENES.values()))
+# while the rate falls
+SETTLED: dict[Scene, int] = {
+    partial(from_notes, settled=True): 36,
+    partial(from_earlier_turns, settled=True): 16,
+    from_records: 8,
+    with_tools: 16,
+    everyday: 16,
+    at_the_desk: 6,
+    on_style: 5,
+    greeting: 1,
+}
+
+
+def conversation(rng: Random, settled: bool = False) -> Conversation:
+    scenes = SETTLED if settled else SCENES
+    (scene,) = rng.choices(list(scenes), list(scenes.values()))
     return scene(rng)
 
 

@@ -277,6 +277,7 @@ def card(report: Report, state: dict[str, Any], parameters: int, bytes_on_disk: 
         minutes=f"{state['elapsed_s'] / 60:.0f}",
         command=f"python -m nightschool.serving.pretrain --dialogues dialogues.jsonl.gz --out DIR {_options(state)}",
         seed=plan["seed"],
+        decay=f"{plan['decay_share']:.0%}",
         where=f"{plan['workers']} CPU cores" if _device(state) == "cpu" else _device(state),
         torch=torch_version,
         perplexity=f"{report.perplexity:.2f}",
@@ -346,6 +347,7 @@ at night.
     {command}
 
 Seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on {where}.
+While the rate falls, over the last {decay}, the written conversations say in one way alone that something is not known.
 Batched Muon for hidden matrices, AdamW for the rest; warm-up, stable rate, linear decay; bfloat16 products over float32
 weights. `--steps {step}` instead of minutes makes a run of the same length; on a CPU it repeats exactly.
 

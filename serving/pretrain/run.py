@@ -99,7 +99,7 @@ class Trainer:
 
     def step(self) -> tuple[float, float]:
         """One step; returns its loss and the worst expert load."""
-        batch = self.batches.at(self.done)
+        batch = self.batches.at(self.done, settled=self.progress() >= 1 - self.plan.decay_share)
         inputs, targets, weights = (block.to(self.device) for block in batch[:3])
         shares = weights / weights.sum()
         parts = zip(*(block.chunk(self.parts) for block in (inputs, targets, shares, batch.talks)), strict=True)

@@ -66,19 +66,24 @@ def turn(role: str, content: str) -> Turn:
 # -- facts ---
 
 
-def from_notes(rng: Random) -> Conversation:
-    """Notes in a system message; questions about them, and about what they do not say."""
+def from_notes(rng: Random, settled: bool = False) -> Conversation:
+    """Notes in a system message; questions about them, and about what they do not say.
+
+    Where it is `settled` that is said in one way alone: of many ways each is less likely than a guess, and a model that
+    says what is likeliest would guess.
+    """
     known = facts(rng, rng.choice((1, 1, 2, 3, 4, 5, 6, 8, 10)))
     talk = [notes(rng, known)]
     if rng.random() < 0.2:
         talk += _small_talk(rng)
     for one in rng.sample(known, min(len(known), rng.randint(1, 3))):
-        talk += _ask_unknown(rng, known) if rng.random() < 0.25 else _ask(rng, one)
+        asks_unknown = rng.random() < (0.4 if settled else 0.25)
+        talk += _ask_unknown(rng, known, settled) if asks_unknown else _ask(rng, one)
     return talk
 
 
-def from_earlier_turns(rng: Random) -> Conversation:
-    """The person says something, talks of other things, and then asks for it."""
+def from_earlier_turns(rng: Random, settled: bool = False) -> Conversation:
+    """The person says something, talks of other things, and then asks for it; `settled` as in `from_notes`."""
     known = facts(rng, rng.randint(1, 4))
     talk: Conversation = []
     for said in _tellings(rng, known):
@@ -89,7 +94,7 @@ def from_earlier_turns(rng: Random) -> Conversation:
     for one in rng.sample(known, rng.randint(1, len(known))):
         talk += _ask(rng, one)
     if rng.random() < 0.3:
-        talk += _ask_unknown(rng, known)
+        talk += _ask_unknown(rng, known, settled)
     return talk
 
 
@@ -139,7 +144,7 @@ def _ask(rng: Random, one: Fact) -> Conversation:
     return [turn("user", _casual(rng, one.question)), turn("assistant", one.answer)]
 
 
-def _ask_unknown(rng: Random, known: Sequence[Fact]) -> Conversation:
+def _ask_unknown(rng: Random, known: Sequence[Fact], settled: bool = False) -> Conversation:
     """Asks for what was not told; every other time for what sounds like something that was."""
     keys = {one.key for one in known}
     wanted = {rng.choice(known).form} if rng.random() < 0.5 else None
@@ -150,7 +155,10 @@ def _ask_unknown(rng: Random, known: Sequence[Fact]) -> Conversation:
         other = fact(rng)
     if other.key in keys:
         return _small_talk(rng)
-    return [turn("user", _casual(rng, other.question)), turn("assistant", rng.choice(UNKNOWN))]
+    return [
+        turn("user", _casual(rng, other.question)),
+        turn("assistant", UNKNOWN[0] if settled else rng.choice(UNKNOWN)),
+    ]
 
 
 def everyday(rng: Random) -> Conversation:

@@ -1,6 +1,7 @@
 """From conversations to batches: the tokenizer, and rows of token ids with the weight of each.
 
-The invariant: what a step is trained on follows from (seed, step) alone, so a run can be stopped and resumed.
+The invariant: what a step is trained on follows from seed, step and whether the rate falls, so a run can be stopped and
+resumed.
 """
 
 from __future__ import annotations
@@ -103,8 +104,10 @@ class Batches:
             weights += [weigh.context] + [weight] * (len(text.ids) + 1)
         return ids, weights
 
-    def at(self, step: int) -> Batch:
-        """The batch of one step. Every fourth has rows of twice the length, each one conversation from end to end.
+    def at(self, step: int, settled: bool = False) -> Batch:
+        """The batch of one step, of written conversations as at first or `settled`.
+
+        Every fourth has rows of twice the length, each one conversation from end to end.
 
         Otherwise the conversations of a row are apart, as they are when served: what was said in one is not known in
         the next. The long rows teach to look far back, which few single conversations do.
@@ -122,7 +125,7 @@ class Batches:
                     ids, weights = self.encode(rng.choice(self.dialogues), Weights(1.0, 1.0))
                     real += len(ids)
                 else:
-                    ids, weights = self.encode(corpus.conversation(rng), self.weights)
+                    ids, weights = self.encode(corpus.conversation(rng, settled), self.weights)
                     written += len(ids)
                 row += zip(ids, weights, [number] * len(ids), strict=True)
                 number += not long
