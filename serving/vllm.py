@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
+from threading import Event, RLock
 from typing import Any, TypeVar
 
 from ..errors import ServingError, SettingsError
@@ -91,6 +91,8 @@ class VLLMEngine:
         self._leases: Counter[str] = Counter()
         self._leaving: set[str] = set()
         self._lock = RLock()  # of the three above, never held while the server is asked
+        self._checks: dict[str, Event] = {}  # of adapters that were loaded again and are being checked
+        self._refused: set[str] = set()  # of those
         self._changing = RLock()  # one load or unload at a time; a dropped stream may end inside of one
 
     def close(self) -> None:
@@ -133,7 +135,7 @@ class VLLMEngine:
 
     def _score_one(self, model: str, head: Ids, tail: Ids) -> Score:
         body = {"prompt": [*head, *tail], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        choice = self._complete(model, body)
+        choice = self._complete(model, body, checks=False)
         try:
             at = zip(tail, choice["prompt_logprobs"][len(head) :], strict=True)
             return Score(tuple(float(options[str(token)]["logprob"]) for token, options in at))
@@ -172,6 +174,7 @@ class VLLMEngine:
         with self._changing:
             with self._lock:
                 self._leaving.discard(adapter_id)
+                self._refused.discard(adapter_id)
                 if adapter_id in self._paths:
                     return
             self._check_base(adapter_id, path)
@@ -280,38 +283,78 @@ class VLLMEngine:
         except (ValueError, KeyError, TypeError) as error:
             raise ServingError(f"{self._url}/v1/models does not answer as a vLLM server: {error!r}") from error
 
-    def _complete(self, model: str, body: dict[str, Any], until: Deadline | None = None) -> dict[str, Any]:
-        """The one choice of a completion. A server that was started anew is given the adapter again."""
+    def _complete(
+        self, model: str, body: dict[str, Any], until: Deadline | None = None, checks: bool = True
+    ) -> dict[str, Any]:
+        """The one choice of a completion. A server that was started anew is given the adapter again.
+
+        What an adapter says while it is checked counts if it passes; the check itself (`checks` False) waits for none.
+        """
         asked = {**body, "model": model}
         response = self._answered("POST", "/v1/completions", asked, accepted=(200, 404), until=until)
         if response.status_code == 404:
-            self._load_again(model)
+            self._load_again(model, until)
             response = self._answered("POST", "/v1/completions", asked, until=until)
+        if checks:
+            self._await_check(model, until)
         try:
             choice = response.json()["choices"][0]
             return {**choice, "text": str(choice["text"])}
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ServingError(f"{self._url} does not answer as a vLLM server: {error!r}") from error
 
-    def _load_again(self, model: str) -> None:
+    def _load_again(self, model: str, until: Deadline | None) -> None:
         """What a server that was started anew lacks; whoever loads it sees to it that it answers as it should."""
-        with self._changing:
+        with self._changing_until(until):
             with self._lock:
                 path = self._paths.get(model)
-            if path is None or model in self._listed():
+            if path is None or model in self._listed(until):
                 return
-            self._load(model, path)
+            self._checks[model] = done = Event()
+            try:
+                self._load(model, path)
+            except BaseException:
+                self._settle(model, done)
+                raise
+        try:
+            self._check_again(model, path)
+        finally:
+            self._settle(model, done)
+
+    def _check_again(self, model: str, path: Path) -> None:
         recorded = _manifest(model, path).get("details", {}).get("parity")
         if recorded and model in self.adapters():
             try:
                 parity.check(self, model, recorded, self._tolerance)
             except ServingError:
+                self._refused.add(model)
                 self.unload(model)
                 raise
 
+    def _settle(self, model: str, done: Event) -> None:
+        self._checks.pop(model, None)
+        done.set()
+
+    def _await_check(self, model: str, until: Deadline | None) -> None:
+        """Until another call has seen to it that the adapter answers as it should."""
+        if (check := self._checks.get(model)) and not check.wait(until.left() if until else None) and until:
+            raise until.missed()
+        if model in self._refused:
+            raise ServingError(f"adapter {model} was refused by its check after the server was started anew")
+
+    @contextmanager
+    def _changing_until(self, until: Deadline | None) -> Iterator[None]:
+        if not self._changing.acquire(timeout=until.left() if until else -1):
+            raise until.missed() if until else ServingError(f"{self._url} is busy")
+        try:
+            yield
+        finally:
+            self._changing.release()
+
     def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Iterator[str]:
         if body["model"] not in self._listed(until):
-            self._load_again(body["model"])
+            self._load_again(body["model"], until)
+        self._await_check(body["model"], until)
         stream = self._client.stream("POST", "/v1/completions", json=body, timeout=self._seconds(until))
         with self._translated(until), stream as response:
             if response.status_code != 200:

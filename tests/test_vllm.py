@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nightschool.serving.engine import Sampling
 from nightschool.serving.vllm import VLLMEngine
 from nightschool.settings import ServingSettings
 
+LIMITED = Sampling(timeout_s=5.0)
 PROMPT: list[Message] = [{"role": "user", "content": "Hello."}]
 
 
@@ -217,6 +219,32 @@ def test_adapter_that_a_new_server_answers_otherwise_with_is_refused(
     with pytest.raises(ServingError, match="took up no module of adapter b2:one"):
         engine.generate([PROMPT], adapter="b2:one")
     assert engine.adapters() == [] and server.loaded == {}
+
+
+def test_nobody_is_answered_by_an_adapter_that_is_being_checked(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    base, adapted = ([s.logprob for s in engine.score(*zip(*parity.TALKS, strict=True))] for _ in range(2))
+    manifest = {"base_id": engine.base_id, "details": {"parity": {"base": base, "adapter": adapted}}}
+    (tmp_path / "adapter.json").write_text(json.dumps(manifest))
+    engine.load("b2:one", tmp_path)
+    manifest["details"]["parity"]["adapter"] = [value - 100 for value in adapted]  # type: ignore[index]
+    (tmp_path / "adapter.json").write_text(json.dumps(manifest))
+    server.loaded.clear()
+
+    def slowly(request: httpx.Request) -> None:
+        if b"prompt_logprobs" in request.content:
+            time.sleep(0.2)
+
+    server.fails = slowly
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(engine.generate, [PROMPT], adapter="b2:one") for _ in range(2)]
+        time.sleep(0.1)  # loaded by now, and not checked yet
+        asked += [pool.submit(engine.generate, [PROMPT], adapter="b2:one", sampling=LIMITED) for _ in range(2)]
+        for job in asked:
+            with pytest.raises(ServingError, match=r"took up no module|refused|no whole answer"):
+                job.result()
+    assert server.loaded == {}
 
 
 def test_adapter_that_another_process_loaded_is_not_loaded_twice(
