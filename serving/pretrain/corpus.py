@@ -43,21 +43,20 @@ SCENES: dict[Scene, int] = {
 }
 
 
-# while the rate falls
-SETTLED: dict[Scene, int] = {
-    partial(from_notes, settled=True): 36,
-    partial(from_earlier_turns, settled=True): 16,
-    from_records: 8,
-    with_tools: 16,
-    everyday: 16,
-    at_the_desk: 6,
-    on_style: 5,
-    greeting: 1,
-}
+OTHERS = {from_records: 8, with_tools: 16, everyday: 16, at_the_desk: 6, on_style: 5, greeting: 1}
 
 
-def conversation(rng: Random, settled: bool = False) -> Conversation:
-    scenes = SETTLED if settled else SCENES
+def _settled(unknown: float) -> dict[Scene, int]:
+    notes = partial(from_notes, settled=True, unknown=unknown)
+    return {notes: 36, partial(from_earlier_turns, settled=True): 16, **OTHERS}
+
+
+# at first, while the rate falls, and at the end: what is learnt of the unknown in between makes it doubt what it knows
+STAGES: tuple[dict[Scene, int], ...] = (SCENES, _settled(0.4), _settled(0.12))
+
+
+def conversation(rng: Random, stage: int = 0) -> Conversation:
+    scenes = STAGES[stage]
     (scene,) = rng.choices(list(scenes), list(scenes.values()))
     return scene(rng)
 

@@ -347,7 +347,8 @@ at night.
     {command}
 
 Seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on {where}.
-While the rate falls, over the last {decay}, the written conversations say in one way alone that something is not known.
+While the rate falls, over the last {decay}, the written conversations say in one way alone that something is not known,
+often at first and over the last tenth seldom.
 Batched Muon for hidden matrices, AdamW for the rest; warm-up, stable rate, linear decay; bfloat16 products over float32
 weights. `--steps {step}` instead of minutes makes a run of the same length; on a CPU it repeats exactly.
 

@@ -25,6 +25,7 @@ from .muon import Muon, split_parameters
 from .tokens import Batches, Weights
 
 SHOWN_EVERY = 20
+LAST_SHARE = 0.1  # of the budget, for the last stage
 Report = Callable[[str], None]
 
 
@@ -75,6 +76,10 @@ class Trainer:
             return self.done / self.plan.steps
         return self.elapsed_s / (60 * self.plan.minutes)
 
+    def stage(self) -> int:
+        """Of `corpus.STAGES`."""
+        return sum(self.progress() >= 1 - share for share in (self.plan.decay_share, LAST_SHARE))
+
     def rate(self) -> float:
         """The factor on every learning rate."""
         left = max(0.0, 1 - self.progress())
@@ -99,7 +104,7 @@ class Trainer:
 
     def step(self) -> tuple[float, float]:
         """One step; returns its loss and the worst expert load."""
-        batch = self.batches.at(self.done, settled=self.progress() >= 1 - self.plan.decay_share)
+        batch = self.batches.at(self.done, self.stage())
         inputs, targets, weights = (block.to(self.device) for block in batch[:3])
         shares = weights / weights.sum()
         parts = zip(*(block.chunk(self.parts) for block in (inputs, targets, shares, batch.talks)), strict=True)

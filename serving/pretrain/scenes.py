@@ -66,8 +66,8 @@ def turn(role: str, content: str) -> Turn:
 # -- facts ---
 
 
-def from_notes(rng: Random, settled: bool = False) -> Conversation:
-    """Notes in a system message; questions about them, and about what they do not say.
+def from_notes(rng: Random, settled: bool = False, unknown: float = 0.25) -> Conversation:
+    """Notes in a system message; questions about them, and, a share `unknown`, about what they do not say.
 
     Where it is `settled` that is said in one way alone: of many ways each is less likely than a guess, and a model that
     says what is likeliest would guess.
@@ -77,8 +77,7 @@ def from_notes(rng: Random, settled: bool = False) -> Conversation:
     if rng.random() < 0.2:
         talk += _small_talk(rng)
     for one in rng.sample(known, min(len(known), rng.randint(1, 3))):
-        asks_unknown = rng.random() < (0.4 if settled else 0.25)
-        talk += _ask_unknown(rng, known, settled) if asks_unknown else _ask(rng, one)
+        talk += _ask_unknown(rng, known, settled) if rng.random() < unknown else _ask(rng, one)
     return talk
 
 

@@ -1,6 +1,6 @@
 """From conversations to batches: the tokenizer, and rows of token ids with the weight of each.
 
-The invariant: what a step is trained on follows from seed, step and whether the rate falls, so a run can be stopped and
+The invariant: what a step is trained on follows from seed, step and stage, so a run can be stopped and
 resumed.
 """
 
@@ -104,8 +104,8 @@ class Batches:
             weights += [weigh.context] + [weight] * (len(text.ids) + 1)
         return ids, weights
 
-    def at(self, step: int, settled: bool = False) -> Batch:
-        """The batch of one step, of written conversations as at first or `settled`.
+    def at(self, step: int, stage: int = 0) -> Batch:
+        """The batch of one step, of written conversations as in that `stage` of a run (`corpus.STAGES`).
 
         Every fourth has rows of twice the length, each one conversation from end to end.
 
@@ -125,7 +125,7 @@ class Batches:
                     ids, weights = self.encode(rng.choice(self.dialogues), Weights(1.0, 1.0))
                     real += len(ids)
                 else:
-                    ids, weights = self.encode(corpus.conversation(rng, settled), self.weights)
+                    ids, weights = self.encode(corpus.conversation(rng, stage), self.weights)
                     written += len(ids)
                 row += zip(ids, weights, [number] * len(ids), strict=True)
                 number += not long
