@@ -52,7 +52,7 @@ def _settled(unknown: float) -> dict[Scene, int]:
 
 
 # at first, while the rate falls, and at the end: what is learnt of the unknown in between makes it doubt what it knows
-STAGES: tuple[dict[Scene, int], ...] = (SCENES, _settled(0.4), _settled(0.12))
+STAGES: tuple[dict[Scene, int], ...] = (SCENES, _settled(0.4), _settled(0.22))
 
 
 def conversation(rng: Random, stage: int = 0) -> Conversation:
