@@ -180,11 +180,11 @@ class VectorIndex:
     def _open(self) -> Any:
         if self._table is None:
             connection = self._connect()
-            if TABLE in connection.list_tables().tables:
+            try:
                 table = connection.open_table(TABLE)
-                self._check_made(table.schema.metadata or {})
-            else:
+            except ValueError:  # it is not there, or another process has only begun to make it
                 table = connection.create_table(TABLE, schema=self._schema(), exist_ok=True)
+            self._check_made(table.schema.metadata or {})
             self._table = table
             self._make_indexes()
         return self._table
