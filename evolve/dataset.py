@@ -136,7 +136,10 @@ def build(
     corrections += [Contrast(*pair, "regeneration") for pair in again]
     near = find_contrasts(taught, vectors, settings.dataset.same_prompt_cosine, order)
     contrasts = fold_contrasts([*corrections, *find_rephrased(ours, prompts, vectors), *near])
-    guesses = (a.interaction.id for a in gathered.answers if a.guessed and not teaches(a.interaction))
+    sure = {a.interaction.id for a in parts.sure}
+    guesses = (
+        a.interaction.id for a in gathered.answers if not teaches(a.interaction) and a.interaction.id not in sure
+    )
     excluded.add("held out, and nothing sure is known of it without a reader's guess", guesses)
     judged = _held_out(parts, settings, excluded)
     judged = _unseen(judged, [*taught, *(a for c in contrasts for a in (c.chosen, c.rejected))], excluded)
@@ -303,8 +306,14 @@ def _references(row: Example | Pair | Thumb | Judged) -> dict[str, Any]:
 
 def taught(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """The interactions whose answers a snapshot of these rows teaches, without what stood before them."""
-    heads = {"examples": 1, "pairs": 2, "thumbs": 1, "held_out": 0}
-    return {i for row in rows for i in row["interaction_ids"][: heads[row["part"]]]}
+    return {i for row in rows for i in row["interaction_ids"][: _answers_of(row)]}
+
+
+def _answers_of(row: Mapping[str, Any]) -> int:
+    """Of how many interactions a row teaches the answer; they are named first, and a correction is of a single one."""
+    if row["part"] == "held_out":
+        return 0
+    return {"correction": 1, "synthetic": 0}.get(row["how"], 2) if row["part"] == "pairs" else 1
 
 
 def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> Snapshot:

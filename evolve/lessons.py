@@ -193,7 +193,7 @@ def _bucketed(taken: Sequence[int], passages: Sequence[Passage], size: int, rand
     """One pass after another, as they were taken; what a pass leaves over begins the first batch of the next."""
     batches: list[tuple[int, ...]] = []
     batch: list[int] = []
-    for begin in range(0, len(taken), len(passages)):
+    for begin in range(0, len(taken), max(1, len(passages))):
         one, whole = taken[begin : begin + len(passages)], list[tuple[int, ...]]()
         for i in _windowed(one, passages, WINDOW * size):
             if i in batch or sum(len(passages[j].lessons) for j in batch) >= size:

@@ -104,9 +104,8 @@ def best_of(
         some = fits[start : start + most + 5]
         held = memories([fit.row.id for fit in some])
         made = [Recall(held[fit.row.id], fit.score, fit.parts) for fit in some if fit.row.id in held]
-        made = [recall for recall in made if filters.beside_it(recall.memory)]
         ended += [recall.memory for recall in made if not _holds(recall.memory, filters.as_of)]
-        made = [recall for recall in made if _holds(recall.memory, filters.as_of)]
+        made = [r for r in made if _holds(r.memory, filters.as_of) and filters.beside_it(r.memory)]
         found = _said_once(folded([*found, *made]), ended, asked)
         if len(found) >= most:
             break

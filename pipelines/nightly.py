@@ -194,6 +194,7 @@ def _incumbent(
             ensure_loaded(engine, found, settings.serving.parity_tolerance)
             return found
         except (GateRefused, ServingError) as error:  # damaged, of another base, or more than the engine takes
+            engine.score([[{"role": "user", "content": "?"}]], ["!"])  # an engine that is down ends the night
             progress(f"{found.id} cannot be compared with: {error}")
             found = registry.predecessor(found.id)
     return None

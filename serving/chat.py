@@ -93,7 +93,7 @@ def _inert_messages(tokenizer: Any, messages: Sequence[Message]) -> list[Message
     """
     added, template = tokenizer.added_tokens_decoder.values(), str(tokenizer.chat_template)
     special = [str(token) for token in added if token.special]
-    turns = [str(token) for token in added if token.special or str(token) in template]
+    turns = [str(token) for token in added if token.special or (str(token).strip() and str(token) in template)]
     return [
         {"role": m["role"], "content": _inert(special if m["role"] == "assistant" else turns, m["content"])}
         for m in messages

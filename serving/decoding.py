@@ -148,13 +148,12 @@ class Batch:
         """Take in the rows of another divisible batch; both have made a step. If it fails, nothing has changed."""
         width = max(self._mask.shape[1], other._mask.shape[1])
         deltas = blended([row.lora for row in [*self.rows, *other.rows]])
-        self._cache = _side_by_side(self._cache, other._cache, width - 1)
-        masks = (self._mask, other._mask)
-        self._mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in masks])
-        self._ids = torch.cat([self._ids, other._ids])
-        self._positions = torch.cat([self._positions, other._positions])
+        cache = _side_by_side(self._cache, other._cache, width - 1)
+        mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (self._mask, other._mask)])
+        ids = torch.cat([self._ids, other._ids])
+        positions = torch.cat([self._positions, other._positions])
+        self._cache, self._mask, self._ids, self._positions, self._deltas = cache, mask, ids, positions, deltas
         self.rows += other.rows
-        self._deltas = deltas
 
     def read_so_far(self, row: int) -> tuple[list[int], Layers]:
         """The ids that the model has read of a row of a divisible batch, and a copy of their keys and values."""

@@ -207,8 +207,9 @@ def test_older_versions_do_not_pile_up(index, monkeypatch):
     for n in range(5):
         index.add([row(str(n))])
         time.sleep(0.01)
+    before = len(index._open().list_versions())
     index.optimize()
-    assert len(index._open().list_versions()) <= 2
+    assert len(index._open().list_versions()) <= 3 < before
 
 
 def test_table_whose_indexes_were_never_made_gets_them(index):
