@@ -6,7 +6,8 @@ returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,10 +145,18 @@ class Assistant:
             interaction = self.store.record(turn, answer, **whose, adapter_id=adapter_id, memory_ids=memory_ids)
         return Reply(answer, interaction.id, session, adapter_id, memory_ids)
 
-    def _turn_of(self, *session: str) -> Lock:
+    @contextmanager
+    def _turn_of(self, *session: str) -> Iterator[None]:
         """Held while one is answered: the next turn of a session is answered, and recorded, after this one."""
         with self._opening:
-            return self._turns.setdefault(session, Lock())
+            answering = self._turns.setdefault(session, Lock())
+        seconds = self.settings.serving.timeout_seconds
+        if not answering.acquire(timeout=seconds or -1):
+            raise ServingError(f"the turn before is still being answered after {seconds:g} s (serving.timeout_seconds)")
+        try:
+            yield
+        finally:
+            answering.release()
 
     def _known(self, text: str, user_id: str, agent_id: str, session: str) -> list[Memory]:
         """What memory holds on `text` beside what the session itself says."""

@@ -344,8 +344,8 @@ class VLLMEngine:
 
     @contextmanager
     def _changing_until(self, until: Deadline | None) -> Iterator[None]:
-        if not self._changing.acquire(timeout=until.left() if until else -1):
-            raise until.missed() if until else ServingError(f"{self._url} is busy")
+        if not self._changing.acquire(timeout=until.left() if until else -1) and until:
+            raise until.missed()
         try:
             yield
         finally:

@@ -252,6 +252,16 @@ def test_turns_of_one_session_are_answered_one_after_another_and_those_of_others
     assert most[0] > 1
 
 
+def test_turn_that_waits_too_long_for_the_one_before_is_an_error(assistant: Assistant) -> None:
+    assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.1))
+    with (
+        assistant._turn_of("ada", "", "one"),
+        pytest.raises(ServingError, match="the turn before is still being answered"),
+    ):
+        assistant.reply("Hello there", user_id="ada", session_id="one")
+    assert assistant.reply("Hello there", user_id="ada", session_id="one").text
+
+
 def test_home_and_settings_of_another_home_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give one of them"):
         nightschool.open(tmp_path / "one", settings=Settings(home=tmp_path / "two"))

@@ -204,17 +204,22 @@ def test_server_that_was_started_anew_is_given_the_adapter_again(
     assert list(engine.stream(PROMPT, adapter="b2:one")) == ["Hi", " there"]
 
 
+def record_parity(engine: VLLMEngine, folder: Path, off: float = 0.0) -> None:
+    """What the trainer would have recorded of an adapter that changes nothing, or of one that is `off`."""
+    base = [score.logprob for score in engine.score(*zip(*parity.TALKS, strict=True))]
+    recorded = {"base": base, "adapter": [value - off for value in base]}
+    manifest = {"base_id": engine.base_id, "details": {"parity": recorded}}
+    (folder / "adapter.json").write_text(json.dumps(manifest))
+
+
 def test_adapter_that_a_new_server_answers_otherwise_with_is_refused(
     engine: VLLMEngine, server: Server, tmp_path: Path
 ) -> None:
-    base, adapted = ([s.logprob for s in engine.score(*zip(*parity.TALKS, strict=True))] for _ in range(2))
-    manifest = {"base_id": engine.base_id, "details": {"parity": {"base": base, "adapter": adapted}}}
-    (tmp_path / "adapter.json").write_text(json.dumps(manifest))
+    record_parity(engine, tmp_path)
     engine.load("b2:one", tmp_path)
     server.loaded.clear()
     assert engine.generate([PROMPT], adapter="b2:one") == ["b2:one"]
-    manifest["details"]["parity"]["adapter"] = [value - 100 for value in adapted]  # type: ignore[index]
-    (tmp_path / "adapter.json").write_text(json.dumps(manifest))
+    record_parity(engine, tmp_path, off=100)
     server.loaded.clear()
     with pytest.raises(ServingError, match="took up no module of adapter b2:one"):
         engine.generate([PROMPT], adapter="b2:one")
@@ -224,12 +229,9 @@ def test_adapter_that_a_new_server_answers_otherwise_with_is_refused(
 def test_nobody_is_answered_by_an_adapter_that_is_being_checked(
     engine: VLLMEngine, server: Server, tmp_path: Path
 ) -> None:
-    base, adapted = ([s.logprob for s in engine.score(*zip(*parity.TALKS, strict=True))] for _ in range(2))
-    manifest = {"base_id": engine.base_id, "details": {"parity": {"base": base, "adapter": adapted}}}
-    (tmp_path / "adapter.json").write_text(json.dumps(manifest))
+    record_parity(engine, tmp_path)
     engine.load("b2:one", tmp_path)
-    manifest["details"]["parity"]["adapter"] = [value - 100 for value in adapted]  # type: ignore[index]
-    (tmp_path / "adapter.json").write_text(json.dumps(manifest))
+    record_parity(engine, tmp_path, off=100)
     server.loaded.clear()
 
     def slowly(request: httpx.Request) -> None:

@@ -29,8 +29,9 @@ from .toolscenes import with_tools
 
 HELD_OUT_PERCENT = 2
 
-# in shares of conversations; what copies from the context has the largest
 Scene = Callable[[Random], Conversation]
+
+# in shares of conversations; what copies from the context has the largest
 SCENES: dict[Scene, int] = {
     from_notes: 28,
     from_earlier_turns: 14,
@@ -41,8 +42,6 @@ SCENES: dict[Scene, int] = {
     on_style: 5,
     greeting: 1,
 }
-
-
 OTHERS = {from_records: 8, with_tools: 16, everyday: 16, at_the_desk: 6, on_style: 5, greeting: 1}
 
 
