@@ -6,20 +6,24 @@ returned.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
-from threading import Lock, RLock
+from threading import BoundedSemaphore, Event, Lock, RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from .content import Message
-from .errors import InputError, ServingError
+from .errors import InputError, ServingError, StoreError
+from .memory.conversations import checked_owner, checked_text, messages_of
 from .memory.types import (
     DEFAULT_USER,
+    REACH,
     Feedback,
     FeedbackEvent,
     ForgetPlan,
@@ -33,6 +37,8 @@ from .memory.types import (
 from .settings import ServingSettings, Settings, load_settings
 
 if TYPE_CHECKING:
+    from anyio import CapacityLimiter
+
     from .evolve.live import Live
     from .evolve.registry import Registry
     from .memory.store import MemoryStore
@@ -40,6 +46,10 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+log = logging.getLogger("nightschool")
+AT_HAND = 2000  # characters of a session's end that every base has room for, beside notes
+MOST_WAITING = 8  # turns of one session, the one that is answered with them
+THREADS = 40  # of `AsyncAssistant` for replies, and as many for all else
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,14 @@ class Reply:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass
+class _Turns:
+    """Of one session: one is answered at a time, and only some may wait."""
+
+    places: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MOST_WAITING))
+    answering: Lock = field(default_factory=Lock)
 
 
 def open(
@@ -86,7 +104,8 @@ class Assistant:
         self._opening = RLock()
         self._live: Live | None = None
         self._session_id = uuid4().hex
-        self._turns: WeakValueDictionary[tuple[str, ...], Lock] = WeakValueDictionary()  # that are being answered
+        self._turns: WeakValueDictionary[tuple[str, ...], _Turns] = WeakValueDictionary()  # that are being answered
+        self._naming = Lock()  # of `_turns`
 
     def __enter__(self) -> Assistant:
         return self
@@ -123,46 +142,67 @@ class Assistant:
     ) -> Reply:
         """Answer `text` in its session, with what memory knows, and record both.
 
-        ServingError if the engine has no whole answer after `serving.timeout_seconds`, or an empty one; then nothing is
-        recorded. Turns of one session are answered one after another.
+        ServingError if the engine has no whole answer after `serving.timeout_seconds`, or an empty one, StoreError if
+        what it was shown was forgotten meanwhile; then nothing is recorded. Turns of one session are answered one after
+        another. Where memory cannot be searched, it answers without notes, and the log tells.
         """
-        if not text.strip():
+        return self._reply(text, Event(), user_id, agent_id, session_id or self._session_id)
+
+    def _reply(self, text: str, dropped: Event, user_id: str, agent_id: str, session: str) -> Reply:
+        """`dropped` is set by whoever will not read it: an answer that nobody saw is no part of the session."""
+        if not checked_text("text", text).strip():
             raise InputError("reply: text is empty; give the user's words")
         from .serving.engine import Sampling
 
-        serving, session = self.settings.serving, session_id or self._session_id
-        whose: dict[str, Any] = {"user_id": user_id, "agent_id": agent_id, "session_id": session}
+        serving, owner = self.settings.serving, checked_owner(user_id, agent_id, session)
         turn: list[Message] = [{"role": "user", "content": text}]
         sampling = Sampling(serving.max_tokens, serving.temperature, timeout_s=serving.timeout_seconds)
-        with self._turn_of(user_id, agent_id, session):
-            memories = self._known(text, user_id, agent_id, session)
-            prompt = with_notes([*self.store.session_messages(**whose), *turn], [m.text for m in memories])
+        with self._turn_of(*owner):
+            earlier = self.store.latest_interactions(*owner, REACH)
+            memories = self._known(text, user_id, agent_id, earlier)
+            prompt = with_notes([*messages_of(earlier), *turn], [m.text for m in memories])
             with self._following().hold() as adapter_id:
                 (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
-            if not answer:
+            if not answer.strip():
                 raise ServingError(f"{adapter_id or 'the base'} answered nothing, so nothing was recorded; ask again")
-            memory_ids = tuple(m.id for m in memories)
-            interaction = self.store.record(turn, answer, **whose, adapter_id=adapter_id, memory_ids=memory_ids)
-        return Reply(answer, interaction.id, session, adapter_id, memory_ids)
+            if dropped.is_set():
+                raise ServingError("the reply was cancelled, so nothing was recorded")
+            shown: dict[str, Any] = {"memory_ids": [m.id for m in memories], "after": [i.id for i in earlier]}
+            kept = self.store.record(turn, answer, **owner._asdict(), adapter_id=adapter_id, **shown)
+        return Reply(answer, kept.id, session, adapter_id, kept.memory_ids)
 
     @contextmanager
     def _turn_of(self, *session: str) -> Iterator[None]:
         """Held while one is answered: the next turn of a session is answered, and recorded, after this one."""
-        with self._opening:
-            answering = self._turns.setdefault(session, Lock())
-        seconds = self.settings.serving.timeout_seconds
-        if not answering.acquire(timeout=seconds or -1):
-            raise ServingError(f"the turn before is still being answered after {seconds:g} s (serving.timeout_seconds)")
+        with self._naming:
+            turns = self._turns.setdefault(session, _Turns())
+        if not turns.places.acquire(blocking=False):
+            raise ServingError(f"{MOST_WAITING} turns of this session wait for an answer already; ask again after them")
         try:
-            yield
+            seconds = self.settings.serving.timeout_seconds
+            if not turns.answering.acquire(timeout=seconds or -1):
+                raise ServingError(
+                    f"the turn before is still being answered after {seconds:g} s (serving.timeout_seconds)"
+                )
+            try:
+                yield
+            finally:
+                turns.answering.release()
         finally:
-            answering.release()
+            turns.places.release()
 
-    def _known(self, text: str, user_id: str, agent_id: str, session: str) -> list[Memory]:
-        """What memory holds on `text` beside what the session itself says."""
+    def _known(self, text: str, user_id: str, agent_id: str, earlier: Sequence[Interaction]) -> list[Memory]:
+        """What memory holds on `text` beside what the last turns say, which stand in the prompt whatever its room."""
         if not self.settings.memory.recall_limit:
             return []
-        found = self.store.recall(text, user_id=user_id, agent_id=agent_id, beside=session)
+        latest = earlier[::-1]
+        sizes = accumulate(sum(len(m["content"]) for m in i.turn) + len(i.reply) for i in latest)
+        at_hand = [i.id for i, size in zip(latest, sizes, strict=True) if size <= AT_HAND]
+        try:
+            found = self.store.recall(text, user_id=user_id, agent_id=agent_id, beside=at_hand)
+        except StoreError as error:
+            log.warning("answering without what memory holds: %s", error)
+            return []
         return [r.memory for r in found]
 
     def record(
@@ -178,9 +218,10 @@ class Assistant:
         """Keep a turn that something else answered. `created_utc`: seconds since 1970, default now."""
         messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
         session = session_id or self._session_id
-        return self.store.record(
-            messages, reply, user_id=user_id, agent_id=agent_id, session_id=session, created_utc=created_utc
-        )
+        with self._turn_of(user_id, agent_id, session):
+            return self.store.record(
+                messages, reply, user_id=user_id, agent_id=agent_id, session_id=session, created_utc=created_utc
+            )
 
     def rate(
         self,
@@ -190,14 +231,18 @@ class Assistant:
         correction: str | None = None,
         comment: str | None = None,
         event: FeedbackEvent | None = None,
+        user_id: str | None = None,
     ) -> Feedback:
         """What a person said of a reply: `rating` in [-1, 1] (a thumb is ±1), the answer they wanted, or a comment.
 
         Or did with it, `event`: "copied", "accepted", "edited" (into `correction`) or "regenerated"; then ask for the
-        other reply by the same request in the same session.
+        other reply by the same request in the same session. Give `user_id` where the id comes from outside: NotFound
+        if the reply was given to somebody else.
         """
         interaction_id = reply if isinstance(reply, str) else reply.id
-        return self.store.rate(interaction_id, rating=rating, correction=correction, comment=comment, event=event)
+        return self.store.rate(
+            interaction_id, rating=rating, correction=correction, comment=comment, event=event, user_id=user_id
+        )
 
     def remember(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str = "", shared: bool = False
@@ -283,22 +328,47 @@ def _opened(serving: ServingSettings) -> Engine:
     return VLLMEngine(serving)
 
 
+def _threads() -> CapacityLimiter:
+    from anyio import CapacityLimiter
+
+    return CapacityLimiter(THREADS)
+
+
 class AsyncAssistant:
     """`Assistant` for asyncio and trio: the same calls, each run in a worker thread.
 
-    `await assistant.call(assistant.sync.reply, "hello", user_id="ada")`; the four most used have a short form.
+    `await assistant.call(assistant.sync.history, user_id="ada")`; the four most used have a short form. Replies have
+    threads of their own, so that whoever waits for one holds up nothing else. Use it in one event loop.
     """
 
     def __init__(self, assistant: Assistant) -> None:
         self.sync = assistant
 
+    @cached_property
+    def _replying(self) -> CapacityLimiter:
+        return _threads()
+
+    @cached_property
+    def _others(self) -> CapacityLimiter:
+        return _threads()
+
     async def call(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         from anyio import to_thread
 
-        return await to_thread.run_sync(partial(method, *args, **kwargs))
+        return await to_thread.run_sync(partial(method, *args, **kwargs), limiter=self._others)
 
-    async def reply(self, text: str, **owner: Any) -> Reply:
-        return await self.call(self.sync.reply, text, **owner)
+    async def reply(
+        self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
+    ) -> Reply:
+        """As `Assistant.reply`. One that is cancelled returns at once, and is not recorded."""
+        from anyio import to_thread
+
+        dropped, session = Event(), session_id or self.sync._session_id
+        answer = partial(self.sync._reply, text, dropped, user_id, agent_id, session)
+        try:
+            return await to_thread.run_sync(answer, abandon_on_cancel=True, limiter=self._replying)
+        finally:
+            dropped.set()
 
     async def rate(self, reply: Reply | Interaction | str, rating: float | None = None, **said: Any) -> Feedback:
         return await self.call(self.sync.rate, reply, rating, **said)

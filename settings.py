@@ -181,7 +181,7 @@ class ServingSettings:
         _require("serving", self, "1 or more", lambda x: x >= 1, "max_tokens")
         _require("serving", self, "0 (torch chooses) or more", lambda x: x >= 0, "threads")
         _require("serving", self, "0 (greedy) or more, and finite", lambda x: 0 <= x < inf, "temperature")
-        _require("serving", self, "0 (no limit) or more, and finite", lambda x: 0 <= x < inf, "timeout_seconds")
+        _require("serving", self, "0 (no limit) to 1e9", lambda x: 0 <= x <= 1e9, "timeout_seconds")
         if self.engine == "vllm" and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", self.url):
             raise SettingsError(f"serving.url is {self.url!r}; it is http://HOST:PORT, or https")
 

@@ -92,17 +92,18 @@ def logps(model: torch.nn.Module, batch: Batch) -> Tensor:
 
 
 def anchored_logps(model: PeftModel, batch: Batch) -> Tensor:
-    """As `logps`, but a replayed answer's is the expectation over what the base would say at each of its tokens.
+    """As `logps`, but a replayed answer's is minus KL(base ‖ model), in nats, summed over its tokens.
 
-    That is the cross-entropy to the base's whole distribution, whose gradient is that of KL(base ‖ model): the mean of
-    what drawn tokens give, without their noise.
+    Its gradient is the mean of what tokens drawn from the base would give, without their noise; and it is 0 where the
+    base is not left, so that a loss shows how far it was.
     """
     logits = _predictions(model, batch)
     tokens = -F.cross_entropy(logits, batch["target"], reduction="none")
     replayed = batch["replayed"][batch["owner"]].nonzero()[:, 0]
     if len(replayed):
-        soft = -F.cross_entropy(logits[replayed], _base_distribution(model, batch, replayed), reduction="none")
-        tokens = tokens.index_copy(0, replayed, soft)
+        base = _base_distribution(model, batch, replayed)
+        kept = torch.special.entr(base).sum(-1) - F.cross_entropy(logits[replayed], base, reduction="none")
+        tokens = tokens.index_copy(0, replayed, kept)
     return answer_logps(tokens, batch["owner"], len(batch["weight"]))
 
 

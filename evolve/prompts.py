@@ -12,14 +12,13 @@ from collections.abc import Iterable, Mapping
 from ..content import content_id
 from ..memory.conversations import messages_of, request_of
 from ..memory.cues import Exchange
-from ..memory.types import Interaction, Memory, with_notes
+from ..memory.types import REACH, Interaction, Memory, with_notes
 from .types import Prompt
 
 SessionKey = tuple[str, str, str]  # user, agent, session
 
 EDGES = ".,;:!?…'\"()„“”‘’«»"
 LOOK_BACK = 20  # replies before this one that it is compared with
-REACH = 64  # turns before this one that its prompt holds; a session without end would cost its length squared
 
 
 def session_key(interaction: Interaction) -> SessionKey:

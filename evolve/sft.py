@@ -2,8 +2,7 @@
 
 Minimises `Σ w_i·NLL(y_i|x_i) / Σ w_i` over a fresh LoRA on the base, with some of the base's own text among the rows,
 on which KL(base ‖ policy), times `replay_weight`, takes the place of the NLL, over the tokens of both, so that it does
-not forget. It is written as a cross-entropy, which differs by a constant; so does the loss that is reported. The
-invariant: the adapter is a pure function of (base, snapshot, settings, seed).
+not forget. The invariant: the adapter is a pure function of (base, snapshot, settings, seed).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -138,8 +139,11 @@ def write_html(report: Report, compared: Sequence[Compared], path: Path) -> None
         "compared": [(last(c), c.before, c.after) for c in compared],
         "pictures": pictures(report),
     }
-    path.touch(mode=0o600)  # it holds what people said
-    path.write_text(page.render(**values), encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)  # it holds what people said, also where a page that everybody may read stood
+    partial.write_text(page.render(**values), encoding="utf-8")
+    os.replace(partial, path)
 
 
 def pictures(report: Report) -> list[str]:

@@ -226,9 +226,10 @@ def checked_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages with role and content alone, each checked; InputError names the message and the field."""
     checked: list[Message] = []
     for i, message in enumerate(messages):
-        if message["role"] not in ROLES:
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
             raise InputError(f"message {i}: role is not one of {', '.join(ROLES)}")
-        checked.append({"role": message["role"], "content": checked_text(f"message {i}: content", message["content"])})
+        checked.append({"role": role, "content": checked_text(f"message {i}: content", content)})
     return tuple(checked)
 
 

@@ -61,9 +61,11 @@ class Facts:
         earlier = self._session(reading.owner_of(asked), before=asked.position)
         return [*messages_of(earlier), *asked.turn]
 
-    def session_messages(self, user_id: str, agent_id: str, session_id: str) -> list[Message]:
-        """All that was said in a session, for the next reply."""
-        return messages_of(self._session(Owner(user_id, agent_id, session_id)))
+    def latest_interactions(self, user_id: str, agent_id: str, session_id: str, most: int) -> list[Interaction]:
+        """The last `most` of a session, in order."""
+        with self.database.reading() as session:
+            rows = reading.of_session(Owner(user_id, agent_id, session_id)).order_by(InteractionRow.position.desc())
+            return [to_interaction(row) for row in session.scalars(rows.limit(most))][::-1]
 
     def latest_interaction(self, user_id: str, agent_id: str, session_id: str) -> Interaction | None:
         with self.database.reading() as session:

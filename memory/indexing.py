@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from threading import RLock
@@ -52,6 +53,7 @@ class Indexing:
         self._database, self._embedder, self._url = database, embedder, url
         self._lock = RLock()
         self._index: VectorIndex | None = None
+        self._remaking = False  # by this process
 
     @property
     def index(self) -> VectorIndex:
@@ -60,12 +62,7 @@ class Indexing:
             return self._index
         with self._lock:
             if self._index is None:
-                with self._database.reading() as session:
-                    if _rebuilding(session) is not None:
-                        raise StoreError(
-                            f"{self._url}: the index is being made anew, or that was interrupted; run"
-                            " `nightschool memory rebuild`, which goes on where it stopped"
-                        )
+                self._check_whole()
                 index = self._unopened()
                 index.count()  # a StoreError here if it was made by another embedder
                 self._index = index
@@ -87,17 +84,17 @@ class Indexing:
         vectors: dict[str, Vector],
         stale: Sequence[str],
     ) -> None:
-        """Index what a committed transaction wrote; `vectors` by text, `stale` are memories that are no more.
-
-        What fails is told in the log and left to the next recall: it is kept, and whoever tried again would double it.
-        """
+        """Index what a committed transaction wrote; `vectors` by text, `stale` are memories that are no more."""
         asked = [i for i in interactions if request_of(i.turn)]
-        try:
+        with _left_for_later():
             self.drop([*stale, *(turn_memory_id(i) for i in replaced)])
             self._add([_of_turn(turn_memory(i), i) for i in asked], vectors)
             self.pending()  # what was stated in them
-        except StoreError as error:
-            log.warning("kept, and to be indexed later: %s", error)
+
+    def catch_up(self) -> None:
+        """Index what a committed transaction left to be indexed."""
+        with _left_for_later():
+            self.pending()
 
     def drop(self, gone: Collection[str]) -> None:
         """Take these memories out of the index, but for those that came back to SQL meanwhile."""
@@ -107,10 +104,14 @@ class Indexing:
                 index.delete(set(gone) - memories(session, gone).keys())
 
     def pending(self, progress: Callable[[int], None] | None = None) -> int:
-        """Index all that is not indexed and say how many; `progress` is told so on the way."""
+        """Index all that is not indexed and say how many; `progress` is told so on the way.
+
+        StoreError while another process makes the index anew: that is its work, and may take long.
+        """
         done = 0
         with self._lock:
             _ = self.index
+            self._check_whole()
             while waiting := self._waiting():
                 self._add(waiting, {}, afresh=True)
                 done += len(waiting)
@@ -141,13 +142,25 @@ class Indexing:
         with self._lock:
             resumed = self._begin_rebuild()
             self._index = self._unopened()
-            if not (resumed and self._index.is_ours()):
-                self._index.drop()
-            done = self.pending(progress)
-            self.reconcile()
-            with self._database.writing():  # others that write would preempt it
-                self._index.optimize()
-            return done
+            self._remaking = True
+            try:
+                if not (resumed and self._index.is_ours()):
+                    self._index.drop()
+                done = self.pending(progress)
+                self.reconcile()
+                with self._database.writing():  # others that write would preempt it
+                    self._index.optimize()
+                return done
+            finally:
+                self._remaking = False
+
+    def _check_whole(self) -> None:
+        with self._database.reading() as session:
+            if not self._remaking and _rebuilding(session) is not None:
+                raise StoreError(
+                    f"{self._url}: the index is being made anew, or that was interrupted; run"
+                    " `nightschool memory rebuild`, which goes on where it stopped"
+                )
 
     def end_rebuild(self, session: Session) -> None:
         session.execute(delete(StateRow).where(StateRow.name == REBUILD))
@@ -225,6 +238,15 @@ class Indexing:
     def _mark(self, session: Session, ids: Sequence[str], *, indexed: bool) -> None:
         for some in chunks(ids):
             session.execute(update(MemoryRow).where(MemoryRow.id.in_(some)).values(indexed=indexed))
+
+
+@contextmanager
+def _left_for_later() -> Iterator[None]:
+    """What fails is told in the log and left to the next recall: whoever kept the same once more would double it."""
+    try:
+        yield
+    except StoreError as error:
+        log.warning("kept, and to be indexed later: %s", error)
 
 
 def _rebuilding(session: Session) -> str | None:

@@ -6,7 +6,7 @@ the sessions that those at the top stand in. The invariant: every row comes thro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nextafter
 from typing import TYPE_CHECKING, get_args
@@ -35,7 +35,7 @@ class Filters:
     since: float | None = None
     until: float | None = None
     as_of: float | None = None
-    beside: str | None = None  # a session whose turns are at hand already; notes made in it count
+    beside: Collection[str] = ()  # interactions that are at hand already
 
     def admit(self, row: IndexRow) -> bool:
         return (
@@ -45,9 +45,9 @@ class Filters:
             and (self.until is None or row.created_utc < self.until)
         )
 
-    def beside_it(self, memory: Memory) -> bool:
-        """Whether it is none of the session at hand; SQL tells, since the index has no session of statements."""
-        return self.beside is None or memory.session_id != self.beside or memory.kind == "note"
+    def at_hand(self, memory: Memory) -> bool:
+        """Whether it was said in what stands beside it; SQL tells, since the index does not know what said it."""
+        return memory.kind != "note" and any(source in self.beside for source in memory.source_ids)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def best_of(
         held = memories([fit.row.id for fit in some])
         made = [Recall(held[fit.row.id], fit.score, fit.parts) for fit in some if fit.row.id in held]
         ended += [recall.memory for recall in made if not _holds(recall.memory, filters.as_of)]
-        made = [r for r in made if _holds(r.memory, filters.as_of) and filters.beside_it(r.memory)]
+        made = [r for r in made if _holds(r.memory, filters.as_of) and not filters.at_hand(r.memory)]
         found = _said_once(folded([*found, *made]), ended, asked)
         if len(found) >= most:
             break

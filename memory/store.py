@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -77,10 +77,12 @@ from .verification import disagreements
 from .writing import (
     Held,
     Recorded,
+    check_shown,
     check_sources,
     insert_drafts,
     insert_interactions,
     insert_reviews,
+    latest_moment,
     new_texts,
     rated,
     remove_replaced,
@@ -139,17 +141,29 @@ class MemoryStore(Facts):
         session_id: str,
         adapter_id: str | None = None,
         memory_ids: Sequence[str] = (),
+        after: Sequence[str] | None = None,
         created_utc: float | None = None,
     ) -> Interaction:
-        """Keep a turn and our reply as the next of its session."""
+        """Keep a turn and our reply as the next of its session.
+
+        `after` are the interactions before it that the reply was shown, in order: StoreError, and nothing is kept, if
+        one of them or of `memory_ids` was forgotten since, or another turn came between.
+        """
         owner, said = checked_owner(user_id, agent_id, session_id), checked_messages(turn)
         checked_text("reply", reply)
+        if any(message["role"] == "assistant" for message in said):
+            raise InputError(
+                "turn: a message is of the assistant; give what was said since the reply before it, or the whole"
+                " conversation to store.record_conversation"
+            )
         now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
         made = made_interaction(owner, 0, said, request_of(said), reply, now)
         made = replace(made, adapter_id=adapter_id, memory_ids=tuple(memory_ids))
         vectors = self._vectors(of_turn(made).texts if request_of(said) else ())
         with self._writing() as session:
             last = reading.latest(session, owner)
+            if after is not None:
+                check_shown(session, last, after, memory_ids)
             open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
             made = continued(last, open_ended, owner, made)
             replaced = {last.id: made.id} if last is not None and open_ended else {}
@@ -214,20 +228,30 @@ class MemoryStore(Facts):
         correction: str | None = None,
         comment: str | None = None,
         event: FeedbackEvent | None = None,
+        user_id: str | None = None,
         created_utc: float | None = None,
     ) -> Feedback:
-        """Keep what a person said of a reply, or did. Said again, it is the same feedback, and the latest once more."""
+        """Keep what a person said of a reply, or did. Said again, it is the same feedback, and the latest once more.
+
+        NotFound where the reply was given to somebody else than `user_id`.
+        """
+        checked_text("interaction_id", interaction_id)
         review = checked_review(Review(rating, correction, comment, event))
-        now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
-        values = from_review(interaction_id, review, now)
+        given = None if created_utc is None else checked_time("created_utc", created_utc)
         with self._writing() as session:
-            if session.get(InteractionRow, interaction_id) is None:
-                raise NotFound(f"no interaction {interaction_id}; nothing was rated, see `nightschool audit answers`")
+            held = session.get(InteractionRow, interaction_id)
+            if held is None or user_id not in (None, held.user_id):
+                whose = "" if user_id is None else f" of user {user_id!r}"
+                raise NotFound(
+                    f"no interaction {interaction_id}{whose}; nothing was rated, see `nightschool audit answers`"
+                )
+            now = latest_moment(session, interaction_id, self.clock()) if given is None else given
+            values = from_review(interaction_id, review, now)
             row = session.get(FeedbackRow, values["id"])
             if row is None:
                 row = FeedbackRow(**values)
                 session.add(row)
-            elif created_utc is None:
+            elif given is None:
                 row.created_utc = now
             return to_feedback(row)
 
@@ -255,7 +279,7 @@ class MemoryStore(Facts):
             check_sources(session, note)
             Tombstones(session).lift((), [note.id])
             session.execute(insert(MemoryRow), [from_memory(note)])
-        self._indexing.pending()
+        self._indexing.catch_up()
         return note
 
     def keep_drafts(self, drafts: Sequence[Draft]) -> int:
@@ -276,7 +300,7 @@ class MemoryStore(Facts):
         since: float | None = None,
         until: float | None = None,
         as_of: float | None = None,
-        beside: str | None = None,
+        beside: Collection[str] = (),
         limit: int | None = None,
         threshold: float | None = None,
     ) -> list[Recall]:
@@ -285,12 +309,14 @@ class MemoryStore(Facts):
         Only those of `session_id` and `kind`, made from `since` to before `until` (seconds since 1970); `as_of` asks
         as if it were that time, and nothing later existed. A statement that was superseded by then is left out, and so
         is a turn that says nothing else; `kind="turn"` asks for the record, and gives what was said, also what does not
-        hold any more. `beside` leaves out what was said in that session, as it stands in the prompt already.
+        hold any more. `beside` leaves out what was said in those interactions, as they stand in the prompt.
         """
         checked_owner(user_id, agent_id, "" if session_id is None else session_id)
-        filters = checked_filters(Filters(session_id, kind, since, until, as_of, beside))
+        filters = checked_filters(Filters(session_id, kind, since, until, as_of, frozenset(beside)))
         memory = self.settings.memory
         least = memory.recall_threshold if threshold is None else threshold
+        if limit is None and not memory.recall_limit:
+            raise InputError("memory.recall_limit is 0, so that nothing is recalled; give a limit")
         most = checked_limit(memory.recall_limit if limit is None else limit)
         if not checked_text("query", query).strip():
             return []

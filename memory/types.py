@@ -170,6 +170,9 @@ class ForgetReceipt:
     exports: tuple[str, ...] = ()
 
 
+REACH = 64  # turns before a request that its prompt holds; a session without end would cost its length squared
+
+
 def notes_message(texts: Sequence[str]) -> Message:
     """How remembered texts are shown to the model, one line each."""
     lines = "\n".join("- " + " ".join(text.split()) for text in texts)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import and_, delete, func, insert, or_, select
 from sqlalchemy.orm import Session
 
-from ..errors import InputError, NotFound
+from ..errors import InputError, NotFound, StoreError
 from .conversations import Conversation, Owner, Planned, Review, interactions_of, request_of, turn_memory_id
 from .passages import of_turn
 from .reading import before, by_id, memories, owner_of
@@ -130,6 +130,12 @@ def insert_reviews(session: Session, reviews: Reviews, now: float) -> int:
     return len(rows)
 
 
+def latest_moment(session: Session, interaction_id: str, now: float) -> float:
+    """`now`, or just after what was last said of it where a clock was set back, so that the last word counts."""
+    last = _latest_said(session, [interaction_id]).get(interaction_id, -inf)
+    return nextafter(last, inf) if last > now else now
+
+
 def _latest_said(session: Session, interaction_ids: Collection[str]) -> dict[str, float]:
     """When the last feedback was given, by interaction."""
     found: dict[str, float] = {}
@@ -186,6 +192,16 @@ def _follow_snapshots(session: Session, replaced: Mapping[str, str]) -> None:
     old = select(SnapshotSourceRow).where(SnapshotSourceRow.interaction_id.in_(replaced))
     for row in session.scalars(old).all():
         session.merge(SnapshotSourceRow(snapshot_id=row.snapshot_id, interaction_id=replaced[row.interaction_id]))
+
+
+def check_shown(session: Session, last: Interaction | None, after: Sequence[str], memory_ids: Sequence[str]) -> None:
+    """That what a reply was shown is there, and nothing came after it; else it would stand where it was not said."""
+    if (last.id if last else None) != (after[-1] if after else None):
+        raise StoreError(
+            "another turn of this session was kept or forgotten meanwhile; nothing was recorded, ask again"
+        )
+    if len(by_id(session, after)) < len(after) or len(memories(session, memory_ids)) < len(set(memory_ids)):
+        raise StoreError("what the reply was shown was forgotten meanwhile; nothing was recorded, ask again")
 
 
 def check_sources(session: Session, note: Memory) -> None:

@@ -36,6 +36,7 @@ T = TypeVar("T")
 log = logging.getLogger("nightschool")
 DEFAULT = Sampling()
 KEY = "VLLM_API_KEY"  # of the environment, as the server itself reads it
+WHOLE = ("stop", "length")  # why an answer may end
 CALLS = 64  # at a time; the server batches them
 PLAIN = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0}  # and not what the checkpoint has for its defaults
 
@@ -68,7 +69,7 @@ class VLLMEngine:
         limits = httpx.Limits(max_connections=CALLS)
         self._url = without_user(settings.url.rstrip("/"))  # for messages
         key = os.environ.get(KEY, "").strip()
-        if not key.isascii():
+        if not (key.isascii() and key.isprintable()):  # an error of httpx would show it
             raise SettingsError(f"{KEY} has characters that no key of a server can have")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # no proxy of the environment: what people say goes to this address and nowhere else
@@ -298,10 +299,13 @@ class VLLMEngine:
         if checks:
             self._await_check(model, until)
         try:
-            choice = response.json()["choices"][0]
-            return {**choice, "text": str(choice["text"])}
+            choice: dict[str, Any] = response.json()["choices"][0]
+            text, reason = choice["text"], choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ServingError(f"{self._url} does not answer as a vLLM server: {error!r}") from error
+        if not isinstance(text, str) or reason not in WHOLE:
+            raise ServingError(f"{self._url} broke the answer off: finish_reason {reason!r}; ask again")
+        return choice
 
     def _load_again(self, model: str, until: Deadline | None) -> None:
         """What a server that was started anew lacks; whoever loads it sees to it that it answers as it should."""
@@ -360,19 +364,30 @@ class VLLMEngine:
             if response.status_code != 200:
                 response.read()
                 raise ServingError(f"{self._url}: {_reason(response)}")
+            ended = False
             for line in response.iter_lines():
                 if until:
                     until.left()
                 field, _, data = line.partition(":")  # a line without a field is a comment
-                if field == "data" and data.strip() != "[DONE]" and (piece := self._piece(data)):
+                if field != "data":
+                    continue
+                piece, last = ("", True) if data.strip() == "[DONE]" else self._piece(data)
+                if piece:
                     yield piece
+                ended = ended or last
+        if not ended:
+            raise ServingError(f"{self._url}: the answer broke off before its end; ask again")
 
-    def _piece(self, data: str) -> str:
+    def _piece(self, data: str) -> tuple[str, bool]:
+        """What a chunk says, and whether it is the last."""
         try:
             choices = json.loads(data)["choices"]  # none in a chunk that tells the usage
-            return str(choices[0]["text"]) if choices else ""
-        except (ValueError, KeyError, TypeError) as error:
+            piece, reason = (choices[0]["text"], choices[0].get("finish_reason")) if choices else ("", None)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ServingError(f"{self._url}: the answer broke off: {_complaint(data)}") from error
+        if not isinstance(piece, str) or reason not in (None, *WHOLE):
+            raise ServingError(f"{self._url}: the answer broke off: finish_reason {reason!r}; ask again")
+        return piece, reason is not None
 
     def _send(self, path: str, body: dict[str, Any], *, missing_is_fine: bool = False) -> None:
         self._answered("POST", path, body, accepted=(200, 404) if missing_is_fine else (200,))

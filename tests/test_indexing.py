@@ -180,6 +180,23 @@ def test_rebuilding_that_was_interrupted_says_so_and_goes_on_where_it_stopped(
     assert told == [2, 4]
 
 
+def test_while_another_process_makes_the_index_anew_nobody_else_does(settings, hash_embedder, make_embedder):
+    with opened(settings, hash_embedder) as store, opened(settings, make_embedder()) as other:
+        said(store, "zebra 0")
+        assert len(recalled(other)) == 1
+        told = []
+
+        def meanwhile(done: int) -> None:
+            with pytest.raises(StoreError, match="the index is being made anew"):
+                other.recall("zebra", user_id="ann")
+            told.append((said(other, "zebra 1").text, other.remember("zebra 2", user_id="ann").text))
+
+        before = len(other.embedder.embedded)
+        store.rebuild_index(lambda done: meanwhile(done) if not told else None)
+        assert told and len(other.embedder.embedded) - before < 5
+        assert len(recalled(other)) == 3 and other.verify() == []
+
+
 def test_rebuilding_that_another_embedder_interrupted_begins_anew(settings, hash_embedder, make_embedder, monkeypatch):
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt

@@ -3,20 +3,21 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import nightschool
 import pytest
 from nightschool.content import Message
-from nightschool.errors import InputError, ServingError
+from nightschool.errors import InputError, ServingError, StoreError
 from nightschool.evolve.registry import WEIGHTS, Registry, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.embed import Embedder
 from nightschool.memory.store import MemoryStore
-from nightschool.sdk import Assistant, AsyncAssistant
+from nightschool.sdk import MOST_WAITING, Assistant, AsyncAssistant
 from nightschool.serving.engine import Sampling
 from nightschool.settings import ServingSettings, Settings
 
@@ -227,6 +228,9 @@ def test_empty_answer_is_an_error_and_is_not_kept(assistant: Assistant, monkeypa
     monkeypatch.setattr(assistant.engine, "generate", lambda prompts, **_: [""])
     with pytest.raises(ServingError, match="the base answered nothing"):
         assistant.reply("Hello there")
+    monkeypatch.setattr(assistant.engine, "generate", lambda prompts, **_: [" \n"])
+    with pytest.raises(ServingError, match="the base answered nothing"):
+        assistant.reply("Hello there")
     assert not list(assistant.store.interactions())
 
 
@@ -260,6 +264,124 @@ def test_turn_that_waits_too_long_for_the_one_before_is_an_error(assistant: Assi
     ):
         assistant.reply("Hello there", user_id="ada", session_id="one")
     assert assistant.reply("Hello there", user_id="ada", session_id="one").text
+
+
+def meanwhile(assistant: Assistant, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """`act` happens while the next reply is being made."""
+    answer = assistant.engine.generate
+
+    def generate(prompts: Sequence[Sequence[Message]], **kwargs: object) -> list[str]:
+        monkeypatch.setattr(assistant.engine, "generate", answer)
+        act()
+        return answer(prompts)
+
+    monkeypatch.setattr(assistant.engine, "generate", generate)
+
+
+def test_reply_to_what_is_forgotten_meanwhile_is_not_kept(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(**selected: str) -> None:
+        assistant.forget_apply(assistant.forget(**selected))
+
+    assistant.remember("My door code is 8841.", user_id="ada")
+    meanwhile(assistant, monkeypatch, lambda: forget(user_id="ada"))
+    with pytest.raises(StoreError, match="forgotten meanwhile; nothing was recorded"):
+        assistant.reply("What is my door code?", user_id="ada", session_id="one")
+    assistant.record("My door code is 8841.", "Noted.", user_id="ada", session_id="two")
+    meanwhile(assistant, monkeypatch, lambda: forget(user_id="ada", session_id="two"))
+    with pytest.raises(StoreError, match="kept or forgotten meanwhile"):
+        assistant.reply("What is my code?", user_id="ada", session_id="two")
+    assert not list(assistant.store.interactions())
+
+
+def test_reply_stands_in_its_session_where_it_was_given(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Assistant(assistant.settings, assistant.store, assistant.registry, assistant.engine)
+    meanwhile(assistant, monkeypatch, lambda: other.record("Hello", "Hi.", user_id="ada", session_id="one"))
+    with pytest.raises(StoreError, match="another turn of this session"):
+        assistant.reply("How are you?", user_id="ada", session_id="one")
+    assert [i.text for i in assistant.store.interactions()] == ["Hello"]
+
+
+def test_what_a_long_session_said_long_ago_is_remembered(assistant: Assistant) -> None:
+    assistant.record("My sister Ingrid keeps bees.", "How nice.", user_id="ada", session_id="one")
+    for i in range(70):
+        assistant.record(f"And what is {i} and {i}?", f"It is {2 * i}.", user_id="ada", session_id="one")
+    reply = assistant.reply("What does my sister keep?", user_id="ada", session_id="one")
+    shown = [memory.text for memory in assistant.store.memories(reply.memory_ids).values()]
+    assert any("bees" in text for text in shown)
+    assert "user=And what is 5 and 5?" not in reply.text and "user=And what is 6 and 6?" in reply.text
+
+
+def test_answer_is_given_without_notes_where_memory_cannot_be_searched(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise StoreError("the index is broken")
+
+    monkeypatch.setattr(assistant.store, "recall", broken)
+    with caplog.at_level(logging.WARNING, logger="nightschool"):
+        assert assistant.reply("Secret words").memory_ids == ()
+    assert "without what memory holds: the index is broken" in caplog.text and "Secret" not in caplog.text
+
+
+def test_only_some_turns_of_a_session_wait(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, answer = Event(), assistant.engine.generate
+
+    def waiting(prompts: Sequence[Sequence[Message]], **_: object) -> list[str]:
+        gate.wait(60)
+        return answer(prompts)
+
+    monkeypatch.setattr(assistant.engine, "generate", waiting)
+    with ThreadPoolExecutor(MOST_WAITING + 1) as pool:
+        jobs = [pool.submit(assistant.reply, "Hello", session_id="one") for _ in range(MOST_WAITING + 1)]
+        refused = next(as_completed(jobs))
+        assert isinstance(refused.exception(), ServingError) and "wait for an answer already" in str(
+            refused.exception()
+        )
+        gate.set()
+    assert sum(job.exception() is None for job in jobs) == MOST_WAITING
+
+
+def test_cancelled_reply_returns_at_once_and_is_not_kept(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, begun, answer = Event(), Event(), assistant.engine.generate
+
+    def waiting(prompts: Sequence[Sequence[Message]], **_: object) -> list[str]:
+        begun.set()
+        gate.wait(60)
+        return answer(prompts)
+
+    monkeypatch.setattr(assistant.engine, "generate", waiting)
+    front = AsyncAssistant(assistant)
+
+    async def talk() -> None:
+        job = asyncio.create_task(front.reply("Hello", session_id="one"))
+        await asyncio.to_thread(begun.wait, 60)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        assert not gate.is_set()
+        gate.set()
+        monkeypatch.setattr(assistant.engine, "generate", answer)
+        assert "assistant=" not in (await front.reply("Hello again", session_id="one")).text
+
+    asyncio.run(talk())
+    assert [i.text for i in assistant.store.interactions()] == ["Hello again"]
+
+
+def test_what_cannot_be_kept_is_refused_before_it_is_answered(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assistant.engine, "generate", None)  # so that a call would be another error
+    for text, owner in (("a\ud800", {}), ("hi", {"session_id": "x" * 300}), ("hi", {"user_id": ""})):
+        with pytest.raises(InputError):
+            assistant.reply(text, **owner)
+    with pytest.raises(InputError, match="a message is of the assistant"):
+        assistant.record([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}], "no")
+    with pytest.raises(InputError, match="content is of type NoneType"):
+        assistant.record([{"role": "user"}], "no")  # type: ignore[typeddict-item]
+    with pytest.raises(InputError, match="surrogate"):
+        assistant.rate("\ud800", 1)
 
 
 def test_home_and_settings_of_another_home_are_refused(tmp_path: Path) -> None:

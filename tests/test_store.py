@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Thread
@@ -68,13 +69,8 @@ def test_conversation_is_the_prompt_that_was_answered(quick_store):
     said(quick_store, "bye", "bye")
     asked = [user("hi"), {"role": "assistant", "content": "hello"}, user("weather?")]
     assert quick_store.conversation(second.id) == asked
-    everything = quick_store.session_messages("ann", "", "s")
-    assert everything == [
-        *asked,
-        {"role": "assistant", "content": "rain"},
-        user("bye"),
-        {"role": "assistant", "content": "bye"},
-    ]
+    assert [i.text for i in quick_store.latest_interactions("ann", "", "s", 2)] == ["weather?", "bye"]
+    assert [i.text for i in quick_store.latest_interactions("ann", "", "s", 9)] == ["hi", "weather?", "bye"]
 
 
 def test_latest_interaction_is_of_that_session(quick_store):
@@ -354,6 +350,33 @@ def test_feedback_with_its_own_time_changes_nothing_when_it_is_known(quick_store
     made = said(quick_store, "hi")
     first = quick_store.rate(made.id, rating=1, created_utc=5)
     assert quick_store.rate(made.id, rating=1, created_utc=9) == first
+
+
+def test_last_word_counts_also_where_the_clock_was_set_back(quick_store, clock):
+    reply = said(quick_store, "hi", "hello")
+    quick_store.rate(reply.id, rating=1)
+    clock.now -= 1000
+    quick_store.rate(reply.id, rating=-1)
+    assert [f.rating for f in quick_store.feedback()[reply.id]] == [1, -1]
+    quick_store.rate(reply.id, rating=1)
+    assert [f.rating for f in quick_store.feedback()[reply.id]] == [-1, 1]
+
+
+def test_reply_is_rated_by_whom_it_was_given_to(quick_store):
+    reply = said(quick_store, "hi", "hello")
+    with pytest.raises(NotFound, match="of user 'bob'; nothing was rated"):
+        quick_store.rate(reply.id, rating=1, user_id="bob")
+    assert quick_store.rate(reply.id, rating=1, user_id="ann").rating == 1
+
+
+def test_error_of_the_database_shows_nothing_that_was_said(quick_store):
+    with quick_store.sql.begin() as connection:
+        connection.execute(text("DROP TABLE feedback"))
+    secret, reply = "".join(["47", "11"]), said(quick_store, "hi")  # the source is a part of what is shown
+    with pytest.raises(StoreError) as error:
+        quick_store.rate(reply.id, comment=secret)
+    shown = "".join(traceback.format_exception(error.value))
+    assert secret not in shown and "no such table" in shown
 
 
 def test_what_was_done_with_a_reply_is_feedback_of_its_own(quick_store, clock):

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from nightschool.content import Message
-from nightschool.errors import ServingError
+from nightschool.errors import ServingError, SettingsError
 from nightschool.serving import parity
 from nightschool.serving.chat import answer_ids, prompt_ids
 from nightschool.serving.engine import Sampling
@@ -20,6 +20,7 @@ from nightschool.serving.vllm import VLLMEngine
 from nightschool.settings import ServingSettings
 
 LIMITED = Sampling(timeout_s=5.0)
+WHOLE = {"finish_reason": "stop"}
 PROMPT: list[Message] = [{"role": "user", "content": "Hello."}]
 
 
@@ -58,7 +59,7 @@ class Server:
             pieces = [json.dumps({"choices": [{"text": text}]}) for text in ("Hi", "", " there")]
             return httpx.Response(200, text="".join(f"data: {piece}\n\n" for piece in [*pieces, "[DONE]"]))
         listed = [None, *({str(i): {"logprob": -float(at)}} for at, i in enumerate(ids[1:], 1))]
-        return httpx.Response(200, json={"choices": [{"text": f"{body['model']}", "prompt_logprobs": listed}]})
+        return httpx.Response(200, json={"choices": [{**WHOLE, "text": f"{body['model']}", "prompt_logprobs": listed}]})
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_a_server_that_is_none_of_vllm_is_a_clear_error(engine: VLLMEngine, serv
     server.fails = lambda request: only_completions(request, wordless)
     with pytest.raises(ServingError, match="does not answer as a vLLM server: KeyError"):
         engine.generate([PROMPT])
-    unscored = httpx.Response(200, json={"choices": [{"text": "x"}]})
+    unscored = httpx.Response(200, json={"choices": [{**WHOLE, "text": "x"}]})
     server.fails = lambda request: only_completions(request, unscored)
     with pytest.raises(ServingError, match="no log-probabilities"):
         engine.score([PROMPT], ["Yes"])
@@ -357,6 +358,29 @@ def test_stream_that_breaks_off_in_the_middle_tells_none_of_the_answer(engine: V
     with pytest.raises(ServingError, match=r"the answer broke off: \d+ characters") as error:
         list(engine.stream(PROMPT))
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "choice", [{"text": "Half", "finish_reason": "abort"}, {"text": "Half"}, {**WHOLE, "text": None}]
+)
+def test_half_an_answer_is_none(engine: VLLMEngine, server: Server, choice: dict[str, object]) -> None:
+    server.fails = lambda request: only_completions(request, httpx.Response(200, json={"choices": [choice]}))
+    with pytest.raises(ServingError, match="broke the answer off"):
+        engine.generate([PROMPT])
+    streamed = httpx.Response(200, text=f"data: {json.dumps({'choices': [choice]})}\n\n")
+    server.fails = lambda request: only_completions(request, streamed)
+    with pytest.raises(ServingError, match="the answer broke off"):
+        list(engine.stream(PROMPT))
+
+
+@pytest.mark.parametrize("key", ["one\ntwo", "schlüssel"])
+def test_key_that_no_header_can_hold_is_refused_and_not_shown(
+    toy_base: str, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    with pytest.raises(SettingsError, match="VLLM_API_KEY") as error:
+        VLLMEngine(ServingSettings(base=toy_base, url="http://server"))
+    assert key not in str(error.value)
 
 
 def test_server_that_is_no_vllm_is_named(toy_base: str) -> None:
