@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .errors import SettingsError
 
@@ -196,13 +197,18 @@ class Settings:
     gate: GateSettings = field(default_factory=GateSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "home", self.home.expanduser().absolute())  # what is opened later is opened there too
+
     @property
     def database_url(self) -> str:
-        return self.memory.database_url or f"sqlite:///{self.home / 'nightschool.db'}"
+        return self.memory.database_url or f"sqlite:///{quote(str(self.home / 'nightschool.db'))}"
 
     @property
     def index_url(self) -> str:
-        return self.memory.index_url or str(self.home / "index")
+        """A folder is told from the home, unless its path is a whole one."""
+        url = self.memory.index_url or "index"
+        return url if "://" in url else str(self.home / Path(url).expanduser())
 
     def to_json(self) -> dict[str, Any]:
         """Sections as plain data, for manifests; the home is left out, since results do not depend on it."""

@@ -171,7 +171,7 @@ def plan(
         else:
             raise InputError(
                 f"session {made.session_id!r} of user {made.user_id!r} has something else at position {made.position};"
-                " give the conversation another session_id, or forget that session first"
+                " give the conversation another session_id"
             )
         if review is not None:
             reviews.append((made.id, review, made.created_utc))

@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -24,6 +24,9 @@ from ..errors import SchemaOutdated, SettingsError, StoreError
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 WRITING, ALONE = "nightschool_writing", "nightschool_alone"
+VERSIONS = "nightschool_version"  # as in migrations/env.py: the database may be an app's, with a chain of its own
+FORMER_VERSIONS = "alembic_version"  # as the table was called
+FIRST_TABLES = {"interactions", "feedback", "memories", "topics", "snapshots", "adapters"}
 WRITERS_LOCK = 5_177_013  # any number, the same in every process
 PRAGMAS = ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "secure_delete=ON")
 
@@ -131,6 +134,7 @@ class Database:
             )
         if held != scripts.get_current_head():
             with self._writer.begin() as connection:
+                _adopt(connection, scripts)
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
 
@@ -144,7 +148,8 @@ class Database:
 
 
 def open_engine(url: str) -> Engine:
-    engine = create_engine(url, hide_parameters=True)  # a traceback would hold what people said
+    # a traceback would hold what people said; a server may have closed what stood idle
+    engine = create_engine(url, hide_parameters=True, pool_pre_ping=make_url(url).get_backend_name() != "sqlite")
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin)
@@ -168,4 +173,16 @@ def _begin(connection: Connection) -> None:
 
 
 def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+    return _migrations(connection).get_current_revision()
+
+
+def _migrations(connection: Connection) -> MigrationContext:
+    return MigrationContext.configure(connection, opts={"version_table": VERSIONS})
+
+
+def _adopt(connection: Connection, scripts: ScriptDirectory) -> None:
+    """Take the revision from where it was kept before, if the tables there are ours and not those of an app."""
+    tables = set(inspect(connection).get_table_names())
+    if VERSIONS not in tables and {FORMER_VERSIONS, *FIRST_TABLES} <= tables:
+        former = connection.exec_driver_sql(f"SELECT version_num FROM {FORMER_VERSIONS}").scalar()
+        _migrations(connection).stamp(scripts, str(former))

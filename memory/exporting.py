@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ..errors import StoreError
+from ..errors import InputError, StoreError
 from .reading import PLACE
 from .rows import ROWS_A_PAGE
 from .tables import FeedbackRow, InteractionRow, MemoryRow, TombstoneRow, TopicRow
@@ -24,6 +24,7 @@ from .tombstones import salt_of
 
 EXPORTS = "exports"  # the folder in the home whose files are ours to erase
 VERSION = 1
+HEAD = b'{"type": "nightschool"'  # how an export begins
 INTERACTION = ("id", "user_id", "agent_id", "session_id", "position", "turn", "reply")
 ANSWERED = ("adapter_id", "memory_ids", "topic_id", "created_utc")
 FEEDBACK = ("id", "interaction_id", "rating", "correction", "comment", "event", "created_utc")
@@ -42,6 +43,7 @@ def exports_in(home: Path) -> tuple[str, ...]:
 
 def write_export(session: Session, path: Path, now: float) -> Counter[str]:
     """Write the whole store to `path`, readable by its owner only, and say how many lines of each type it has."""
+    _require_ours(path)
     written: Counter[str] = Counter()
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,6 +60,17 @@ def write_export(session: Session, path: Path, now: float) -> Counter[str]:
         partial.unlink(missing_ok=True)  # `forget` does not reach it
         raise
     return written
+
+
+def _require_ours(path: Path) -> None:
+    """What stands there is replaced only if it is an export."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_file() and not path.is_symlink():
+        with path.open("rb") as file:
+            if file.read(len(HEAD)) == HEAD:
+                return
+    raise InputError(f"{path} is there and is no export; it was left as it is, so give another name")
 
 
 def _records(session: Session, now: float) -> Iterator[tuple[str, dict[str, Any]]]:

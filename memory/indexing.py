@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ Vector = NDArray[np.float32]
 
 log = logging.getLogger("nightschool")
 REBUILD = "rebuild"  # the name of the state that a rebuild under way leaves: with which embedder
+STORE = "store"  # the name of the state that names the store
 PENDING = text("NOT memories.indexed")  # in these words, so that SQLite uses its partial index
 
 
@@ -140,8 +142,10 @@ class Indexing:
     def rebuild(self, progress: Callable[[int], None]) -> int:
         """Make the index anew, or go on with that where it was interrupted; `progress` is told how many are done."""
         with self._lock:
+            index = self._unopened()
+            index.check_owner()  # before anything is dropped
             resumed = self._begin_rebuild()
-            self._index = self._unopened()
+            self._index = index
             self._remaking = True
             try:
                 if not (resumed and self._index.is_ours()):
@@ -175,12 +179,11 @@ class Indexing:
             session.execute(update(MemoryRow).values(indexed=False))
             return False
 
-    def topic_sums(self, topics: Collection[str] | None = None) -> dict[str, Vector]:
-        """The sum of the vectors of the turns of each topic, or of each of `topics`."""
+    def topic_sums(self) -> dict[str, Vector]:
+        """The sum of the vectors of the turns of each topic."""
         sums: dict[str, Vector] = {}
         turns = (i for i in in_pages(self._database) if i.topic_id and request_of(i.turn))
-        wanted = (i for i in turns if topics is None or i.topic_id in topics)
-        while some := list(islice(wanted, IDS_A_QUERY)):
+        while some := list(islice(turns, IDS_A_QUERY)):
             vectors = self.own_vectors(some)
             for interaction in some:
                 topic_id, vector = str(interaction.topic_id), vectors[interaction.id]
@@ -205,7 +208,13 @@ class Indexing:
     def _unopened(self) -> VectorIndex:
         from .vectors import VectorIndex
 
-        return VectorIndex(self._url, self._embedder.dimension, self._embedder.name)
+        return VectorIndex(self._url, self._embedder.dimension, self._embedder.name, self._store_id())
+
+    def _store_id(self) -> str:
+        """By which the index knows its store again: another's index is not brought in step with this one."""
+        with self._database.writing() as session:
+            held = session.get(StateRow, STORE) or session.merge(StateRow(name=STORE, value=uuid4().hex))
+            return held.value
 
     def _waiting(self) -> list[Waiting]:
         """Some memories that are not indexed."""

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import delete, insert, update
+from numpy.typing import NDArray
+from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from ..errors import InputError
@@ -37,14 +39,17 @@ from .conversations import (
 )
 from .exporting import FEEDBACK, VERSION
 from .forgetting import inherit_again
+from .passages import of_turn
 from .reading import of_session, owner_of
 from .rows import ROWS_A_PAGE, from_interaction, from_memory, turn_memory
 from .stated_rows import add_statements
 from .tables import FeedbackRow, InteractionRow, MemoryRow, TopicRow
 from .tombstones import Tombstones
-from .topic_rows import relabel
+from .topic_rows import join, relabel
 from .types import Interaction, Memory
 
+Vector = NDArray[np.float32]
+ID_LENGTH = 64  # as the tables have room for
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "nightschool": {"version": int, "salt": str},
     "topic": {"id": str, "label": str, "created_utc": (int, float)},
@@ -71,7 +76,15 @@ class Restored:
     known: Counter[str] = field(default_factory=Counter)
     forgotten: int = 0  # lines left out, since they were forgotten here
     errors: dict[int, str] = field(default_factory=dict)
-    topics: set[str] = field(default_factory=set)  # whose centroids have to be made again
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line as it was read: its values, or why there are none."""
+
+    kind: str
+    values: dict[str, Any]
+    error: str = ""
 
 
 class Restoring:
@@ -80,48 +93,48 @@ class Restoring:
     def __init__(self, file: str, dimension: int) -> None:
         self._file = file
         self.report = Restored()
-        self.stale: list[str] = []  # memories that are no more, and may be in the index
+        self.fresh: list[Interaction] = []  # of the last batch, to be indexed
+        self.stale: list[str] = []  # memories that its transaction took away, and may be in the index
+        self._topics: dict[str, dict[str, Any]] = {}  # rows that are written with the first turn of theirs
+        self._joined: defaultdict[str, list[str]] = defaultdict(list)  # the requests of the batch by topic
         self._centroid = np.zeros(dimension, dtype=np.float32).tobytes()
         self._left_out: set[str] = set()  # interactions that were forgotten here
         self._robbed: set[str] = set()  # their topics, which may be named after them
         self._foreign = False  # the tombstones of the file have another salt
-        self._fresh: list[Interaction] = []  # of the batch
         self._told: set[str] = set()  # interactions of the file, which names what they were shown as it is in the end
         self._ended = False
         self._lines = 0
 
-    def batch(self, session: Session, lines: Sequence[bytes]) -> None:
+    def batch(self, session: Session, lines: Sequence[Line], vectors: Mapping[str, Vector]) -> None:
+        """`vectors` by text, of all `texts(lines)`."""
         tombstones = Tombstones(session)
-        grown: Counter[str] = Counter()
         wordless: set[Owner] = set()
+        self.fresh = []
+        self._joined.clear()
         for line in lines:
             self._lines += 1
             try:
-                kind, values = _parsed(line)
-                self._take(session, tombstones, kind, values, grown, wordless)
+                self._take(session, tombstones, line, wordless)
             except InputError as error:
                 if self._lines == 1:
                     raise InputError(f"{self._file}:1: {error}; nothing was imported") from None
                 self.report.errors[self._lines] = str(error)
-        for topic_id, more in grown.items():
-            session.execute(update(TopicRow).where(TopicRow.id == topic_id).values(size=TopicRow.size + more))
+        join(session, {topic_id: [vectors[text] for text in said] for topic_id, said in self._joined.items()})
         for owner in sorted(wordless):
             inherit_again(session, owner)
-        self._told.update(interaction.id for interaction in self._fresh)
-        self.stale += add_statements(session, self._fresh, named=self._told)
-        self._fresh = []
+        self._told.update(interaction.id for interaction in self.fresh)
+        self.stale = add_statements(session, self.fresh, named=self._told)
 
     def finish(self, session: Session) -> None:
-        """Drop topics that stayed empty, and say so if the file was cut off."""
-        session.execute(delete(TopicRow).where(TopicRow.size == 0))
+        """Name topics anew of which a turn stayed out, and say so if the file was cut off."""
         relabel(session, sorted(self._robbed))
         if not self._ended:
             self.report.errors[self._lines + 1] = "the last line is missing, so the export is not whole"
 
-    def _take(
-        self, session: Session, tombstones: Tombstones, kind: str, values: dict[str, Any], grown: Counter[str],
-        wordless: set[Owner],
-    ) -> None:  # fmt: skip
+    def _take(self, session: Session, tombstones: Tombstones, line: Line, wordless: set[Owner]) -> None:
+        kind, values = line.kind, line.values
+        if line.error:
+            raise InputError(line.error)
         if (self._lines == 1) != (kind == "nightschool"):
             raise InputError('the first line, and no other, is the head of an export ("type": "nightschool")')
         if kind == "nightschool":
@@ -129,7 +142,7 @@ class Restoring:
         elif kind == "topic":
             self._topic(session, values)
         elif kind == "interaction":
-            self._interaction(session, tombstones, values, grown, wordless)
+            self._interaction(session, tombstones, values, wordless)
         elif kind == "feedback":
             self._feedback(session, values)
         elif kind == "note":
@@ -147,19 +160,15 @@ class Restoring:
         self._foreign = not tombstones.adopt(values["salt"])
 
     def _topic(self, session: Session, values: dict[str, Any]) -> None:
-        self.report.topics.add(values["id"])
-        if self._is_new(session, TopicRow, "topic", values["id"]):
-            label, created = (
-                checked_text("label", values["label"])[:80],
-                checked_time("created_utc", values["created_utc"]),
-            )
-            row = {"id": values["id"], "label": label, "centroid": self._centroid, "size": 0, "created_utc": created}
-            session.execute(insert(TopicRow), [row])
+        named = _checked_id("topic", values["id"])
+        label, created = checked_text("label", values["label"]), checked_time("created_utc", values["created_utc"])
+        if self._is_new(session, TopicRow, "topic", named):
+            row = {"id": named, "label": label[:80], "centroid": self._centroid, "size": 0, "created_utc": created}
+            self._topics[named] = row
 
     def _interaction(
-        self, session: Session, tombstones: Tombstones, values: dict[str, Any], grown: Counter[str],
-        wordless: set[Owner],
-    ) -> None:  # fmt: skip
+        self, session: Session, tombstones: Tombstones, values: dict[str, Any], wordless: set[Owner]
+    ) -> None:
         made = _interaction(values)
         if session.get(InteractionRow, made.id) is None and tombstones.forgotten([made]):
             self._left_out.add(made.id)
@@ -171,15 +180,18 @@ class Restoring:
         if held is not None and held.id != made.id:
             raise InputError(f"interaction {made.id}: its session has something else at position {made.position}")
         request = request_of(made.turn)
-        if request and session.get(TopicRow, made.topic_id or "") is None:
+        topic_id = made.topic_id or ""
+        if request and topic_id not in self._topics and session.get(TopicRow, topic_id) is None:
             raise InputError(f"interaction {made.id}: its topic {made.topic_id} is not in the store")
         if not self._is_new(session, InteractionRow, "interaction", made.id):
             return
+        if request and (row := self._topics.pop(topic_id, None)) and session.get(TopicRow, topic_id) is None:
+            session.execute(insert(TopicRow), [row])  # by now another process may have written it
         session.execute(insert(InteractionRow), [from_interaction(made)])
         if request:
-            grown[str(made.topic_id)] += 1
+            self._joined[topic_id].append(made.text)
             session.execute(insert(MemoryRow), [from_memory(turn_memory(made))])
-            self._fresh.append(made)
+            self.fresh.append(made)
         else:
             wordless.add(owner_of(made))
 
@@ -210,7 +222,7 @@ class Restoring:
     def _tombstone(self, tombstones: Tombstones, values: dict[str, Any]) -> None:
         if self._foreign:
             raise InputError("this store has tombstones of its own, and those of another store mean nothing to it")
-        tombstones.add_keys({checked_text("key", values["key"])})
+        tombstones.add_keys({_checked_id("key", values["key"])})
         self.report.new["tombstone"] += 1
 
     def _is_new(self, session: Session, kind: type[Any], name: str, row_id: str) -> bool:
@@ -219,10 +231,27 @@ class Restoring:
         return is_new
 
 
-def batches(path: Path) -> Iterator[list[bytes]]:
+def batches(path: Path) -> Iterator[list[Line]]:
     with path.open("rb") as file:
         while lines := list(islice(file, ROWS_A_PAGE)):
-            yield lines
+            yield [_line(line) for line in lines]
+
+
+def texts(lines: Sequence[Line]) -> list[str]:
+    """What has to be embedded of the turns among them."""
+    found: list[str] = []
+    for values in (line.values for line in lines if line.kind == "interaction"):
+        with suppress(InputError):  # told when the line's turn comes
+            made = _interaction(values)
+            found += of_turn(made).texts if request_of(made.turn) else ()
+    return found
+
+
+def _line(line: bytes) -> Line:
+    try:
+        return Line(*_parsed(line))
+    except InputError as error:
+        return Line("", {}, str(error))
 
 
 def _parsed(line: bytes) -> tuple[str, dict[str, Any]]:
@@ -249,8 +278,11 @@ def _interaction(values: dict[str, Any]) -> Interaction:
     if not 0 <= values["position"] < 1 << 31:
         raise InputError(f"position is {values['position']}, not a number that a session can have")
     ids = tuple(checked_text("memory_ids", i) for i in values["memory_ids"])
-    time, topic_id = checked_time("created_utc", values["created_utc"]), values["topic_id"]
-    given = values["adapter_id"], ids, topic_id if request_of(turn) else None
+    time = checked_time("created_utc", values["created_utc"])
+    adapter_id, topic_id = (
+        None if (value := values[name]) is None else _checked_id(name, value) for name in ("adapter_id", "topic_id")
+    )
+    given = adapter_id, ids, topic_id if request_of(turn) else None
     return Interaction(values["id"], *owner, values["position"], turn, request_of(turn), reply, time, *given)
 
 
@@ -262,6 +294,12 @@ def _note(values: dict[str, Any]) -> Memory:
     return Memory(
         values["id"], *owner, "note", text, checked_time("created_utc", values["created_utc"]), sources, shared
     )
+
+
+def _checked_id(where: str, value: str) -> str:
+    if len(checked_text(where, value)) > ID_LENGTH:
+        raise InputError(f"{where} has {len(value)} characters; at most {ID_LENGTH}")
+    return value
 
 
 def _same_id(kind: str, given: str, derived: str) -> None:

@@ -56,6 +56,7 @@ from .passages import of_turn
 from .ranking import WEIGHTS, Fit, Weights
 from .recalling import CANDIDATES, Filters, asking, best_of, candidates, checked_filters, checked_limit
 from .restoring import Restored, Restoring, batches
+from .restoring import texts as restorable_texts
 from .rows import from_memory, from_review, to_feedback, to_memory
 from .stated_rows import add_statements, name_again, naming_due, restate_all
 from .tables import FeedbackRow, InteractionRow, MemoryRow
@@ -272,6 +273,7 @@ class MemoryStore(Facts):
             raise InputError("text is blank; give what is to be remembered")
         named = note_id(user_id, agent_id, shared, text)
         now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
+        _ = self._indexing.index  # a StoreError here comes before anything is written
         note = Memory(named, *owner, "note", text, now, tuple(source_ids), shared)
         with self._writing() as session:
             if known := session.get(MemoryRow, note.id):
@@ -425,14 +427,12 @@ class MemoryStore(Facts):
     def restore(self, path: Path) -> Restored:
         """Bring an export in. What is held already is known again, and what was forgotten here stays out."""
         restoring = Restoring(path.name, self.embedder.dimension)
-        _ = self._indexing.index  # a StoreError here comes before anything is written
         for lines in batches(path):
+            vectors = self._vectors(restorable_texts(lines))
             with self._writing() as session:
-                restoring.batch(session, lines)
-        self._indexing.drop(restoring.stale)
-        self._indexing.pending()
+                restoring.batch(session, lines, vectors)
+            self._indexing.written(restoring.fresh, (), vectors, restoring.stale)
         with self._writing() as session:
-            recentre(session, self._indexing.topic_sums(restoring.report.topics))
             restoring.finish(session)
         self._topics.reload()
         return restoring.report

@@ -186,8 +186,8 @@ class TombstoneRow(Base):
 
 
 class StateRow(Base):
-    """What the store knows of itself: the `salt` of its tombstones, a `rebuild` under way, a `naming` due, and how
-    often `topics` lost turns."""
+    """What the store knows of itself: the `salt` of its tombstones, a `rebuild` under way, a `naming` due, how often
+    `topics` changed, and the name of the `store`, which its index bears."""
 
     __tablename__ = "store_state"
     name: Mapped[str] = mapped_column(ID, primary_key=True)

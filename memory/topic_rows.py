@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from ..errors import StoreError
@@ -21,7 +21,7 @@ from .topics import TopicIndex, TopicState, label_of
 from .types import Interaction
 
 Vector = NDArray[np.float32]
-TAKEN_BACK = "topics"  # how often turns were taken out of topics
+REVISION = "topics"  # how often they were changed
 
 
 class TopicRows:
@@ -31,7 +31,7 @@ class TopicRows:
         self._threshold, self._dimension = cosine_threshold, dimension
         self._index: TopicIndex | None = None
         self._ids: set[str] = set()
-        self._seen = (0, 0, 0)
+        self._seen = -1
 
     def assign(self, session: Session, texts: Sequence[str], vectors: Vector, now: float) -> list[str]:
         """The topic of each text, with the changed topics written in the caller's transaction."""
@@ -45,7 +45,7 @@ class TopicRows:
         if moved := [row for row in changed if row["id"] in self._ids]:
             session.execute(update(TopicRow), moved)
         self._ids.update(str(row["id"]) for row in new)
-        self._seen = _signature(session)
+        self._seen = revise(session)
         return assigned
 
     def reload(self) -> None:
@@ -53,9 +53,11 @@ class TopicRows:
         self._index = None
 
     def _loaded(self, session: Session) -> TopicIndex:
-        if self._index is None or _signature(session) != self._seen:
+        held = _revision(session)
+        if self._index is None or held != self._seen:
             found = states(session, self._dimension)
             self._index, self._ids = TopicIndex(found, self._threshold), {topic.id for topic in found}
+            self._seen = held
         return self._index
 
 
@@ -96,7 +98,18 @@ def release(session: Session, gone: Iterable[Interaction], vectors: Mapping[str,
         row.centroid = (np.frombuffer(row.centroid, dtype=np.float32) - np.sum(out, axis=0)).tobytes()
         row.label = label_of(_earliest_request(session, topic_id))
     if by_topic:
-        _turn_back(session)
+        revise(session)
+    session.flush()
+
+
+def join(session: Session, vectors: Mapping[str, Sequence[Vector]]) -> None:
+    """Add the vectors of turns that joined, by topic."""
+    for topic_id, came in vectors.items():
+        row = session.get_one(TopicRow, topic_id)
+        row.size += len(came)
+        row.centroid = (np.frombuffer(row.centroid, dtype=np.float32) + np.sum(came, axis=0)).tobytes()
+    if vectors:
+        revise(session)
     session.flush()
 
 
@@ -112,7 +125,7 @@ def recentre(session: Session, sums: Mapping[str, Vector]) -> None:
     """New centroids, when the vectors were made anew."""
     for some in chunks(list(sums)):
         session.execute(update(TopicRow), [{"id": i, "centroid": sums[i].tobytes()} for i in some])
-    _turn_back(session)
+    revise(session)
 
 
 def miscounted(session: Session, turns: Counter[str]) -> list[str]:
@@ -128,20 +141,16 @@ def _earliest_request(session: Session, topic_id: str) -> str:
     return next(filter(None, map(request_of, turns)), "")
 
 
-def _signature(session: Session) -> tuple[int, int, int]:
-    """Changes with every topic founded, every turn that joins or leaves one, and with new centroids."""
-    count, turns = session.execute(select(func.count(), func.coalesce(func.sum(TopicRow.size), 0))).one()
-    return int(count), int(turns), _turns_back(session)
-
-
-def _turns_back(session: Session) -> int:
-    held = session.get(StateRow, TAKEN_BACK)
+def _revision(session: Session) -> int:
+    held = session.get(StateRow, REVISION)
     return int(held.value) if held else 0
 
 
-def _turn_back(session: Session) -> None:
-    """Tell other processes to load the topics anew: a turn that left and one that came would look like none."""
-    session.merge(StateRow(name=TAKEN_BACK, value=str(_turns_back(session) + 1)))
+def revise(session: Session) -> int:
+    """Tell other processes that topics changed, so that they load them anew; in the transaction that changed them."""
+    made = _revision(session) + 1
+    session.merge(StateRow(name=REVISION, value=str(made)))
+    return made
 
 
 def _to_row(state: TopicState) -> dict[str, object]:

@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from threading import RLock
 from typing import Any
@@ -54,8 +54,8 @@ INDEXES = {
 class VectorIndex:
     """The table at `url`, which LanceDB is given as it is (a folder, `s3://…`), opened when first needed."""
 
-    def __init__(self, url: str, dimension: int, embedder_name: str) -> None:
-        self.url, self.dimension, self.embedder_name = url, dimension, embedder_name
+    def __init__(self, url: str, dimension: int, embedder_name: str, store_id: str = "") -> None:
+        self.url, self.dimension, self.embedder_name, self.store_id = url, dimension, embedder_name, store_id
         self._lock = RLock()
         self._connection: Any = None
         self._table: Any = None
@@ -197,7 +197,18 @@ class VectorIndex:
             return False
         return True
 
+    def check_owner(self) -> None:
+        """StoreError if it is the index of another store."""
+        with self._lock, _translated("read"), suppress(ValueError):  # there is none yet
+            self._check_owner(self._connect().open_table(TABLE).schema.metadata or {})
+
+    def _check_owner(self, metadata: Mapping[bytes, bytes]) -> None:
+        held = metadata.get(b"store", b"").decode()
+        if held and held != self.store_id:
+            raise StoreError(f"the index {self.url} is of another memory; give this one its own memory.index_url")
+
     def _check_made(self, metadata: Mapping[bytes, bytes]) -> None:
+        self._check_owner(metadata)
         if metadata.get(b"layout", b"1") != LAYOUT.encode():
             raise StoreError(f"the index {self.url} was made by another version; run `nightschool memory rebuild`")
         held = (metadata.get(b"embedder", b"?").decode(), metadata.get(b"dimension", b"?").decode())
@@ -225,6 +236,7 @@ class VectorIndex:
         fields += [pa.field("created_utc", pa.float64()), pa.field("payload", pa.large_binary())]
         fields += [pa.field("vector", pa.list_(pa.float32(), self.dimension))]
         made = {"layout": LAYOUT, "embedder": self.embedder_name, "dimension": str(self.dimension)}
+        made["store"] = self.store_id
         return pa.schema(fields, metadata=made)
 
     def _arrow(self, rows: Sequence[IndexRow]) -> pa.Table:

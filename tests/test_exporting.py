@@ -6,11 +6,14 @@ import json
 import stat
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from nightschool.errors import InputError
 from nightschool.memory.conversations import Owner, interaction_id
 from nightschool.memory.formats import conversation_of
+from nightschool.memory.restoring import Restoring
 from nightschool.memory.store import MemoryStore
+from nightschool.memory.topic_rows import states
 from nightschool.memory.topics import label_of
 
 
@@ -154,11 +157,54 @@ def test_export_that_was_cut_off_is_noticed(told, other):
     assert reason == "the last line is missing, so the export is not whole"
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_import_that_dies_between_batches_leaves_a_sound_store(told, other, monkeypatch, batch):
+    monkeypatch.setattr("nightschool.memory.restoring.ROWS_A_PAGE", 2)
+    path, _ = told.export()
+    take, taken = Restoring.batch, []
+
+    def dying(*given):
+        if len(taken) == batch:
+            raise KeyboardInterrupt
+        taken.append(take(*given))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Restoring, "batch", dying)
+        with pytest.raises(KeyboardInterrupt):
+            other.restore(path)
+    assert other.verify() == []
+    with other.database.reading() as session:
+        held = states(session, other.embedder.dimension)
+    assert all(topic.size and np.linalg.norm(topic.centroid_sum) > 0 for topic in held)
+    assert other.restore(path).errors == {}
+    assert facts(other) == facts(told)
+
+
+@pytest.mark.parametrize("name", ["adapter_id", "topic_id"])
+def test_id_that_no_database_can_hold_is_reported(told, other, name):
+    for value in ("x" * 65, "a\0b", "a\ud800"):
+        path = rewritten(told.export()[0], lambda r, v=value: r | {name: v} if r["type"] == "interaction" else r)
+        assert len(other.restore(path).errors) >= 3
+        assert other.counts()["interactions"] == 0
+
+
+def test_export_replaces_nothing_but_an_export(told, tmp_path):
+    path, _ = told.export(tmp_path / "mine.jsonl")
+    assert told.export(path)[0] == path
+    database = told.settings.home / "nightschool.db"
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "empty").write_bytes(b"")
+    for there in (database, tmp_path / "link", tmp_path, tmp_path / "empty"):
+        with pytest.raises(InputError, match="is there and is no export"):
+            told.export(there)
+    assert told.verify() == []
+
+
 def test_interrupted_import_is_taken_up_by_the_next(told, other, monkeypatch):
     monkeypatch.setattr("nightschool.memory.restoring.ROWS_A_PAGE", 3)
     path, _ = told.export()
     with monkeypatch.context() as patch:
-        patch.setattr(other._indexing, "pending", lambda: 1 / 0)
+        patch.setattr(other._indexing, "written", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             other.restore(path)
     assert other.restore(path).errors == {}
@@ -231,6 +277,7 @@ def test_first_line_that_is_no_head_stops_the_import_before_anything_is_written(
     with pytest.raises(InputError, match=rf"^{path.name}:1: {reason}.*; nothing was imported$"):
         other.restore(path)
     assert set(other.counts().values()) == {0}
+    path.unlink()
     told.export(path)
     assert other.restore(path).errors == {}
     assert facts(other) == facts(told)

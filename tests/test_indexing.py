@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from nightschool.errors import StoreError
@@ -197,6 +198,24 @@ def test_while_another_process_makes_the_index_anew_nobody_else_does(settings, h
         assert len(recalled(other)) == 3 and other.verify() == []
 
 
+def test_index_of_another_store_is_left_alone(settings, hash_embedder, tmp_path):
+    with opened(settings, hash_embedder) as store:
+        said(store, "zebra 0")
+    shared = replace(settings.memory, index_url=settings.index_url)
+    with opened(replace(settings, home=tmp_path / "another", memory=shared), hash_embedder) as other:
+        for attempt in (
+            lambda: said(other, "zebra"),
+            lambda: other.remember("zebra", user_id="ann"),
+            lambda: other.recall("zebra", user_id="ann"),
+            other.rebuild_index,
+        ):
+            with pytest.raises(StoreError, match=r"is of another memory; give this one its own memory\.index_url"):
+                attempt()
+        assert set(other.counts().values()) == {0}
+    with opened(settings, hash_embedder) as store:
+        assert store.verify() == [] and len(recalled(store)) == 1
+
+
 def test_rebuilding_that_another_embedder_interrupted_begins_anew(settings, hash_embedder, make_embedder, monkeypatch):
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
@@ -227,6 +246,7 @@ def test_two_processes_that_index_the_same_memory_index_it_once(settings, hash_e
 def test_opening_a_store_loads_neither_torch_nor_lancedb(tmp_path):
     code = f"""
 import sys
+from dataclasses import replace
 from pathlib import Path
 from nightschool.memory.store import MemoryStore
 from nightschool.settings import Settings

@@ -11,7 +11,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from nightschool.errors import SchemaOutdated, StoreError
 from nightschool.memory import database as module
-from nightschool.memory.database import MIGRATIONS, Database
+from nightschool.memory.database import MIGRATIONS, VERSIONS, Database
 from nightschool.memory.tables import Base, FeedbackRow, SnapshotRow, TopicRow
 from sqlalchemy import create_engine, inspect, text
 
@@ -24,7 +24,8 @@ def url(tmp_path):
 def test_migrations_make_exactly_the_tables_of_the_models(url):
     database = Database(url)
     with database.sql.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        versions = MigrationContext.configure(connection, opts={"version_table": VERSIONS})
+        assert compare_metadata(versions, Base.metadata) == []
         made = {index["name"] for table in Base.metadata.tables for index in inspect(connection).get_indexes(table)}
         assert made == {index.name for table in Base.metadata.tables.values() for index in table.indexes}
     database.close()
@@ -46,10 +47,37 @@ def test_database_of_a_newer_version_is_refused_and_left_alone(url):
     Database(url).close()
     older = Database(url)
     with older.sql.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(text(f"UPDATE {VERSIONS} SET version_num = '9999'"))
     older.close()
     with pytest.raises(SchemaOutdated, match=r"test.db is at revision 9999, .* no later one than \d+; install"):
         Database(url)
+
+
+def test_revision_is_taken_from_where_it_was_kept_before(url):
+    Database(url).close()
+    sql = create_engine(url)
+    with sql.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {VERSIONS} RENAME TO alembic_version"))
+    Database(url).close()
+    with sql.begin() as connection:
+        held = [connection.scalar(text(f"SELECT version_num FROM {table}")) for table in (VERSIONS, "alembic_version")]
+    assert held[0] == held[1] is not None
+    sql.dispose()
+
+
+def test_tables_and_migrations_of_an_app_are_left_alone(url):
+    sql = create_engine(url)
+    with sql.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num TEXT)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('0007')"))
+        connection.execute(text("CREATE TABLE orders (id TEXT, total FLOAT)"))
+    database = Database(url)
+    with database.reading() as session:
+        assert session.get(SnapshotRow, "b2:1") is None
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0007"
+        assert list(session.execute(text("SELECT * FROM orders"))) == []
+    database.close()
+    sql.dispose()
 
 
 def test_rows_of_before_keep_what_they_were_and_name_no_censor_and_no_event(url):

@@ -5,6 +5,7 @@ import pytest
 from nightschool.errors import SettingsError
 from nightschool.evolve.gate import criteria
 from nightschool.settings import SECTIONS, GateSettings, Settings, load_settings, with_values
+from sqlalchemy import make_url
 
 
 def test_defaults_hold_without_file_and_environment(tmp_path: Path) -> None:
@@ -12,6 +13,19 @@ def test_defaults_hold_without_file_and_environment(tmp_path: Path) -> None:
     assert settings == Settings(home=tmp_path)
     assert settings.database_url == f"sqlite:///{tmp_path / 'nightschool.db'}"
     assert settings.index_url == str(tmp_path / "index")
+
+
+def test_home_stays_where_it_was_when_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings("mine", env={"NIGHTSCHOOL_MEMORY_INDEX_URL": "vectors"})
+    assert settings.home == tmp_path / "mine" and settings.index_url == str(tmp_path / "mine" / "vectors")
+
+
+@pytest.mark.parametrize("name", ["a?b", "c#d%20e", "x?mode=ro&uri=true", "ü é"])
+def test_database_is_in_the_home_whatever_that_is_called(tmp_path: Path, name: str) -> None:
+    assert make_url(Settings(home=tmp_path / name).database_url).database == str(tmp_path / name / "nightschool.db")
 
 
 def test_environment_wins_over_file_and_file_over_defaults(tmp_path: Path) -> None:

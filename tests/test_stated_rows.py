@@ -355,7 +355,7 @@ def test_statements_of_an_older_version_are_named_again_and_replies_keep_what_th
             ):
                 connection.execute(text(later))
             connection.execute(text("DROP TABLE drafts"))
-            connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+            connection.execute(text("UPDATE nightschool_version SET version_num = '0003'"))
         index = store._indexing.index
         rows = [index.rows(f"id = '{named}'", 1)[0] for named in now]
         index.delete(now)
