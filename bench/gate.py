@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loop import state
 from nightschool.content import Message
 from nightschool.evolve.gate import judge, probe_text
 from nightschool.evolve.types import Adapter, Judged, Snapshot
@@ -141,7 +142,7 @@ SIMULATED = {
 
 
 def folds(folder: Path) -> list[Scored]:
-    found = sorted(folder.glob("loop-tm4-*.json"))
+    found = sorted(folder.glob(f"loop-tm4-*-{state()}.json"))
     if not found:
         raise SystemExit(f"{folder}: no loop-tm4-*.json; make it with `bench/loop.py --only tm4 --keep {folder}`")
     return [_fold(json.loads(path.read_text())["rows"]) for path in found]

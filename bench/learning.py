@@ -17,16 +17,23 @@ takes in what people at the desk answered in the month before.
   hostile   the same where a tenth of the people like what is bad and correct what is good
 
 Arms that train answer without recall, so that what they show is in the weights. All have the same seeds, people,
-questions, settings and visits of rows in training; the same adapter would meet the same reactions. After each night
-the judge has everybody ask: in usual words, for the share of satisfied people, weighted by how often a topic comes up
-or not; and in words that no day has, for the share of answers with the right fact. The hostile are judged by what they
-would like if they were not. Drift is that of the gate, NLL on `evolve/probe.jsonl` against the base. Intervals are
-bootstraps over people, the same in all arms, all seeds pooled; of differences over seeds and people as well; of drift
-over seeds.
+questions, settings and visits of rows in training; the same adapter would meet the same reactions. Two things differ
+beside what an arm is named for: where the base still serves, `sft` and `dpo` are judged over the base and the others
+over their phase 1, as the gate would; and `equal` and `shuffled` also undo the confidence in a row, the balance of
+likes and dislikes and the limit on one user. Frequency is in the rows as well as in their weights, since a topic has
+as many rows as it is asked for.
+
+After each night the judge has everybody ask, in usual words and in words that no day has: for the share of satisfied
+people, weighted by how often a topic comes up or not, and for the share of answers with the right fact. Most prompts in
+usual words were asked on earlier days, too. The hostile are judged by what they would like if they were not. Drift is
+that of the gate, NLL on `evolve/probe.jsonl` against the base. What an arm makes of chance is one adapter a seed, so
+the interval that decides is Student's over the seeds; that over people (bootstrap, all seeds pooled) says what these
+adapters do.
 
 The sizes and rates below are not the defaults, which suit several hundred examples (a hundred learn next to nothing at
-them); they were chosen on seeds from 100 up. With --keep, an arm that was run is not run again. Prints tables, draws
-docs/learning.png, and prints JSON last: a difference is [share, low, high over people, low, high over seeds, too].
+them); they were chosen on seeds from 100 up. With --keep, an arm that was run with this base and these settings is not
+run again. Prints tables, draws docs/learning.png (of the usual seeds and nights), and prints JSON last: a difference is
+[share, low, high over people, low, high over seeds].
 """
 
 from __future__ import annotations
@@ -48,7 +55,7 @@ from uuid import uuid4
 
 import numpy as np
 import simulated
-from loop import circumstances
+from loop import circumstances, state
 from nightschool.content import Message
 from nightschool.evolve import dataset, dpo, gate, replay, sft
 from nightschool.evolve.registry import Registry, ensure_loaded
@@ -67,7 +74,12 @@ DRAWS = 4000
 SHARE = "{:.3f} [{:.3f}, {:.3f}]"
 DRIFT = "{:+.1%} [{:+.1%}, {:+.1%}]"
 PICTURE = Path(__file__).parent.parent / "docs" / "learning.png"
-TABLES = (("satisfied, weighted", "satisfied", True), ("unweighted", "satisfied", False), ("right", "right", False))
+TABLES = (
+    ("satisfied, weighted", "satisfied", True),
+    ("unweighted", "satisfied", False),
+    ("satisfied in unseen words, weighted", "satisfied_unseen", True),
+    ("right in unseen words", "right", False),
+)
 Row = dict[str, Any]
 Array = NDArray[np.float64]
 
@@ -82,7 +94,8 @@ class Sizes:
 
 
 SIZES = Sizes()
-QUICK = {"seeds": "0", "nights": 4, "picture": None}
+SEEDS = "0,1,2,3,4"
+QUICK = {"seeds": "0", "nights": 4}
 DATASET = DatasetSettings(max_rows=200)
 NIGHT = NightSettings(
     few_rows=400, sft_epochs=3.0, sft_lr=7e-3, preference_lr=3e-3, replay_share=0.075, replay_weight=3.0
@@ -245,10 +258,12 @@ class World:
     def exam(self, adapter: Adapter | None = None) -> Row:
         usual, unseen = (simulated.exam(self.seed, self.people, self.sizes.exam, words) for words in (True, False))
         answers = self.answers([*usual, *unseen], adapter)
-        half = list(zip(usual, answers, strict=False))
+        half = list(zip(usual, answers[: len(usual)], strict=True))
+        other = list(zip(unseen, answers[len(usual) :], strict=True))
         return {
             "satisfied": [not simulated.faults(x, a.person, a.topic) for a, x in half],
-            "right": [bool(a.topic.right.search(x)) for a, x in zip(unseen, answers[len(usual) :], strict=True)],
+            "satisfied_unseen": [not simulated.faults(x, a.person, a.topic) for a, x in other],
+            "right": [bool(a.topic.right.search(x)) for a, x in other],
             "words": round(float(np.mean([len(x.split()) for x in answers])), 2),
             "distinct": len(set(answers)),
             "repetition": round(float(np.mean([gate.repetition(x) for x in answers])), 4),
@@ -335,26 +350,27 @@ def main() -> None:
         found = {arm: [json.loads(kept(args, arm, seed).read_text()) for seed in seeds] for arm in ARMS}
     results = Results(found)
     results.print()
-    if args.picture:
-        draw(results, args.picture)
+    if picture := args.picture or (PICTURE if (args.seeds, args.nights) == (SEEDS, SIZES.nights) else None):
+        draw(results, picture)
     print(json.dumps({**results.summary(), **circumstances()}))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seed 0 alone, four nights")
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--seeds", default=SEEDS)
     parser.add_argument("--nights", type=int, default=SIZES.nights)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", type=Path)
-    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--picture", type=Path)
     parser.add_argument("--part", help=argparse.SUPPRESS)  # "seed half", in a process of its own
     args = parser.parse_args()
     return argparse.Namespace(**{**vars(args), **QUICK}) if args.quick else args
 
 
 def kept(args: argparse.Namespace, arm: str, seed: int) -> Path:
-    return Path(args.keep) / f"{arm}-{seed}-{args.nights}.json"
+    name = f"{arm}-{seed}-{args.nights}-{state(dataset=DATASET, night=NIGHT, sizes=SIZES)}"
+    return Path(args.keep) / f"{name}.json"
 
 
 def spawn(args: argparse.Namespace, seed: int, half: int) -> None:
@@ -393,28 +409,30 @@ class Results:
         seeds, rows = len(found["full"]), SIZES.people * SIZES.exam
         people = [f"{seed} {row // SIZES.exam}" for seed in range(seeds) for row in range(rows)]
         self.draws = gate.cluster_draws(people, DRAWS)
-        self.seed_draws = self.draws * np.repeat(gate.cluster_draws([str(s) for s in range(seeds)], DRAWS), rows, 1)
         asked = simulated.exam(0, simulated.people(0, SIZES.people, False), SIZES.exam, True)
         self.frequency = np.tile([simulated.FREQUENCY[simulated.TOPICS.index(a.topic)] for a in asked], seeds)
+        self.seeds = seeds
 
     def rows(self, arm: str, night: int, key: str = "satisfied") -> Array:
         """Of all seeds, one after the other."""
         return np.concatenate([np.asarray(seed["nights"][night][key], float) for seed in self.found[arm]])
 
-    def share(self, values: Array, weighted: bool = True, over_seeds: bool = False) -> tuple[float, float, float]:
-        """The mean of `values` with its interval."""
+    def share(self, values: Array, weighted: bool = True) -> tuple[float, float, float]:
+        """The mean of `values` with its interval over people."""
         weights = self.frequency if weighted else np.ones(len(values))
-        draws = self.seed_draws if over_seeds else self.draws
-        drawn = (draws @ (weights * values)) / (draws @ weights)
+        drawn = (self.draws @ (weights * values)) / (self.draws @ weights)
         low, high = gate.interval(drawn, 0.95)
         return tuple(round(float(x), 4) for x in (weights @ values / weights.sum(), low, high))  # type: ignore[return-value]
 
+    def over_seeds(self, values: Array) -> tuple[float, float, float]:
+        """The weighted mean of `values` with its interval over seeds."""
+        by_seed = values.reshape(self.seeds, -1)
+        weights = self.frequency.reshape(self.seeds, -1)
+        return student((weights * by_seed).sum(1) / weights.sum(1))
+
     def drift(self, arm: str, night: int) -> tuple[float, float, float]:
         """The mean of the seeds, with an interval over them: the text is the same for all."""
-        values = np.array([seed["nights"][night]["probe"] for seed in self.found[arm]])
-        draws = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
-        low, high = gate.interval(values[draws].mean(1), 0.95)
-        return tuple(round(float(x), 4) for x in (values.mean(), low, high))  # type: ignore[return-value]
+        return student(np.array([seed["nights"][night]["probe"] for seed in self.found[arm]]))
 
     def mean(self, arm: str, night: int, key: str) -> float:
         return round(float(np.mean([seed["nights"][night][key] for seed in self.found[arm]])), 4)
@@ -423,12 +441,22 @@ class Results:
         for what, key, weighted in TABLES:
             self._table(what, lambda arm, n, k=key, w=weighted: SHARE.format(*self.share(self.rows(arm, n, k), w)))
         self._table("drift of the probe's NLL", lambda arm, n: DRIFT.format(*self.drift(arm, n)))
-        columns = ("unweighted", "right", "probe", "words", "distinct", "repetition", "promoted", "candidates")
+        columns = (
+            "unweighted",
+            "unseen",
+            "right",
+            "probe",
+            "words",
+            "distinct",
+            "repetition",
+            "promoted",
+            "candidates",
+        )
         print(f"\nafter night {self.last}\narm | " + " | ".join(columns))
         for arm in ARMS:
             print(f"{arm} | " + " | ".join(str(self.details(arm)[column]) for column in columns))
-        for name, (difference, low, high, *_) in self.differences().items():
-            print(f"{name}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+        for name, (difference, *people, low, high) in self.differences().items():
+            print(f"{name}: {difference:+.3f} [{low:+.3f}, {high:+.3f}] over seeds, {people} over people")
 
     def _table(self, what: str, cell: Callable[[str, int], str]) -> None:
         nights = range(self.last + 1)
@@ -440,6 +468,7 @@ class Results:
         nights = [night for seed in self.found[arm] for night in seed["nights"][1:]]
         return {
             "unweighted": self.share(self.rows(arm, self.last), weighted=False),
+            "unseen": self.share(self.rows(arm, self.last, "satisfied_unseen")),
             "right": self.share(self.rows(arm, self.last, "right"), weighted=False),
             "probe": self.drift(arm, self.last),
             "words": [self.mean(arm, night, "words") for night in (0, self.last)],
@@ -470,7 +499,7 @@ class Results:
         found = {}
         for name, arms in pairs.items():
             ours, theirs = (self.rows(arm, self.last) for arm in arms)
-            found[name] = [*self.share(ours - theirs), *self.share(ours - theirs, over_seeds=True)[1:]]
+            found[name] = [*self.share(ours - theirs), *self.over_seeds(ours - theirs)[1:]]
         return found
 
     def summary(self) -> Row:
@@ -487,6 +516,15 @@ class Results:
                 "probe_nll_change_ci": self.drift(arm, self.last)[1:],
             }
         return {"arms": arms, **self.differences(), "details": {arm: self.details(arm) for arm in ARMS}}
+
+
+def student(values: Array) -> tuple[float, float, float]:
+    """The mean and its 95 % interval by Student's t; without width where there is one value."""
+    from scipy.stats import t
+
+    n, mean = len(values), float(values.mean())
+    reach = float(t.ppf(0.975, n - 1)) * float(values.std(ddof=1)) / n**0.5 if n > 1 else 0.0
+    return round(mean, 4), round(mean - reach, 4), round(mean + reach, 4)
 
 
 def draw(results: Results, path: Path) -> None:

@@ -24,7 +24,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,19 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def state(**changed: Any) -> str:
+    """Names the base, our defaults and what was `changed` of them, so that no figure of others is taken for one."""
+    from nightschool.serving.base import base_id
+    from nightschool.settings import Settings
+
+    held = [
+        base_id("seedling"),
+        Settings(home=Path()).to_json(),
+        {name: asdict(value) for name, value in changed.items()},
+    ]
+    return sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="tm4,convai2,null")
@@ -93,8 +108,8 @@ def run_parts(part: str, count: int, args: argparse.Namespace) -> list[dict[str,
 
 
 def run_part(script: str, words: Sequence[str], name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What `script` prints last; with --keep, kept under `name` and not run again."""
-    kept = args.keep / f"{name}.json" if args.keep else None
+    """What `script` prints last; with --keep, kept under `name`, the base and the defaults, and not run again."""
+    kept = args.keep / f"{name}-{state()}.json" if args.keep else None
     if kept and kept.exists():
         return dict(json.loads(kept.read_text()))
     command = [sys.executable, script, *words, "--data", str(args.data)]

@@ -176,7 +176,7 @@ def measured(conversations: Sequence[Conversation], home: Path, now: float) -> d
         if not n.registry.adapters():
             import_files(n.store, [sources.write_lines(home / "in.jsonl", conversations)], now=now)
         nightly.run(n.store, n.registry, lambda: n.engine, n.settings, lambda s: print(s, file=sys.stderr, flush=True))
-        (final,) = (a for a in n.registry.adapters() if a.phase == "dpo")
+        final = [a for a in n.registry.adapters() if a.phase == "dpo"][-1]  # of this base and these settings
         verdict = n.registry.verdict(final.id)
         grounded = n.registry.adapter(final.parent_id)
         ensure_loaded(n.engine, grounded, n.settings.serving.parity_tolerance)

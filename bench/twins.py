@@ -89,8 +89,9 @@ class Twins(learning.World):
 
     def _is_own(self, row: Judged) -> bool:
         """Whether what serves said it."""
-        said = self.assistant.store.interaction(row.interaction_ids[0]).created_utc
-        return row.correction_id is None and said >= self.since
+        held = self.assistant.store.interaction(row.interaction_ids[0])
+        # what comes later in a session is the desk's, which took over
+        return row.correction_id is None and held.position == 0 and held.created_utc >= self.since
 
 
 def one(seed: int, nights: int) -> list[Row]:
@@ -181,7 +182,8 @@ def main() -> None:
 
 
 def kept(args: argparse.Namespace, seed: int) -> Path:
-    return Path(args.keep) / f"twins-{seed}-{args.nights}.json"
+    changed = {"dataset": learning.DATASET, "night": learning.NIGHT, "sizes": learning.SIZES}
+    return Path(args.keep) / f"twins-{seed}-{args.nights}-{learning.state(**changed)}.json"
 
 
 def spawn(args: argparse.Namespace, seed: int) -> None:
