@@ -151,7 +151,8 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
             # the FP8 loader writes bfloat16 and stumbles over any other dtype
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16 if fp8 else dtype)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise ServingError(f"base {spec}: cannot be loaded from {folder}: {error}") from error
+            missing = "; run `pip install 'nightschool[serve]'`" if isinstance(error, ImportError) else ""
+            raise ServingError(f"base {spec}: cannot be loaded from {folder}: {error}{missing}") from error
     if fp8 and dtype != torch.bfloat16:
         model = _in_dtype(model, dtype)
     return model.to(choose_device(device)).eval()
