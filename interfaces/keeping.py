@@ -112,9 +112,12 @@ def forget(
     """Erase for good: shows what would go, with a token that erases just that. What was trained on it is withdrawn."""
     if all(given is None for given in (user, session, ids or None, query, older_than)):
         raise InputError("forget what? give --user, --session, --id, --query or --older-than")
+    if apply is not None and not apply.strip():
+        raise InputError(f"--apply is {apply!r}, not a token; the same command without --apply shows one")
+    age = None if older_than is None else _seconds(older_than)
     with assistant(home) as nightschool:
         turns, memories = nightschool.store.sort_ids(ids or [])
-        before = nightschool.store.clock() - _seconds(older_than) if older_than else None
+        before = None if age is None else nightschool.store.clock() - age
         plan = nightschool.forget(
             user_id=user, session_id=session, before_utc=before, interaction_ids=turns, memory_ids=memories, query=query
         )

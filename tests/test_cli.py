@@ -104,6 +104,29 @@ def test_age_without_a_unit_is_refused(run: Run) -> None:
     assert "--older-than is '90', not a number with one of h, d, w, such as 90d" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("empty", "message"),
+    [
+        (["--older-than", ""], "--older-than is '', not a number"),
+        (["--apply", ""], "--apply is '', not a token"),
+        (["--apply", "", "--yes"], "--apply is '', not a token"),
+        (["--id", ""], "nothing of user_id 'ada' has the id"),
+    ],
+)
+def test_empty_value_widens_no_erasure(run: Run, empty: Sequence[str], message: str) -> None:
+    run("remember", "My dog is called Rex.", "--user", "ada")
+    done = run("forget", "--user", "ada", *empty)
+    assert done.exit_code == 1 and message in str(done.exception)
+    assert "Rex" in run("recall", "dog called", "--user", "ada").stdout
+
+
+def test_empty_id_names_no_reply(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, LINE))
+    for words in (["rate", "", "1"], ["audit", "why", ""]):
+        done = run(*words)
+        assert done.exit_code == 1 and "the id of an interaction is ''" in str(done.exception)
+
+
 def test_long_plan_shows_its_beginning(run: Run, tmp_path: Path) -> None:
     run("import", export(tmp_path, *({**LINE, "session_id": f"s{n}"} for n in range(12))))
     shown = run("forget", "--user", "ada").stdout
