@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, NightschoolError, ServingError
-from ..settings import Settings, load_settings
+from ..settings import Settings, load_settings, make_home
 from .printing import AsJson, Home, assistant, at, err, out, show
 
 bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
@@ -78,11 +78,10 @@ def _write(path: Path, base: str) -> None:
 
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
     document.setdefault("serving", tomlkit.table())["base"] = base
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_home(path.parent)
     partial = path.with_suffix(".partial")
-    partial.touch()
-    if path.exists():
-        partial.chmod(path.stat().st_mode)  # it may hold a password
+    partial.touch(mode=0o600)
+    partial.chmod(path.stat().st_mode if path.exists() else 0o600)  # it may hold a password
     partial.write_text(tomlkit.dumps(document), encoding="utf-8")
     os.replace(partial, path)
 

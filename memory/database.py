@@ -6,6 +6,7 @@ first statement on, so what a writing transaction reads stays true until it comm
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -30,15 +31,36 @@ PRAGMAS = ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "secure_
 
 def without_password(url: str) -> str:
     """SettingsError if it is no URL of a database."""
+    return _parsed(url).render_as_string(hide_password=True)
+
+
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite database; None of one that is on a server, in working memory, or named by a URI."""
+    found = _parsed(url)
+    name = found.database or ":memory:"
+    if found.get_backend_name() != "sqlite" or name.startswith((":memory:", "file:")):
+        return None
+    return Path(name)
+
+
+def _parsed(url: str) -> URL:
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        return make_url(url)
     except ArgumentError as error:
         raise SettingsError("memory.database_url is not one that SQLAlchemy can read; see its `make_url`") from error
+
+
+def _make_private(file: Path) -> None:
+    """Make an empty database that its owner alone may read; SQLite gives its log the same mode."""
+    with suppress(OSError):  # it is there, or cannot be, and then SQLite says why
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 class Database:
     def __init__(self, url: str) -> None:
         self.url = without_password(url)
+        if file := file_of(url):
+            _make_private(file)
         with self._translated("open"):
             self.sql = open_engine(url)
             self._writer = self.sql.execution_options(**{WRITING: True})

@@ -32,6 +32,12 @@ def test_use_changes_one_setting_and_keeps_the_rest_of_the_file(tmp_path: Path, 
     assert file.read_text().startswith("# mine\n[serving]\nthreads = 1  # few\n")
 
 
+def test_home_that_use_makes_is_its_owners_alone(tmp_path: Path) -> None:
+    home = tmp_path / "new"
+    assert run(app, ["base", "use", "seedling", "--home", str(home)]).exit_code == 0
+    assert [p.stat().st_mode & 0o777 for p in (home, home / "settings.toml")] == [0o700, 0o600]
+
+
 def test_base_that_cannot_be_used_is_not_written(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -5,6 +5,7 @@ import sys
 import traceback
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from nightschool.errors import InputError, NotFound, StoreError
 from nightschool.memory.conversations import Conversation, Owner, Review, draft_id, turn_memory_id
-from nightschool.memory.database import Database
+from nightschool.memory.database import Database, file_of
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import SnapshotRow, SnapshotSourceRow
 from nightschool.memory.types import Draft
@@ -594,7 +595,22 @@ def test_home_is_made_and_is_for_its_owner_only(tmp_path, hash_embedder):
     home = tmp_path / "new" / "home"
     with MemoryStore(Settings(home=home), embedder=hash_embedder) as store:
         said(store, "hi")
-    assert home.stat().st_mode & 0o077 == 0
+        made = [home, *home.glob("nightschool.db*")]
+        assert len(made) == 4 and not any(path.stat().st_mode & 0o077 for path in made)  # with the log and its index
+
+
+def test_folder_and_database_that_were_there_keep_their_modes(tmp_path, hash_embedder):
+    home, database = tmp_path / "shared", tmp_path / "shared" / "nightschool.db"
+    home.mkdir(mode=0o750)
+    database.touch(mode=0o640)
+    with MemoryStore(Settings(home=home), embedder=hash_embedder):
+        assert [path.stat().st_mode & 0o777 for path in (home, database)] == [0o750, 0o640]
+
+
+def test_database_without_a_file_is_looked_for_in_no_folder():
+    for url in ("sqlite://", "sqlite:///:memory:", "sqlite:///file:x?uri=true", "postgresql+psycopg://h/d"):
+        assert file_of(url) is None
+    assert file_of("sqlite:////var/x.db") == Path("/var/x.db")
 
 
 @contextmanager
