@@ -73,10 +73,11 @@ def seconds(time: datetime | None) -> float | None:
 @app.command()
 def init(home: Home = None) -> None:
     """Make a home: the database, the index and a settings file to edit."""
-    with assistant(home) as nightschool:
+    with assistant(home, make=True) as nightschool:
         folder = nightschool.settings.home
     path = folder / "settings.toml"
     if not path.exists():
+        path.touch(mode=0o600)  # it may come to hold a password
         path.write_text(
             "# Sections and fields: nightschool doctor --json shows them with their values.\n", encoding="utf-8"
         )
@@ -91,7 +92,7 @@ def import_(files: list[Path], home: Home = None, as_json: AsJson = False) -> No
 
     if missing := [str(f) for f in files if not f.is_file()]:
         raise InputError(f"no such file: {', '.join(missing)}")
-    with assistant(home) as nightschool, err.status("reading") as status:
+    with assistant(home, make=True) as nightschool, err.status("reading") as status:
         report = import_files(
             nightschool.store,
             files,
@@ -112,7 +113,7 @@ def import_(files: list[Path], home: Home = None, as_json: AsJson = False) -> No
 @app.command()
 def chat(home: Home = None, user: User = "default", agent: Agent = "", session: Session = None) -> None:
     """Talk. /good and /bad rate the last answer, /fix TEXT corrects it, /remember TEXT keeps a note, /quit leaves."""
-    with assistant(home) as nightschool:
+    with assistant(home, make=True) as nightschool:
         err.print("loading the base", style="dim")
         assert nightschool.engine
         last = None
@@ -166,7 +167,7 @@ def rate(
 @app.command()
 def remember(text: str, home: Home = None, user: User = "default", agent: Agent = "", shared: bool = False) -> None:
     """Keep a note."""
-    with assistant(home) as nightschool:
+    with assistant(home, make=True) as nightschool:
         kept = nightschool.remember(text, user_id=user, agent_id=agent, shared=shared)
     out.print(kept.id, highlight=False)
 
@@ -363,12 +364,21 @@ def audit_answers(
     """The latest answers, newest first, with the ids by which the others know them."""
     with assistant(home) as nightschool:
         found = nightschool.store.newest(limit, user_id=user)
+        none = _no_answers(nightschool, user) if not found else ""
     lines = [
         f"{i.id}  {when(i.created_utc)}  {i.user_id}  {i.adapter_id or 'the base'}\n"
         f"  {_short(i.text)}\n  → {_short(i.reply)}"
         for i in found
     ]
-    show([asdict(i) for i in found], as_json, lines or ["nothing was answered yet"])
+    show([asdict(i) for i in found], as_json, lines or [none])
+
+
+def _no_answers(nightschool: Assistant, user: str | None) -> str:
+    """Why none are listed: an auditor may have mistyped the user."""
+    if user is None:
+        return "nothing was answered yet"
+    notes = len(nightschool.forget(user_id=user).memory_ids)  # a plan, by which nothing changes
+    return f"nothing was answered to user {user!r}" if notes else f"nothing is held of user {user!r}"
 
 
 def _short(text: str) -> str:

@@ -80,7 +80,7 @@ def import_(file: Path, home: Home = None, as_json: AsJson = False) -> None:
     """Bring an export in. Twice changes nothing; what was forgotten here stays out. Exits 1 if a line was refused."""
     if not file.is_file():
         raise InputError(f"no such file: {file}")
-    with assistant(home) as nightschool:
+    with assistant(home, make=True) as nightschool:
         report = nightschool.store.restore(file)
     lines = [f"new: {_counted(report.new)}", f"known: {_counted(report.known)}"]
     lines += [f"forgotten before: {report.forgotten} lines left out"] if report.forgotten else []

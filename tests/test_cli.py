@@ -28,6 +28,15 @@ LINE = {
     ],
 }
 
+READING = [
+    *("adapters list", "adapters promote b2:a", "adapters rollback"),
+    *("audit answers", "audit lineage b2:a", "audit verify", "audit why b2:a"),
+    *("forget --user ada --yes", "forget --older-than 0h", "gate explain", "gate probes"),
+    *("memory compact", "memory export", "memory history", "memory rebuild", "memory verify"),
+    *("night", "rate b2:a 1", "recall wheels", "report"),
+    *("snapshots list", "snapshots show b2:s", "topics list", "topics show t:1"),
+]
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
@@ -46,9 +55,30 @@ def export(tmp_path: Path, *lines: object) -> str:
 def test_init_makes_a_home_and_leaves_settings_that_are_there(run: Run, tmp_path: Path) -> None:
     assert run("init").exit_code == 0
     path = tmp_path / "home" / "settings.toml"
+    assert path.stat().st_mode & 0o777 == 0o600  # it may come to hold a password
     path.write_text("[night]\nseed = 3\n")
     assert run("init").exit_code == 0
     assert path.read_text() == "[night]\nseed = 3\n"
+
+
+@pytest.mark.parametrize("line", READING)
+def test_home_that_nobody_made_is_an_error_and_is_not_made(run: Run, tmp_path: Path, line: str) -> None:
+    home = tmp_path / "home"
+    message = f"no home at {home}; run `nightschool init --home {home}`"
+    done = run(*line.split())
+    assert (done.exit_code, str(done.exception), home.exists()) == (1, message, False)
+    home.mkdir()  # a folder without a database is no home either
+    done = run(*line.split())
+    assert (done.exit_code, str(done.exception), list(home.iterdir())) == (1, message, [])
+
+
+def test_database_on_a_server_is_looked_for_beside_a_folder_that_is_there(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_DATABASE_URL", "postgresql+psycopg://127.0.0.1:1/none")
+    assert "no home at" in str(run("audit", "verify").exception)
+    (tmp_path / "home").mkdir()
+    assert "cannot open the database postgresql" in str(run("audit", "verify").exception)
 
 
 def test_importing_twice_changes_nothing(run: Run, tmp_path: Path) -> None:
@@ -162,12 +192,15 @@ def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> No
 
 
 def test_answers_are_listed_with_ids_whose_start_is_enough(run: Run, tmp_path: Path) -> None:
+    run("init")
     assert "nothing was answered yet" in run("audit", "answers").stdout
     run("import", export(tmp_path, LINE))
     (found,) = json.loads(run("audit", "answers", "--json").stdout)
     shown = run("audit", "answers", "--user", "ada").stdout
     assert found["id"] in shown and "Do you repair wheels?" in shown and "the base" in shown
-    assert "nothing was answered yet" in run("audit", "answers", "--user", "eve").stdout
+    assert run("audit", "answers", "--user", "adda").stdout == "nothing is held of user 'adda'\n"
+    run("remember", "I like trains.", "--user", "eve")
+    assert run("audit", "answers", "--user", "eve").stdout == "nothing was answered to user 'eve'\n"
     assert run("rate", found["id"][:9], "1").exit_code == run("audit", "why", found["id"][:9]).exit_code == 0
     assert "audit answers" in str(run("audit", "why", "b2:0").exception)
 
@@ -191,6 +224,7 @@ def test_night_without_feedback_exits_3(run: Run, tmp_path: Path) -> None:
 
 
 def test_empty_home_is_sound_and_serves_the_base(run: Run) -> None:
+    run("init")
     assert run("audit", "verify").stdout == "sound: every id re-derives\n"
     assert run("memory", "verify").exit_code == 0
     assert "0 memories" in run("memory", "rebuild").stdout
@@ -212,13 +246,28 @@ def test_disagreement_makes_verify_exit_1(run: Run, tmp_path: Path) -> None:
 
 
 def test_doctor_names_what_is_there_and_what_is_wrong(run: Run, tmp_path: Path) -> None:
-    assert "no home yet" in run("doctor").stdout
+    home = tmp_path / "home"
+    none = json.loads(run("doctor", "--json").stdout)
+    assert none["problems"] == [f"memory: no home at {home}; run `nightschool init --home {home}`"]
+    assert none["serving"] == "the base" and not home.exists()
     run("init")
     found = json.loads(run("doctor", "--json").stdout)
     assert found["problems"] == []
     assert found["memory"]["interactions"] == 0
     env = {"NIGHTSCHOOL_BASE": str(tmp_path / "nothing")}
     assert "nothing" in examine(load_settings(tmp_path / "home", env))["problems"][0]
+
+
+def test_doctor_names_a_home_that_others_may_read(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    run("init")
+    assert home.stat().st_mode & 0o777 == 0o755  # what was there before is not ours to close
+    assert [path.stat().st_mode & 0o077 for path in home.glob("nightschool.db*")] == [0]
+    done = run("doctor")
+    assert done.exit_code == 1 and f"(its mode is 755); run `chmod 700 {home}`" in done.stdout
+    home.chmod(0o700)
+    assert run("doctor").exit_code == 0
 
 
 def test_doctor_finds_what_would_stop_a_reply_and_keeps_passwords(tmp_path: Path) -> None:
@@ -253,9 +302,10 @@ def test_doctor_sees_a_live_adapter_that_cannot_answer(run: Run, tmp_path: Path)
     assert any("its weights are" in problem for problem in examine(settings)["problems"])
 
 
-def test_demo_invents_nobody_where_others_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_invents_nobody_where_others_are(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTSCHOOL_DATABASE_URL", "postgresql+psycopg://127.0.0.1:1/none")
     assert "unset NIGHTSCHOOL_DATABASE_URL" in str(run("demo").exception)
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
 
 
 def test_chat_goes_on_after_an_answer_that_took_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
