@@ -18,13 +18,17 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..errors import SchemaOutdated, SettingsError, StoreError
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 WRITING, ALONE = "nightschool_writing", "nightschool_alone"
+DIALECTS = {  # whose locks and erasing we know, and what brings the driver
+    "sqlite": "begin the URL with sqlite:///",
+    "postgresql": "run `pip install 'nightschool[postgres]'` and begin the URL with postgresql+psycopg://",
+}
 WRITERS_LOCK = 5_177_013  # any number, the same in every process
 PRAGMAS = ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "secure_delete=ON")
 
@@ -50,6 +54,14 @@ def _parsed(url: str) -> URL:
         raise SettingsError("memory.database_url is not one that SQLAlchemy can read; see its `make_url`") from error
 
 
+def _checked(url: str) -> str:
+    """The same, if it is of a kind of database that we know; SettingsError otherwise."""
+    kind = _parsed(url).get_backend_name()
+    if kind not in DIALECTS:
+        raise SettingsError(f"memory.database_url is of {kind!r}; only {' and '.join(DIALECTS)} hold a memory")
+    return url
+
+
 def _make_private(file: Path) -> None:
     """Make an empty database that its owner alone may read; SQLite gives its log the same mode."""
     with suppress(OSError):  # it is there, or cannot be, and then SQLite says why
@@ -58,7 +70,7 @@ def _make_private(file: Path) -> None:
 
 class Database:
     def __init__(self, url: str) -> None:
-        self.url = without_password(url)
+        self.url = without_password(_checked(url))
         if file := file_of(url):
             _make_private(file)
         with self._translated("open"):
@@ -166,7 +178,13 @@ class Database:
 
 
 def open_engine(url: str) -> Engine:
-    engine = create_engine(url, hide_parameters=True)  # a traceback would hold what people said
+    try:
+        engine = create_engine(url, hide_parameters=True)  # a traceback would hold what people said
+    except (ImportError, NoSuchModuleError) as error:
+        raise SettingsError(
+            f"memory.database_url is {without_password(url)}, and its driver is not here: {error};"
+            f" {DIALECTS[_parsed(url).get_backend_name()]}"
+        ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin)

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from nightschool.errors import InputError, NotFound, StoreError
+from nightschool.errors import InputError, NotFound, SettingsError, StoreError
 from nightschool.memory.conversations import Conversation, Owner, Review, draft_id, turn_memory_id
 from nightschool.memory.database import Database, file_of
 from nightschool.memory.store import MemoryStore
@@ -589,6 +589,29 @@ def test_password_of_the_database_is_not_shown(tmp_path, hash_embedder):
     with pytest.raises(StoreError) as raised:
         MemoryStore(Settings(home=tmp_path, memory=memory), embedder=hash_embedder)
     assert "cannot open" in str(raised.value) and "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["mysql://ann:secret@h/d", "postgres://ann:secret@h/d", "nosuch+driver://h/d"])
+def test_database_of_another_kind_is_refused_by_its_name(tmp_path, hash_embedder, url):
+    with pytest.raises(SettingsError) as raised:
+        MemoryStore(Settings(home=tmp_path, memory=MemorySettings(database_url=url)), embedder=hash_embedder)
+    kind = url.split("://")[0].split("+")[0]
+    assert str(raised.value) == f"memory.database_url is of {kind!r}; only sqlite and postgresql hold a memory"
+
+
+@pytest.mark.parametrize(
+    ("kind", "driver", "advice"),
+    [
+        ("postgresql", "psycopg", "pip install 'nightschool[postgres]'"),
+        ("postgresql", "nosuch", "begin the URL with postgresql+psycopg://"),
+        ("sqlite", "nosuch", "begin the URL with sqlite:///"),
+    ],
+)
+def test_missing_driver_is_named_with_what_brings_one(monkeypatch, kind, driver, advice):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SettingsError) as raised:
+        Database(f"{kind}+{driver}://ann:secret@h/d")
+    assert driver in str(raised.value) and advice in str(raised.value) and "secret" not in str(raised.value)
 
 
 def test_home_is_made_and_is_for_its_owner_only(tmp_path, hash_embedder):
