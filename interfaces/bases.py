@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import InputError, NightschoolError, ServingError
 from ..settings import Settings, load_settings, make_home
@@ -84,6 +85,16 @@ def _write(path: Path, base: str) -> None:
     partial.chmod(path.stat().st_mode if path.exists() else 0o600)  # it may hold a password
     partial.write_text(tomlkit.dumps(document), encoding="utf-8")
     os.replace(partial, path)
+
+
+class PassingOn(TyperCommand):
+    """Keeps what follows `--` for another program; what stands before it is ours, or a usage error."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer keeps the type of its context to itself
+        end = args.index("--") if "--" in args else len(args)
+        super().parse_args(ctx, args[:end])
+        ctx.args = args[end + 1 :]
+        return args[end + 1 :]
 
 
 def serve(

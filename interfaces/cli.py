@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from ..errors import InputError, NightschoolError, ServingError
 from ..memory.types import FeedbackEvent, MemoryKind
 from ..settings import load_settings
-from .bases import bases, serve
+from .bases import PassingOn, bases, serve
 from .gating import gate
 from .keeping import forget, memory
 from .printing import AsJson, Home, assistant, at, err, out, say, show, when
@@ -42,7 +42,7 @@ app.add_typer(gate, name="gate")
 app.add_typer(memory, name="memory")
 app.add_typer(bases, name="base")
 app.command()(forget)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command(cls=PassingOn)(serve)
 
 NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 

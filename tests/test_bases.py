@@ -60,6 +60,14 @@ def test_serve_prints_the_command_and_starts_nothing(monkeypatch: pytest.MonkeyP
     assert result.output.strip().endswith("--tensor-parallel-size 2")
 
 
+def test_serve_passes_on_what_follows_two_dashes_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases.os, "execvpe", lambda *_: pytest.fail("started"))
+    for words in (["--dryrun"], ["--hoem", "x"], ["more"], ["--dry-run", "--seed", "1"], ["more", "--", "--seed", "1"]):
+        assert run(app, ["serve", *words]).exit_code == 2, words
+    passed = run(app, ["serve", "--dry-run", "--", "--home", "x", "--", "-O3"])
+    assert passed.output.strip().endswith("--home x -- -O3")
+
+
 def test_serve_takes_the_engine_by_name_and_no_other_than_vllm() -> None:
     named = run(app, ["serve", "--engine", "vllm", "--dry-run"])
     assert named.exit_code == 0 and "--engine" not in named.output
