@@ -13,8 +13,8 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import InputError, NightschoolError, ServingError
-from ..settings import Settings, load_settings, make_home
-from .printing import AsJson, Home, assistant, at, err, out, show
+from ..settings import Settings, load_settings, make_home, with_environment, with_values
+from .printing import AsJson, Home, assistant, at, err, is_home, out, show
 
 bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
 
@@ -63,14 +63,24 @@ def use(base: str, home: Home = None) -> None:
     from ..serving.checking import check as examine
 
     settings = load_settings(home)
+    chosen = str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
+    _check_environment(settings, chosen)
     if problems := examine(base, settings.night.lora_rank).problems:
         raise ServingError("; ".join(problems))
-    chosen = str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
     _write(settings.home / "settings.toml", chosen)
-    if load_settings(home).serving.base != chosen:
-        raise InputError(f"{chosen} is in settings.toml, but the environment sets another base; unset that")
-    next_ = f"next: nightschool night{at(home)}, to train for it"
+    first = "" if is_home(settings) else f"nightschool init{at(home)}, then "
+    next_ = f"next: {first}nightschool night{at(home)}, to train for it"
     out.print(f"serving.base = {chosen}\n{next_}", markup=False, highlight=False)
+
+
+def _check_environment(settings: Settings, base: str) -> None:
+    """InputError if the environment would win over what is to be written."""
+    written = with_values(settings, "serving", {"base": base}, "base use")
+    if (wins := with_environment(written, os.environ).serving.base) != base:
+        raise InputError(
+            f"NIGHTSCHOOL_BASE or NIGHTSCHOOL_SERVING_BASE is {wins!r}, which wins over settings.toml; unset it to use"
+            f" {base!r}; nothing was written"
+        )
 
 
 def _write(path: Path, base: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError, NotFound
-from .printing import AsJson, Home, assistant, err, out, show, when
+from .printing import AsJson, Home, assistant, checked_files, err, out, show, when
 
 if TYPE_CHECKING:
     from ..memory.types import ForgetPlan, ForgetReceipt, Memory
@@ -78,8 +78,7 @@ def export(file: Annotated[Path | None, typer.Argument()] = None, home: Home = N
 @memory.command("import")
 def import_(file: Path, home: Home = None, as_json: AsJson = False) -> None:
     """Bring an export in. Twice changes nothing; what was forgotten here stays out. Exits 1 if a line was refused."""
-    if not file.is_file():
-        raise InputError(f"no such file: {file}")
+    checked_files([file])
     with assistant(home, make=True) as nightschool:
         report = nightschool.store.restore(file)
     lines = [f"new: {_counted(report.new)}", f"known: {_counted(report.known)}"]

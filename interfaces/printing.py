@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..errors import StoreError
+from ..errors import InputError, StoreError
 from ..settings import load_settings
 
 if TYPE_CHECKING:
@@ -61,6 +61,14 @@ def is_home(settings: Settings) -> bool:
 
     file = file_of(settings.database_url)
     return settings.home.is_dir() and (file is None or file.is_file())
+
+
+def checked_files(files: Sequence[Path]) -> None:
+    """InputError if what is to be read is not there, or is a directory."""
+    if missing := [str(f) for f in files if not f.is_dir() and not f.is_file()]:
+        raise InputError(f"no such file: {', '.join(missing)}")
+    if folders := [str(f) for f in files if f.is_dir()]:
+        raise InputError(f"a directory and no file: {', '.join(folders)}; name the files in it")
 
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:

@@ -38,6 +38,15 @@ def test_home_that_use_makes_is_its_owners_alone(tmp_path: Path) -> None:
     assert [p.stat().st_mode & 0o777 for p in (home, home / "settings.toml")] == [0o700, 0o600]
 
 
+def test_nothing_is_written_where_the_environment_would_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_BASE", "some/other")
+    done = run(app, ["base", "use", "seedling"])
+    assert done.exit_code == 1 and "'some/other', which wins over settings.toml" in str(done.exception)
+    assert not (tmp_path / "settings.toml").exists()
+    monkeypatch.setenv("NIGHTSCHOOL_BASE", "seedling")
+    assert "next: nightschool init, then nightschool night" in run(app, ["base", "use", "seedling"]).output
+
+
 def test_base_that_cannot_be_used_is_not_written(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

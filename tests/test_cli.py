@@ -102,6 +102,12 @@ def test_missing_file_is_named_before_anything_is_made(run: Run, tmp_path: Path)
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize("command", [["import"], ["memory", "import"]])
+def test_directory_to_import_is_called_one(run: Run, tmp_path: Path, command: Sequence[str]) -> None:
+    done = run(*command, str(tmp_path))
+    assert done.exit_code == 1 and str(done.exception).startswith(f"a directory and no file: {tmp_path};")
+
+
 def test_note_is_remembered_found_and_forgotten(run: Run) -> None:
     note = run("remember", "My dog is called Rex.", "--user", "ada").stdout.strip()
     assert "Rex" in run("recall", "dog called", "--user", "ada").stdout
@@ -182,9 +188,11 @@ def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> No
     assert run("rate", reply, "-1").exit_code == 0
     assert run("rate", reply, "0.5", "--comment", "slow").exit_code == 0
     assert run("rate", reply, "5").exit_code == run("rate", reply, "--comemnt", "slow").exit_code == 2
+    for odd in ("nan", "inf", "5"):
+        assert f"{odd} is not a number from -1 to 1" in run("rate", reply, odd).stderr
     why = run("audit", "why", reply)
     assert "asked:    Do you repair wheels?" in why.stdout
-    assert "the base answered" in why.stdout
+    assert "adapter:  none: the base, or answered elsewhere\n" in why.stdout
     assert "met:      score -0.25, confidence 1.00 (rating +0.50, correction -1.00)" in why.stdout
     found = json.loads(run("audit", "why", reply, "--json").stdout)
     assert found["interaction"]["id"] == found["satisfaction"]["interaction_id"] == reply
@@ -197,7 +205,8 @@ def test_answers_are_listed_with_ids_whose_start_is_enough(run: Run, tmp_path: P
     run("import", export(tmp_path, LINE))
     (found,) = json.loads(run("audit", "answers", "--json").stdout)
     shown = run("audit", "answers", "--user", "ada").stdout
-    assert found["id"] in shown and "Do you repair wheels?" in shown and "the base" in shown
+    assert found["id"] in shown and "Do you repair wheels?" in shown
+    assert found["adapter_id"] is None and "  the base, or answered elsewhere\n" in shown
     assert run("audit", "answers", "--user", "adda").stdout == "nothing is held of user 'adda'\n"
     run("remember", "I like trains.", "--user", "eve")
     assert run("audit", "answers", "--user", "eve").stdout == "nothing was answered to user 'eve'\n"
@@ -430,6 +439,11 @@ def test_file_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path, monke
     with pytest.raises(SystemExit, match="1"):
         cli.main()
     assert len(said) == 1 and str(tmp_path / "file") in said[0]
+
+
+def test_demo_says_where_it_is_kept() -> None:
+    shown = CliRunner().invoke(cli.app, ["demo", "--help"]).output
+    assert "temporary folder" in shown and "NIGHTSCHOOL_HOME" not in shown
 
 
 def test_demo_invents_nobody_into_a_home_that_others_use(run: Run, tmp_path: Path) -> None:
