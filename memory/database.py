@@ -71,10 +71,10 @@ def _make_private(file: Path) -> None:
 class Database:
     def __init__(self, url: str) -> None:
         self.url = without_password(_checked(url))
-        if file := file_of(url):
-            _make_private(file)
         with self._translated("open"):
             self.sql = open_engine(url)
+            if file := file_of(url):
+                _make_private(file)
             self._writer = self.sql.execution_options(**{WRITING: True})
             try:
                 self._upgrade()

@@ -607,11 +607,13 @@ def test_database_of_another_kind_is_refused_by_its_name(tmp_path, hash_embedder
         ("sqlite", "nosuch", "begin the URL with sqlite:///"),
     ],
 )
-def test_missing_driver_is_named_with_what_brings_one(monkeypatch, kind, driver, advice):
+def test_missing_driver_is_named_with_what_brings_one(tmp_path, monkeypatch, kind, driver, advice):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(SettingsError) as raised:
         Database(f"{kind}+{driver}://ann:secret@h/d")
     assert driver in str(raised.value) and advice in str(raised.value) and "secret" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_home_is_made_and_is_for_its_owner_only(tmp_path, hash_embedder):
