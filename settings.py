@@ -230,6 +230,11 @@ def default_home(env: Mapping[str, str] | None = None) -> Path:
     return Path(env.get(PREFIX + "HOME") or Path.home() / ".nightschool").expanduser()
 
 
+def make_home(home: Path) -> None:
+    """Make the folder, for its owner alone; one that is there keeps its mode, which `nightschool doctor` looks at."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def load_settings(home: Path | str | None = None, env: Mapping[str, str] | None = None) -> Settings:
     """Defaults, then `<home>/settings.toml`, then environment variables."""
     env = os.environ if env is None else env

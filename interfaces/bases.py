@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import InputError, NightschoolError, ServingError
-from ..settings import Settings, load_settings
-from .printing import AsJson, Home, assistant, at, err, out, show
+from ..settings import Settings, load_settings, make_home, with_environment, with_values
+from .printing import AsJson, Home, assistant, at, err, is_home, out, show
 
 bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
 
@@ -62,14 +63,24 @@ def use(base: str, home: Home = None) -> None:
     from ..serving.checking import check as examine
 
     settings = load_settings(home)
+    chosen = str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
+    _check_environment(settings, chosen)
     if problems := examine(base, settings.night.lora_rank).problems:
         raise ServingError("; ".join(problems))
-    chosen = str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
     _write(settings.home / "settings.toml", chosen)
-    if load_settings(home).serving.base != chosen:
-        raise InputError(f"{chosen} is in settings.toml, but the environment sets another base; unset that")
-    next_ = f"next: nightschool night{at(home)}, to train for it"
+    first = "" if is_home(settings) else f"nightschool init{at(home)}, then "
+    next_ = f"next: {first}nightschool night{at(home)}, to train for it"
     out.print(f"serving.base = {chosen}\n{next_}", markup=False, highlight=False)
+
+
+def _check_environment(settings: Settings, base: str) -> None:
+    """InputError if the environment would win over what is to be written."""
+    written = with_values(settings, "serving", {"base": base}, "base use")
+    if (wins := with_environment(written, os.environ).serving.base) != base:
+        raise InputError(
+            f"NIGHTSCHOOL_BASE or NIGHTSCHOOL_SERVING_BASE is {wins!r}, which wins over settings.toml; unset it to use"
+            f" {base!r}; nothing was written"
+        )
 
 
 def _write(path: Path, base: str) -> None:
@@ -78,13 +89,22 @@ def _write(path: Path, base: str) -> None:
 
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
     document.setdefault("serving", tomlkit.table())["base"] = base
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_home(path.parent)
     partial = path.with_suffix(".partial")
-    partial.touch()
-    if path.exists():
-        partial.chmod(path.stat().st_mode)  # it may hold a password
+    partial.touch(mode=0o600)
+    partial.chmod(path.stat().st_mode if path.exists() else 0o600)  # it may hold a password
     partial.write_text(tomlkit.dumps(document), encoding="utf-8")
     os.replace(partial, path)
+
+
+class PassingOn(TyperCommand):
+    """Keeps what follows `--` for another program; what stands before it is ours, or a usage error."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer keeps the type of its context to itself
+        end = args.index("--") if "--" in args else len(args)
+        super().parse_args(ctx, args[:end])
+        ctx.args = args[end + 1 :]
+        return args[end + 1 :]
 
 
 def serve(

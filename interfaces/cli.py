@@ -19,10 +19,10 @@ from rich.table import Column, Table
 from ..errors import InputError, NightschoolError, ServingError
 from ..memory.types import FeedbackEvent, MemoryKind
 from ..settings import load_settings
-from .bases import bases, serve
+from .bases import PassingOn, bases, serve
 from .gating import gate
 from .keeping import forget, memory
-from .printing import AsJson, Home, assistant, at, err, out, say, show, when
+from .printing import AsJson, Home, assistant, at, checked_files, err, out, say, show, when
 
 if TYPE_CHECKING:
     from ..evolve.types import Excluded
@@ -42,13 +42,14 @@ app.add_typer(gate, name="gate")
 app.add_typer(memory, name="memory")
 app.add_typer(bases, name="base")
 app.command()(forget)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command(cls=PassingOn)(serve)
 
 NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 
 User = Annotated[str, typer.Option("--user", help="Whose memory.")]
 Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
+ELSEWHERE = "the base, or answered elsewhere"  # an import and an app's own record name no adapter either
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
 
@@ -73,10 +74,11 @@ def seconds(time: datetime | None) -> float | None:
 @app.command()
 def init(home: Home = None) -> None:
     """Make a home: the database, the index and a settings file to edit."""
-    with assistant(home) as nightschool:
+    with assistant(home, make=True) as nightschool:
         folder = nightschool.settings.home
     path = folder / "settings.toml"
     if not path.exists():
+        path.touch(mode=0o600)  # it may come to hold a password
         path.write_text(
             "# Sections and fields: nightschool doctor --json shows them with their values.\n", encoding="utf-8"
         )
@@ -89,9 +91,8 @@ def import_(files: list[Path], home: Home = None, as_json: AsJson = False) -> No
     """Read conversations: OpenAI chat lines (with ratings), ShareGPT, or a ChatGPT export. Twice changes nothing."""
     from ..memory.importer import import_files
 
-    if missing := [str(f) for f in files if not f.is_file()]:
-        raise InputError(f"no such file: {', '.join(missing)}")
-    with assistant(home) as nightschool, err.status("reading") as status:
+    checked_files(files)
+    with assistant(home, make=True) as nightschool, err.status("reading") as status:
         report = import_files(
             nightschool.store,
             files,
@@ -112,7 +113,7 @@ def import_(files: list[Path], home: Home = None, as_json: AsJson = False) -> No
 @app.command()
 def chat(home: Home = None, user: User = "default", agent: Agent = "", session: Session = None) -> None:
     """Talk. /good and /bad rate the last answer, /fix TEXT corrects it, /remember TEXT keeps a note, /quit leaves."""
-    with assistant(home) as nightschool:
+    with assistant(home, make=True) as nightschool:
         err.print("loading the base", style="dim")
         assert nightschool.engine
         last = None
@@ -151,10 +152,16 @@ def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent
     err.print("noted", style="dim")
 
 
+def _rating(given: float | None) -> float | None:
+    if given is not None and not -1 <= given <= 1:  # nothing is true of NaN
+        raise typer.BadParameter(f"{given:g} is not a number from -1 to 1")
+    return given
+
+
 @app.command(context_settings={"ignore_unknown_options": True})  # -1 is a rating and no option
 def rate(
-    reply: str, rating: Annotated[float | None, typer.Argument(min=-1, max=1)] = None, correction: str | None = None,
-    comment: str | None = None, event: FeedbackEvent | None = None, home: Home = None,
+    reply: str, rating: Annotated[float | None, typer.Argument(callback=_rating, help="From -1 to 1.")] = None,
+    correction: str | None = None, comment: str | None = None, event: FeedbackEvent | None = None, home: Home = None,
 ) -> None:  # fmt: skip
     """What you think of a reply: a rating from -1 to 1, the answer you wanted, a comment; or what was done with it."""
     with assistant(home) as nightschool:
@@ -166,7 +173,7 @@ def rate(
 @app.command()
 def remember(text: str, home: Home = None, user: User = "default", agent: Agent = "", shared: bool = False) -> None:
     """Keep a note."""
-    with assistant(home) as nightschool:
+    with assistant(home, make=True) as nightschool:
         kept = nightschool.remember(text, user_id=user, agent_id=agent, shared=shared)
     out.print(kept.id, highlight=False)
 
@@ -363,12 +370,21 @@ def audit_answers(
     """The latest answers, newest first, with the ids by which the others know them."""
     with assistant(home) as nightschool:
         found = nightschool.store.newest(limit, user_id=user)
+        none = _no_answers(nightschool, user) if not found else ""
     lines = [
-        f"{i.id}  {when(i.created_utc)}  {i.user_id}  {i.adapter_id or 'the base'}\n"
+        f"{i.id}  {when(i.created_utc)}  {i.user_id}  {i.adapter_id or ELSEWHERE}\n"
         f"  {_short(i.text)}\n  → {_short(i.reply)}"
         for i in found
     ]
-    show([asdict(i) for i in found], as_json, lines or ["nothing was answered yet"])
+    show([asdict(i) for i in found], as_json, lines or [none])
+
+
+def _no_answers(nightschool: Assistant, user: str | None) -> str:
+    """Why none are listed: an auditor may have mistyped the user."""
+    if user is None:
+        return "nothing was answered yet"
+    notes = len(nightschool.forget(user_id=user).memory_ids)  # a plan, by which nothing changes
+    return f"nothing was answered to user {user!r}" if notes else f"nothing is held of user {user!r}"
 
 
 def _short(text: str) -> str:
@@ -390,7 +406,7 @@ def why(reply: str, home: Home = None, as_json: AsJson = False) -> None:
     lines = [f"asked:    {i.text}", f"answered: {i.reply}", f"when:     {when(i.created_utc)}, session {i.session_id}"]
     lines += [f"met:      {_met(found.satisfaction)}"]
     lines += [f"shown:    {m.get('text', '(forgotten)')}  ({m['id']})" for m in found.memories]
-    none = f"{i.adapter_id}, which is not in this home" if i.adapter_id else "none, the base answered"
+    none = f"{i.adapter_id}, which is not in this home" if i.adapter_id else f"none: {ELSEWHERE}"
     lines += _lineage_lines(found.lineage) if found.lineage else [f"adapter:  {none}"]
     show(found.to_json(), as_json, lines)
 
@@ -484,7 +500,9 @@ def doctor(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def demo(home: Home = None) -> None:
+def demo(
+    home: Annotated[Path | None, typer.Option(help="Where it is kept (default: a new temporary folder).")] = None,
+) -> None:
     """The main job in a few minutes: conversations with feedback go in, one night, a better adapter answers."""
     from .demo import run
 

@@ -22,7 +22,7 @@ from ..memory.importer import import_files
 from ..pipelines import nightly
 from ..sdk import Assistant
 from ..sdk import open as open_assistant
-from ..settings import load_settings
+from ..settings import load_settings, make_home
 from .cli import NIGHT_EXIT
 from .demo_data import QUESTIONS, conversations
 from .printing import CONTROLS, at
@@ -34,7 +34,7 @@ INVENTED = ("rider-", "visitor-")  # who speaks in the demo
 def run(home: Path | None, out: Console, err: Console) -> int:
     """Returns the exit code of the night. InputError where the memory would not be that of the demo's own home."""
     folder = home or Path(tempfile.mkdtemp(prefix="nightschool-demo-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_home(folder)
     settings = load_settings(folder)
     if settings.memory.database_url or settings.memory.index_url:
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import NightschoolError
 from ..settings import Settings, without_user
+from .printing import checked_home, is_home
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
 EXTRAS = {"accelerate": "serve", "peft": "serve", "trl": "train"}
@@ -20,6 +21,8 @@ def examine(settings: Settings) -> dict[str, Any]:
     for package, extra in EXTRAS.items():
         if find_spec(package) is None:
             problems.append(f"{package} is missing; pip install 'nightschool[{extra}]'")
+    if settings.home.is_dir() and (mode := settings.home.stat().st_mode & 0o777) & 0o077:
+        problems.append(f"home: others may read it (its mode is {mode:o}); run `chmod 700 {settings.home}`")
     return {
         "home": str(settings.home),
         "python": platform.python_version(),
@@ -81,18 +84,16 @@ def _shown(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _counts(settings: Settings) -> dict[str, int] | str:
-    if not settings.home.exists():
-        return "no home yet; run `nightschool init`"
+def _counts(settings: Settings) -> dict[str, int]:
     from ..memory.store import MemoryStore
 
-    with MemoryStore(settings) as store:
+    with MemoryStore(checked_home(settings)) as store:
         return store.counts()
 
 
 def _in_service(settings: Settings, problems: list[str]) -> str:
     """The live adapter, and whether it is whole and of the base in use."""
-    if not settings.home.exists():
+    if not is_home(settings):
         return "the base"
     from ..evolve.registry import Registry, read_adapter
     from ..memory.store import MemoryStore

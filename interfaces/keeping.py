@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError, NotFound
-from .printing import AsJson, Home, assistant, err, out, show, when
+from .printing import AsJson, Home, assistant, checked_files, err, out, show, when
 
 if TYPE_CHECKING:
     from ..memory.types import ForgetPlan, ForgetReceipt, Memory
@@ -78,9 +78,8 @@ def export(file: Annotated[Path | None, typer.Argument()] = None, home: Home = N
 @memory.command("import")
 def import_(file: Path, home: Home = None, as_json: AsJson = False) -> None:
     """Bring an export in. Twice changes nothing; what was forgotten here stays out. Exits 1 if a line was refused."""
-    if not file.is_file():
-        raise InputError(f"no such file: {file}")
-    with assistant(home) as nightschool:
+    checked_files([file])
+    with assistant(home, make=True) as nightschool:
         report = nightschool.store.restore(file)
     lines = [f"new: {_counted(report.new)}", f"known: {_counted(report.known)}"]
     lines += [f"forgotten before: {report.forgotten} lines left out"] if report.forgotten else []
@@ -112,9 +111,12 @@ def forget(
     """Erase for good: shows what would go, with a token that erases just that. What was trained on it is withdrawn."""
     if all(given is None for given in (user, session, ids or None, query, older_than)):
         raise InputError("forget what? give --user, --session, --id, --query or --older-than")
+    if apply is not None and not apply.strip():
+        raise InputError(f"--apply is {apply!r}, not a token; the same command without --apply shows one")
+    age = None if older_than is None else _seconds(older_than)
     with assistant(home) as nightschool:
         turns, memories = nightschool.store.sort_ids(ids or [])
-        before = nightschool.store.clock() - _seconds(older_than) if older_than else None
+        before = None if age is None else nightschool.store.clock() - age
         plan = nightschool.forget(
             user_id=user, session_id=session, before_utc=before, interaction_ids=turns, memory_ids=memories, query=query
         )

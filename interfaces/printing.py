@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..errors import InputError, StoreError
+from ..settings import load_settings
+
 if TYPE_CHECKING:
     from ..evolve.types import Measure
     from ..sdk import Assistant
+    from ..settings import Settings
 
 out, err = Console(soft_wrap=True, emoji=False), Console(stderr=True, soft_wrap=True, emoji=False)
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
@@ -31,11 +35,40 @@ def at(home: Path | None) -> str:
 
 
 @contextmanager
-def assistant(home: Path | None) -> Iterator[Assistant]:
+def assistant(home: Path | None, *, make: bool = False) -> Iterator[Assistant]:
+    """The memory of a home. Only what brings something in may `make` one: of a home that nobody made, "nothing is
+    held" would be a wrong answer to an audit or to who asks to be forgotten."""
     from ..sdk import open as open_assistant
 
-    with open_assistant(home) as opened:
+    settings = load_settings(home)
+    with open_assistant(settings=settings if make else checked_home(settings)) as opened:
         yield opened
+
+
+def checked_home(settings: Settings) -> Settings:
+    """The same, if their home was made; StoreError otherwise."""
+    if not is_home(settings):
+        raise StoreError(f"no home at {settings.home}; run `nightschool init --home {settings.home}`")
+    return settings
+
+
+def is_home(settings: Settings) -> bool:
+    """Whether the folder is there, and in it or elsewhere the database, if that is a file.
+
+    Of a database on a server the folder has to be there, too: index, adapters and exports are in it.
+    """
+    from ..memory.database import file_of
+
+    file = file_of(settings.database_url)
+    return settings.home.is_dir() and (file is None or file.is_file())
+
+
+def checked_files(files: Sequence[Path]) -> None:
+    """InputError if what is to be read is not there, or is a directory."""
+    if missing := [str(f) for f in files if not f.is_dir() and not f.is_file()]:
+        raise InputError(f"no such file: {', '.join(missing)}")
+    if folders := [str(f) for f in files if f.is_dir()]:
+        raise InputError(f"a directory and no file: {', '.join(folders)}; name the files in it")
 
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:

@@ -22,6 +22,7 @@ from .printing import CONTROLS, outcome, when
 
 TOPICS = 12  # the rest are one line
 NIGHTS = 4  # side by side on a terminal; the page has all
+EARLIER = 30  # nights before those, one a line
 
 
 def to_json(report: Report, compared: Sequence[Compared]) -> dict[str, Any]:
@@ -42,7 +43,16 @@ def printed(report: Report, compared: Sequence[Compared], out: Console) -> None:
     _table(out, "cost", ("phase", "rows", "steps", "seconds", "peak MB"), phase_rows(report))
     (name, *nights), *rows = zip(night_head(report), *night_rows(report)[-NIGHTS:], strict=True)
     _table(out, "over the nights", (Column(name, no_wrap=True), *nights), rows)
+    _earlier_nights(report, out)
     _table(out, "held-out prompts", ("prompt", "before", "after"), [(last(c), c.before, c.after) for c in compared])
+
+
+def _earlier_nights(report: Report, out: Console) -> None:
+    """Those for which there was no room beside the last, by the ids that `report` and `gate explain` take."""
+    earlier = [row[:3] for row in night_rows(report)[:-NIGHTS]]
+    _table(out, "earlier nights", night_head(report)[:3], earlier[-EARLIER:])
+    if more := len(earlier[:-EARLIER]):
+        out.print(f"and {more} nights before these; --json and --html have all", highlight=False)
 
 
 def _table(out: Console, title: str, head: Sequence[str | Column], rows: Sequence[Sequence[Any]]) -> None:

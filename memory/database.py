@@ -6,6 +6,7 @@ first statement on, so what a writing transaction reads stays true until it comm
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +17,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..errors import SchemaOutdated, SettingsError, StoreError
@@ -27,23 +28,56 @@ WRITING, ALONE = "nightschool_writing", "nightschool_alone"
 VERSIONS = "nightschool_version"  # as in migrations/env.py: the database may be an app's, with a chain of its own
 FORMER_VERSIONS = "alembic_version"  # as the table was called
 FIRST_TABLES = {"interactions", "feedback", "memories", "topics", "snapshots", "adapters"}
+DIALECTS = {  # whose locks and erasing we know, and what brings the driver
+    "sqlite": "begin the URL with sqlite:///",
+    "postgresql": "run `pip install 'nightschool[postgres]'` and begin the URL with postgresql+psycopg://",
+}
 WRITERS_LOCK = 5_177_013  # any number, the same in every process
 PRAGMAS = ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "secure_delete=ON")
 
 
 def without_password(url: str) -> str:
     """SettingsError if it is no URL of a database."""
+    return _parsed(url).render_as_string(hide_password=True)
+
+
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite database; None of one that is on a server, in working memory, or named by a URI."""
+    found = _parsed(url)
+    name = found.database or ":memory:"
+    if found.get_backend_name() != "sqlite" or name.startswith((":memory:", "file:")):
+        return None
+    return Path(name)
+
+
+def _parsed(url: str) -> URL:
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        return make_url(url)
     except ArgumentError as error:
         raise SettingsError("memory.database_url is not one that SQLAlchemy can read; see its `make_url`") from error
 
 
+def _checked(url: str) -> str:
+    """The same, if it is of a kind of database that we know; SettingsError otherwise."""
+    kind = _parsed(url).get_backend_name()
+    if kind not in DIALECTS:
+        raise SettingsError(f"memory.database_url is of {kind!r}; only {' and '.join(DIALECTS)} hold a memory")
+    return url
+
+
+def _make_private(file: Path) -> None:
+    """Make an empty database that its owner alone may read; SQLite gives its log the same mode."""
+    with suppress(OSError):  # it is there, or cannot be, and then SQLite says why
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
 class Database:
     def __init__(self, url: str) -> None:
-        self.url = without_password(url)
+        self.url = without_password(_checked(url))
         with self._translated("open"):
             self.sql = open_engine(url)
+            if file := file_of(url):
+                _make_private(file)
             self._writer = self.sql.execution_options(**{WRITING: True})
             try:
                 self._upgrade()
@@ -149,7 +183,14 @@ class Database:
 
 def open_engine(url: str) -> Engine:
     # a traceback would hold what people said; a server may have closed what stood idle
-    engine = create_engine(url, hide_parameters=True, pool_pre_ping=make_url(url).get_backend_name() != "sqlite")
+    careful = {"hide_parameters": True, "pool_pre_ping": _parsed(url).get_backend_name() != "sqlite"}
+    try:
+        engine = create_engine(url, **careful)
+    except (ImportError, NoSuchModuleError) as error:
+        raise SettingsError(
+            f"memory.database_url is {without_password(url)}, and its driver is not here: {error};"
+            f" {DIALECTS[_parsed(url).get_backend_name()]}"
+        ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..content import Message
-from ..errors import NotFound
+from ..errors import InputError, NotFound
 from ..settings import Settings
 from . import reading
 from .conversations import Owner, checked_owner, messages_of
@@ -35,6 +35,8 @@ class Facts:
 
     def id_of(self, start: str) -> str:
         """The id of the one interaction whose id begins with `start`; NotFound if it is not one alone."""
+        if not start:  # every id begins with it, and the only one is not the one that was meant
+            raise InputError("the id of an interaction is ''; see `nightschool audit answers`")
         with self.database.reading() as session:
             found = reading.named_like(session, start)
         if len(found) != 1:

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from ..content import Message
 from ..errors import InputError, NotFound, StoreError
-from ..settings import Settings
+from ..settings import Settings, make_home
 from . import reading
 from .conversations import (
     Conversation,
@@ -105,7 +105,7 @@ class MemoryStore(Facts):
     ) -> None:
         self.clock, self.weights = clock, weights
         self.embedder: Embedder = MiniLM() if embedder is None else embedder
-        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_home(settings.home)
         super().__init__(Database(settings.database_url), settings, self.embedder.dimension)
         self.sql = self.database.sql
         self._lock = RLock()

@@ -32,6 +32,21 @@ def test_use_changes_one_setting_and_keeps_the_rest_of_the_file(tmp_path: Path, 
     assert file.read_text().startswith("# mine\n[serving]\nthreads = 1  # few\n")
 
 
+def test_home_that_use_makes_is_its_owners_alone(tmp_path: Path) -> None:
+    home = tmp_path / "new"
+    assert run(app, ["base", "use", "seedling", "--home", str(home)]).exit_code == 0
+    assert [p.stat().st_mode & 0o777 for p in (home, home / "settings.toml")] == [0o700, 0o600]
+
+
+def test_nothing_is_written_where_the_environment_would_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_BASE", "some/other")
+    done = run(app, ["base", "use", "seedling"])
+    assert done.exit_code == 1 and "'some/other', which wins over settings.toml" in str(done.exception)
+    assert not (tmp_path / "settings.toml").exists()
+    monkeypatch.setenv("NIGHTSCHOOL_BASE", "seedling")
+    assert "next: nightschool init, then nightschool night" in run(app, ["base", "use", "seedling"]).output
+
+
 def test_base_that_cannot_be_used_is_not_written(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -52,6 +67,14 @@ def test_serve_prints_the_command_and_starts_nothing(monkeypatch: pytest.MonkeyP
     result = run(app, ["serve", "--dry-run", "--", "--tensor-parallel-size", "2"])
     assert "VLLM_NO_USAGE_STATS=1" in result.output
     assert result.output.strip().endswith("--tensor-parallel-size 2")
+
+
+def test_serve_passes_on_what_follows_two_dashes_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases.os, "execvpe", lambda *_: pytest.fail("started"))
+    for words in (["--dryrun"], ["--hoem", "x"], ["more"], ["--dry-run", "--seed", "1"], ["more", "--", "--seed", "1"]):
+        assert run(app, ["serve", *words]).exit_code == 2, words
+    passed = run(app, ["serve", "--dry-run", "--", "--home", "x", "--", "-O3"])
+    assert passed.output.strip().endswith("--home x -- -O3")
 
 
 def test_serve_takes_the_engine_by_name_and_no_other_than_vllm() -> None:

@@ -28,6 +28,15 @@ LINE = {
     ],
 }
 
+READING = [
+    *("adapters list", "adapters promote b2:a", "adapters rollback"),
+    *("audit answers", "audit lineage b2:a", "audit verify", "audit why b2:a"),
+    *("forget --user ada --yes", "forget --older-than 0h", "gate explain", "gate probes"),
+    *("memory compact", "memory export", "memory history", "memory rebuild", "memory verify"),
+    *("night", "rate b2:a 1", "recall wheels", "report"),
+    *("snapshots list", "snapshots show b2:s", "topics list", "topics show t:1"),
+]
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
@@ -46,9 +55,30 @@ def export(tmp_path: Path, *lines: object) -> str:
 def test_init_makes_a_home_and_leaves_settings_that_are_there(run: Run, tmp_path: Path) -> None:
     assert run("init").exit_code == 0
     path = tmp_path / "home" / "settings.toml"
+    assert path.stat().st_mode & 0o777 == 0o600  # it may come to hold a password
     path.write_text("[night]\nseed = 3\n")
     assert run("init").exit_code == 0
     assert path.read_text() == "[night]\nseed = 3\n"
+
+
+@pytest.mark.parametrize("line", READING)
+def test_home_that_nobody_made_is_an_error_and_is_not_made(run: Run, tmp_path: Path, line: str) -> None:
+    home = tmp_path / "home"
+    message = f"no home at {home}; run `nightschool init --home {home}`"
+    done = run(*line.split())
+    assert (done.exit_code, str(done.exception), home.exists()) == (1, message, False)
+    home.mkdir()  # a folder without a database is no home either
+    done = run(*line.split())
+    assert (done.exit_code, str(done.exception), list(home.iterdir())) == (1, message, [])
+
+
+def test_database_on_a_server_is_looked_for_beside_a_folder_that_is_there(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSCHOOL_DATABASE_URL", "postgresql+psycopg://127.0.0.1:1/none")
+    assert "no home at" in str(run("audit", "verify").exception)
+    (tmp_path / "home").mkdir()
+    assert "cannot open the database postgresql" in str(run("audit", "verify").exception)
 
 
 def test_importing_twice_changes_nothing(run: Run, tmp_path: Path) -> None:
@@ -70,6 +100,12 @@ def test_missing_file_is_named_before_anything_is_made(run: Run, tmp_path: Path)
     assert done.exit_code == 1
     assert "nowhere.jsonl" in str(done.exception)
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("command", [["import"], ["memory", "import"]])
+def test_directory_to_import_is_called_one(run: Run, tmp_path: Path, command: Sequence[str]) -> None:
+    done = run(*command, str(tmp_path))
+    assert done.exit_code == 1 and str(done.exception).startswith(f"a directory and no file: {tmp_path};")
 
 
 def test_note_is_remembered_found_and_forgotten(run: Run) -> None:
@@ -104,6 +140,29 @@ def test_age_without_a_unit_is_refused(run: Run) -> None:
     assert "--older-than is '90', not a number with one of h, d, w, such as 90d" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("empty", "message"),
+    [
+        (["--older-than", ""], "--older-than is '', not a number"),
+        (["--apply", ""], "--apply is '', not a token"),
+        (["--apply", "", "--yes"], "--apply is '', not a token"),
+        (["--id", ""], "nothing of user_id 'ada' has the id"),
+    ],
+)
+def test_empty_value_widens_no_erasure(run: Run, empty: Sequence[str], message: str) -> None:
+    run("remember", "My dog is called Rex.", "--user", "ada")
+    done = run("forget", "--user", "ada", *empty)
+    assert done.exit_code == 1 and message in str(done.exception)
+    assert "Rex" in run("recall", "dog called", "--user", "ada").stdout
+
+
+def test_empty_id_names_no_reply(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, LINE))
+    for words in (["rate", "", "1"], ["audit", "why", ""]):
+        done = run(*words)
+        assert done.exit_code == 1 and "the id of an interaction is ''" in str(done.exception)
+
+
 def test_long_plan_shows_its_beginning(run: Run, tmp_path: Path) -> None:
     run("import", export(tmp_path, *({**LINE, "session_id": f"s{n}"} for n in range(12))))
     shown = run("forget", "--user", "ada").stdout
@@ -129,9 +188,11 @@ def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> No
     assert run("rate", reply, "-1").exit_code == 0
     assert run("rate", reply, "0.5", "--comment", "slow").exit_code == 0
     assert run("rate", reply, "5").exit_code == run("rate", reply, "--comemnt", "slow").exit_code == 2
+    for odd in ("nan", "inf", "5"):
+        assert f"{odd} is not a number from -1 to 1" in run("rate", reply, odd).stderr
     why = run("audit", "why", reply)
     assert "asked:    Do you repair wheels?" in why.stdout
-    assert "the base answered" in why.stdout
+    assert "adapter:  none: the base, or answered elsewhere\n" in why.stdout
     assert "met:      score -0.25, confidence 1.00 (rating +0.50, correction -1.00)" in why.stdout
     found = json.loads(run("audit", "why", reply, "--json").stdout)
     assert found["interaction"]["id"] == found["satisfaction"]["interaction_id"] == reply
@@ -139,12 +200,16 @@ def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> No
 
 
 def test_answers_are_listed_with_ids_whose_start_is_enough(run: Run, tmp_path: Path) -> None:
+    run("init")
     assert "nothing was answered yet" in run("audit", "answers").stdout
     run("import", export(tmp_path, LINE))
     (found,) = json.loads(run("audit", "answers", "--json").stdout)
     shown = run("audit", "answers", "--user", "ada").stdout
-    assert found["id"] in shown and "Do you repair wheels?" in shown and "the base" in shown
-    assert "nothing was answered yet" in run("audit", "answers", "--user", "eve").stdout
+    assert found["id"] in shown and "Do you repair wheels?" in shown
+    assert found["adapter_id"] is None and "  the base, or answered elsewhere\n" in shown
+    assert run("audit", "answers", "--user", "adda").stdout == "nothing is held of user 'adda'\n"
+    run("remember", "I like trains.", "--user", "eve")
+    assert run("audit", "answers", "--user", "eve").stdout == "nothing was answered to user 'eve'\n"
     assert run("rate", found["id"][:9], "1").exit_code == run("audit", "why", found["id"][:9]).exit_code == 0
     assert "audit answers" in str(run("audit", "why", "b2:0").exception)
 
@@ -168,6 +233,7 @@ def test_night_without_feedback_exits_3(run: Run, tmp_path: Path) -> None:
 
 
 def test_empty_home_is_sound_and_serves_the_base(run: Run) -> None:
+    run("init")
     assert run("audit", "verify").stdout == "sound: every id re-derives\n"
     assert run("memory", "verify").exit_code == 0
     assert "0 memories" in run("memory", "rebuild").stdout
@@ -189,13 +255,28 @@ def test_disagreement_makes_verify_exit_1(run: Run, tmp_path: Path) -> None:
 
 
 def test_doctor_names_what_is_there_and_what_is_wrong(run: Run, tmp_path: Path) -> None:
-    assert "no home yet" in run("doctor").stdout
+    home = tmp_path / "home"
+    none = json.loads(run("doctor", "--json").stdout)
+    assert none["problems"] == [f"memory: no home at {home}; run `nightschool init --home {home}`"]
+    assert none["serving"] == "the base" and not home.exists()
     run("init")
     found = json.loads(run("doctor", "--json").stdout)
     assert found["problems"] == []
     assert found["memory"]["interactions"] == 0
     env = {"NIGHTSCHOOL_BASE": str(tmp_path / "nothing")}
     assert "nothing" in examine(load_settings(tmp_path / "home", env))["problems"][0]
+
+
+def test_doctor_names_a_home_that_others_may_read(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    run("init")
+    assert home.stat().st_mode & 0o777 == 0o755  # what was there before is not ours to close
+    assert [path.stat().st_mode & 0o077 for path in home.glob("nightschool.db*")] == [0]
+    done = run("doctor")
+    assert done.exit_code == 1 and f"(its mode is 755); run `chmod 700 {home}`" in done.stdout
+    home.chmod(0o700)
+    assert run("doctor").exit_code == 0
 
 
 def test_doctor_finds_what_would_stop_a_reply_and_keeps_passwords(tmp_path: Path) -> None:
@@ -230,9 +311,10 @@ def test_doctor_sees_a_live_adapter_that_cannot_answer(run: Run, tmp_path: Path)
     assert any("its weights are" in problem for problem in examine(settings)["problems"])
 
 
-def test_demo_invents_nobody_where_others_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_invents_nobody_where_others_are(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTSCHOOL_DATABASE_URL", "postgresql+psycopg://127.0.0.1:1/none")
     assert "unset NIGHTSCHOOL_DATABASE_URL" in str(run("demo").exception)
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
 
 
 def test_chat_goes_on_after_an_answer_that_took_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +439,11 @@ def test_file_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path, monke
     with pytest.raises(SystemExit, match="1"):
         cli.main()
     assert len(said) == 1 and str(tmp_path / "file") in said[0]
+
+
+def test_demo_says_where_it_is_kept() -> None:
+    shown = CliRunner().invoke(cli.app, ["demo", "--help"]).output
+    assert "temporary folder" in shown and "NIGHTSCHOOL_HOME" not in shown
 
 
 def test_demo_invents_nobody_into_a_home_that_others_use(run: Run, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from nightschool.errors import NotFound
+from nightschool.errors import InputError, NotFound
 from nightschool.memory.database import Database
 from nightschool.memory.facts import Facts
 
@@ -27,6 +27,13 @@ def test_session_of_a_turn_is_all_of_it_in_order_and_of_nobody_else(quick_store)
     assert quick_store.session_of(made[1].id) == made
     with pytest.raises(NotFound, match="no interaction b2:gone"):
         quick_store.session_of("b2:gone")
+
+
+def test_no_id_begins_with_nothing(quick_store):
+    made = said(quick_store, "zebras")
+    assert quick_store.id_of(made.id[:9]) == made.id
+    with pytest.raises(InputError, match="the id of an interaction is ''"):
+        quick_store.id_of("")
 
 
 def test_labels_are_given_for_turns_that_exist_and_are_about_something(quick_store):

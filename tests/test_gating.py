@@ -60,6 +60,7 @@ def test_every_measure_of_the_gate_has_words() -> None:
 
 
 def test_no_night_and_no_probes_are_errors_that_say_what_to_do(run: Callable[..., Result]) -> None:
+    CliRunner().invoke(cli.app, ["init"])
     assert "nightschool night" in str(run("explain").exception)
     assert "docs/gate.md" in str(run("probes").exception)
 
@@ -67,6 +68,7 @@ def test_no_night_and_no_probes_are_errors_that_say_what_to_do(run: Callable[...
 def test_probes_are_tried_on_what_serves_and_a_failure_is_the_exit_code(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
+    CliRunner().invoke(cli.app, ["init"])
     path = tmp_path / "probes.toml"
     path.write_text('[[probe]]\nprompt = "How are you?"\nmust_not = ["xylophone"]\n')
     passed = run("probes", "--json")

@@ -151,7 +151,21 @@ def test_many_nights_fit_a_narrow_terminal(quick_store: MemoryStore, registry: R
     written = StringIO()
     print_report(report(quick_store, registry), [], Console(file=written, width=80))
     nights = written.getvalue().split("over the nights")[1].split("held-out prompts")[0]
+    nights, earlier = nights.split("earlier nights")
     assert "preference" in nights and nights.count("rejected") == 4 and "…" not in nights
+    assert night.id in earlier and earlier.count("rejected") == 3 and "more" not in earlier
+
+
+def test_more_nights_than_a_terminal_holds_are_counted(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    found = report(quick_store, registry)
+    many = tuple(replace(found.nights[0], cycle_id=f"night-{n:02}") for n in range(37))
+    written = StringIO()
+    print_report(replace(found, nights=many), [], Console(file=written, width=80))
+    shown = written.getvalue()
+    assert [n for n in range(37) if f"night-{n:02}" not in shown] == [0, 1, 2]
+    assert "and 3 nights before these; --json and --html have all" in shown
 
 
 def test_page_stands_alone_and_escapes_what_people_wrote(

@@ -5,14 +5,15 @@ import sys
 import traceback
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 from uuid import uuid4
 
 import numpy as np
 import pytest
-from nightschool.errors import InputError, NotFound, StoreError
+from nightschool.errors import InputError, NotFound, SettingsError, StoreError
 from nightschool.memory.conversations import Conversation, Owner, Review, draft_id, turn_memory_id
-from nightschool.memory.database import Database
+from nightschool.memory.database import Database, file_of
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import SnapshotRow, SnapshotSourceRow
 from nightschool.memory.types import Draft
@@ -590,11 +591,51 @@ def test_password_of_the_database_is_not_shown(tmp_path, hash_embedder):
     assert "cannot open" in str(raised.value) and "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("url", ["mysql://ann:secret@h/d", "postgres://ann:secret@h/d", "nosuch+driver://h/d"])
+def test_database_of_another_kind_is_refused_by_its_name(tmp_path, hash_embedder, url):
+    with pytest.raises(SettingsError) as raised:
+        MemoryStore(Settings(home=tmp_path, memory=MemorySettings(database_url=url)), embedder=hash_embedder)
+    kind = url.split("://")[0].split("+")[0]
+    assert str(raised.value) == f"memory.database_url is of {kind!r}; only sqlite and postgresql hold a memory"
+
+
+@pytest.mark.parametrize(
+    ("kind", "driver", "advice"),
+    [
+        ("postgresql", "psycopg", "pip install 'nightschool[postgres]'"),
+        ("postgresql", "nosuch", "begin the URL with postgresql+psycopg://"),
+        ("sqlite", "nosuch", "begin the URL with sqlite:///"),
+    ],
+)
+def test_missing_driver_is_named_with_what_brings_one(tmp_path, monkeypatch, kind, driver, advice):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SettingsError) as raised:
+        Database(f"{kind}+{driver}://ann:secret@h/d")
+    assert driver in str(raised.value) and advice in str(raised.value) and "secret" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_home_is_made_and_is_for_its_owner_only(tmp_path, hash_embedder):
     home = tmp_path / "new" / "home"
     with MemoryStore(Settings(home=home), embedder=hash_embedder) as store:
         said(store, "hi")
-    assert home.stat().st_mode & 0o077 == 0
+        made = [home, *home.glob("nightschool.db*")]
+        assert len(made) == 4 and not any(path.stat().st_mode & 0o077 for path in made)  # with the log and its index
+
+
+def test_folder_and_database_that_were_there_keep_their_modes(tmp_path, hash_embedder):
+    home, database = tmp_path / "shared", tmp_path / "shared" / "nightschool.db"
+    home.mkdir(mode=0o750)
+    database.touch(mode=0o640)
+    with MemoryStore(Settings(home=home), embedder=hash_embedder):
+        assert [path.stat().st_mode & 0o777 for path in (home, database)] == [0o750, 0o640]
+
+
+def test_database_without_a_file_is_looked_for_in_no_folder():
+    for url in ("sqlite://", "sqlite:///:memory:", "sqlite:///file:x?uri=true", "postgresql+psycopg://h/d"):
+        assert file_of(url) is None
+    assert file_of("sqlite:////var/x.db") == Path("/var/x.db")
 
 
 @contextmanager
