@@ -7,13 +7,14 @@ interaction and not from the clock; what is stored holds no text, so what was fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import log
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..content import content_id
 from ..errors import NotFound, StoreError
+from ..memory.conversations import answered_since
 from ..memory.signals import censor_id
 from ..memory.topics import DAY
 from ..memory.types import Feedback, Interaction, Memory
@@ -316,25 +317,39 @@ def _answers_of(row: Mapping[str, Any]) -> int:
     return {"correction": 1, "synthetic": 0}.get(row["how"], 2) if row["part"] == "pairs" else 1
 
 
-def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> Snapshot:
-    """The snapshot again, its text read from memory; NotFound names what was forgotten since."""
+def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]], *, follow: bool = True) -> Snapshot:
+    """The snapshot again, its text read from memory; NotFound names what was forgotten since.
+
+    Turns that were answered since are found by the ids that they have now, unless they are not to `follow`.
+    """
     interactions = list(store.interactions())
+    ids_now = answered_since(_named(rows), interactions) if follow else {}
     memories = store.memories({m for i in interactions for m in i.memory_ids})
     texts = {f.id: f.correction or "" for given in store.feedback().values() for f in given}
     drafted = store.drafts({row["interaction_ids"][0] for row in rows if row.get("draft_ids")})
     texts |= {draft.id: draft.text for drafts in drafted.values() for draft in drafts}
-    return resolve(rows, Prompts(interactions, memories), texts)
+    return resolve(rows, Prompts(interactions, memories), texts, ids_now)
 
 
-def resolve(rows: Sequence[Mapping[str, Any]], prompts: Prompts, texts: Mapping[str, str]) -> Snapshot:
-    """`from_rows` on values; `texts` are corrections by the id of the feedback, and drafts by theirs."""
-    _require_remembered(rows, prompts, texts)
+def _named(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {i for row in rows for i in row["interaction_ids"]}
+
+
+def resolve(
+    rows: Sequence[Mapping[str, Any]], prompts: Prompts, texts: Mapping[str, str], ids_now: Mapping[str, str]
+) -> Snapshot:
+    """`from_rows` on values; `texts` are corrections by the id of the feedback, and drafts by theirs.
+
+    What is in `ids_now` is looked up by that id, and named by the one that it had: the snapshot's id hashes it.
+    """
+    found = [{**row, "interaction_ids": [ids_now.get(i, i) for i in row["interaction_ids"]]} for row in rows]
+    _require_remembered(found, prompts, texts)
     parts: dict[str, list[Any]] = {part: [] for part in PARTS}
-    for row in rows:
+    for row, held in zip(rows, found, strict=True):
         names = {f.name for f in fields(PARTS[row["part"]])} - TEXT - {"draft_ids"}
         kept = {name: row[name] for name in names} | {"interaction_ids": tuple(row["interaction_ids"])}
         kept |= {"draft_ids": tuple(row["draft_ids"])} if row.get("draft_ids") else {}
-        parts[row["part"]].append(PARTS[row["part"]](**_text(row, prompts, texts), **kept))
+        parts[row["part"]].append(PARTS[row["part"]](**_text(held, prompts, texts), **kept))
     examples, pairs, thumbs, held_out = (tuple(parts[part]) for part in PARTS)
     return Snapshot(examples, pairs, thumbs, held_out)
 
@@ -357,12 +372,11 @@ def _text(row: Mapping[str, Any], prompts: Prompts, texts: Mapping[str, str]) ->
 
 
 def _require_remembered(rows: Sequence[Mapping[str, Any]], prompts: Prompts, texts: Mapping[str, str]) -> None:
-    named = {i for row in rows for i in row["interaction_ids"]}
     heads = {
         i for row in rows for i in row["interaction_ids"][: 2 if row["part"] == "pairs" else 1]
     } & prompts.interactions.keys()
     missing = {
-        "interaction": named - prompts.interactions.keys(),
+        "interaction": _named(rows) - prompts.interactions.keys(),
         "correction": {row["correction_id"] for row in rows if row["correction_id"]} - texts.keys(),
         "draft": {i for row in rows for i in row.get("draft_ids", ())} - texts.keys(),
         "memory": {m for i in heads for m in prompts.missing_memories(prompts.interactions[i])},

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import GateRefused, StoreError
+from ..memory.conversations import answered_since
 from ..memory.store import MemoryStore
 from ..memory.types import Interaction, Satisfaction
 from . import dataset
@@ -88,9 +89,12 @@ def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:
     parents: list[Adapter] = []
     while (parents[-1] if parents else adapter).parent_id:
         parents.append(registry.adapter((parents[-1] if parents else adapter).parent_id or ""))
-    rows, wanted = registry.snapshot_rows(adapter.snapshot_id), registry.sources(adapter.snapshot_id)
+    rows, named = registry.snapshot_rows(adapter.snapshot_id), registry.sources(adapter.snapshot_id)
     taught = {i for row in rows if row["part"] != "held_out" for i in row["interaction_ids"]}
-    held = [i for i in store.interactions() if i.id in wanted]
+    interactions = list(store.interactions())
+    ids_now = answered_since(named | taught, interactions)
+    wanted, taught = ({ids_now.get(i, i) for i in ids} for ids in (named, taught))
+    held = [i for i in interactions if i.id in wanted]
     return Lineage(
         adapter=adapter,
         parents=tuple(parents),
@@ -117,20 +121,17 @@ def verify(store: MemoryStore, registry: Registry) -> list[str]:
 def _bad_snapshots(store: MemoryStore, registry: Registry) -> list[str]:
     """Snapshots that no longer hash to their id though nothing they are made of was forgotten on record."""
     tainted = registry.tainted()
-    excused = {a.snapshot_id for a in registry.adapters() if a.id in tainted}
+    adapters = registry.adapters()
+    trained_on = {a.snapshot_id for a in adapters} - {a.snapshot_id for a in adapters if a.id in tainted}
     found: list[str] = []
-    for snapshot_id in registry.snapshot_ids():
+    for snapshot_id in filter(trained_on.__contains__, registry.snapshot_ids()):
         try:
             derived = dataset.from_rows(store, registry.snapshot_rows(snapshot_id)).id
         except StoreError as error:
             derived = str(error)
-        if derived != snapshot_id and snapshot_id not in excused and _has_adapter(registry, snapshot_id):
+        if derived != snapshot_id:
             found.append(f"snapshot {snapshot_id} re-derives as {derived}")
     return found
-
-
-def _has_adapter(registry: Registry, snapshot_id: str) -> bool:
-    return any(a.snapshot_id == snapshot_id for a in registry.adapters())
 
 
 def _bad_adapters(registry: Registry) -> list[str]:

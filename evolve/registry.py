@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -237,6 +238,8 @@ class Registry:
 
     def adapter(self, adapter_id: str) -> Adapter:
         """By id or by an unambiguous prefix of it."""
+        if not adapter_id:
+            raise NotFound("an empty id names no adapter; see `nightschool adapters list`")
         with self.database.reading() as session:
             prefix = adapter_id.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
             rows = session.scalars(select(AdapterRow).where(AdapterRow.id.like(prefix, escape="\\"))).all()
@@ -336,14 +339,18 @@ class Registry:
         """What served before that adapter was first deployed and may still serve; None is the base."""
         with self.database.reading() as session:
             first = select(func.min(DeploymentRow.id)).where(DeploymentRow.adapter_id == adapter_id)
-            earlier = select(DeploymentRow).where(DeploymentRow.id < first.scalar_subquery())
-            tainted = self.tainted()
-            for row in session.scalars(earlier.order_by(DeploymentRow.id.desc())):
-                if row.adapter_id is None:
-                    return None
-                if row.adapter_id not in tainted:
-                    return self.adapter(row.adapter_id)
-        return None
+            earlier = select(DeploymentRow.adapter_id).where(DeploymentRow.id < first.scalar_subquery())
+            ids = list(dict.fromkeys(session.scalars(earlier.order_by(DeploymentRow.id.desc()))))
+        served = takewhile(lambda found: found is not None, ids)  # before the base, nothing is gone back to
+        return next((a for a in map(self.adapter, filter(None, served)) if self._servable(a)), None)
+
+    def _servable(self, adapter: Adapter) -> bool:
+        """Whether `promote` would take it: what served once may have been rejected since, tainted or damaged."""
+        try:
+            self._require_servable(adapter)
+        except GateRefused:
+            return False
+        return True
 
     def deployments(self) -> list[dict[str, Any]]:
         """Every switch of the alias, oldest first."""

@@ -6,7 +6,7 @@ same conversation gives the same ids, and a conversation that is held can be ext
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import NamedTuple, get_args
@@ -109,6 +109,21 @@ def messages_of(interactions: Iterable[Interaction]) -> list[Message]:
 
 
 # -- cutting and growing ---
+
+
+def answered_since(ids: Set[str], interactions: Collection[Interaction]) -> dict[str, str]:
+    """What `interactions` go by now that had one of these `ids` before they were answered.
+
+    What takes the place of an unanswered turn begins with its words, so that the former id derives from the later turn.
+    """
+    missing = ids - {i.id for i in interactions}
+    return {old: i.id for i in interactions for old in _unanswered(i) if old in missing} if missing else {}
+
+
+def _unanswered(interaction: Interaction) -> Iterator[str]:
+    owner = Owner(interaction.user_id, interaction.agent_id, interaction.session_id)
+    for end in range(1, len(interaction.turn) + 1):
+        yield interaction_id(owner, interaction.position, interaction.turn[:end], "")
 
 
 def interactions_of(conversation: Conversation) -> list[tuple[Interaction, Review | None]]:

@@ -2,13 +2,14 @@
 
 The invariant: a record becomes a whole conversation or an InputError that names the field and what kind of value it
 has, never the words of a message. Keys that are not known are left alone, since every exporter adds its own; but one
-that reads like a mistyped rating, correction, comment or event is an error, so that no feedback is lost in silence.
+that reads like a mistyped rating, correction, comment or event is an error, so that no feedback is lost in silence, and
+so is one that reads like the owner or the time where those are not given, so that no people are mixed in silence.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any
@@ -26,6 +27,13 @@ ROLES_HERE: dict[str, Role] = {
 }
 REVIEW_KEYS = ("rating", "correction", "comment", "event")
 MISTYPED = 0.8  # how alike a key has to be to one of those, as difflib reckons
+OWNER_KEYS, TIME_KEYS = ("user_id", "agent_id", "session_id"), ("created_utc",)
+MISNAMED = 0.83  # the same for these, without case and underscores; `used` and `sessions` are less alike
+OTHER_NAMES = {
+    **{"user": "user_id", "username": "user_id", "agent": "agent_id", "session": "session_id"},
+    **dict.fromkeys(("createdat", "timestamp"), "created_utc"),
+}
+AHEAD = 86_400.0  # seconds that the clock of another machine may be ahead of the one here
 # What ChatGPT shows to nobody, or keeps beside the talk.
 NOT_SAID = {"thoughts", "reasoning_recap", "user_editable_context", "model_editable_context"}
 
@@ -51,14 +59,15 @@ def _from_chat(record: dict[str, Any], key: str, now: float) -> Conversation:
     given = record[key]
     if not isinstance(given, list) or not given:
         raise InputError(f"{key} is {_kind(given)}, not a list with messages in it")
-    began = _time(record, now)
+    _require_no_misnamed(record, (*OWNER_KEYS, *TIME_KEYS))
+    began = _time(record, now, now)
     messages: list[Message] = []
     times: list[float] = []
     reviews: dict[int, Review] = {}
     for i, message in enumerate(given):
         try:
             messages.append(_message(message))
-            times.append(_time(message, began))
+            times.append(_time(message, began, now))
         except InputError as error:
             raise InputError(f"{key}[{i}].{error}") from None
         if any(message.get(name) is not None for name in REVIEW_KEYS):
@@ -74,6 +83,7 @@ def _message(message: object) -> Message:
     if not isinstance(role, str) or role not in ROLES_HERE:
         raise InputError(f"{role_key} is {_kind(role)}, not one of {', '.join(ROLES_HERE)}")
     _require_no_mistyped(message)
+    _require_no_misnamed(message, TIME_KEYS)
     return {"role": ROLES_HERE[role], "content": _content(message)}
 
 
@@ -82,6 +92,22 @@ def _require_no_mistyped(message: dict[str, Any]) -> None:
         meant = get_close_matches(key, REVIEW_KEYS, n=1, cutoff=MISTYPED)
         if meant and key not in REVIEW_KEYS and isinstance(value, str | int | float):
             raise InputError(f"{key} is no key known here; did you mean {meant[0]}? Else give it another name")
+
+
+def _require_no_misnamed(record: dict[str, Any], keys: Sequence[str]) -> None:
+    """No other name of one of these `keys` that is not given, with a value that could be meant for it."""
+    for key, value in record.items():
+        meant = _meant(key, keys)
+        if meant and record.get(meant) is None and value is not None and not isinstance(value, bool | list):
+            raise InputError(f"{key} is no key known here; did you mean {meant}? Else give it another name")
+
+
+def _meant(key: str, keys: Sequence[str]) -> str | None:
+    bare = "".join(filter(str.isalnum, key)).casefold()
+    named = {name.replace("_", ""): name for name in keys}
+    close = get_close_matches(bare, named, n=1, cutoff=MISNAMED)
+    meant = named[close[0]] if close else OTHER_NAMES.get(bare)
+    return meant if meant in keys else None
 
 
 def _content(message: dict[str, Any]) -> str:
@@ -131,7 +157,8 @@ def _part(where: str, part: object) -> str:
 
 
 def _from_chatgpt(record: dict[str, Any], now: float) -> Conversation | None:
-    began = _time(record, now, "create_time")
+    _require_no_misnamed(record, OWNER_KEYS)
+    began = _time(record, now, now, "create_time")
     messages: list[Message] = []
     times: list[float] = []
     for node in _branch(record):
@@ -141,7 +168,7 @@ def _from_chatgpt(record: dict[str, Any], now: float) -> Conversation | None:
         said = _chatgpt_message(message)
         if said is not None:
             messages.append(said)
-            times.append(_time(message, began, "create_time"))
+            times.append(_time(message, began, now, "create_time"))
     if not messages:
         return None
     named = record.get("conversation_id") or record.get("id")
@@ -201,17 +228,29 @@ def _name(record: dict[str, Any], key: str) -> str:
     return str(value)
 
 
-def _time(record: dict[str, Any], default: float, key: str = "created_utc") -> float:
+def _time(record: dict[str, Any], default: float, now: float, key: str = "created_utc") -> float:
     value = record.get(key)
     if value is None:
         return default
     if isinstance(value, str):
-        try:
-            read = datetime.fromisoformat(value)
-        except ValueError:
-            raise InputError(f"{key} is text that is no ISO date") from None
-        return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
-    return checked_time(key, value)
+        time, shown, hint = _from_iso(key, value), "a date", ""
+    else:
+        time, shown, hint = (
+            checked_time(key, value),
+            str(value),
+            "; it is in seconds since 1970: are these milliseconds?",
+        )
+    if time > now + AHEAD:
+        raise InputError(f"{key} is {shown[:40]}, more than a day ahead of the clock of this machine{hint}")
+    return time
+
+
+def _from_iso(key: str, value: str) -> float:
+    try:
+        read = datetime.fromisoformat(value)
+    except ValueError:
+        raise InputError(f"{key} is text that is no ISO date") from None
+    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
 
 
 def _kind(value: object) -> str:

@@ -1,5 +1,10 @@
 """What disagrees in a store. The invariant that it checks: every id re-derives from its content, every reference leads
-somewhere, and SQL and the index hold the same memories."""
+somewhere, and SQL and the index hold the same memories.
+
+Not covered, since no id is made of them: which adapter answered, what it was shown, times, and where a note was made.
+An import brings answers of adapters that were never here, and what a reply was shown may have been forgotten, so that
+an id which leads nowhere is no disagreement; `audit why` names it.
+"""
 
 from __future__ import annotations
 

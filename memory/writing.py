@@ -188,10 +188,14 @@ def _follow_shown(session: Session, gone: Interaction, successor: str) -> None:
 
 
 def _follow_snapshots(session: Session, replaced: Mapping[str, str]) -> None:
-    """Forgetting a turn finds the snapshots that were made of it before it was answered."""
+    """Forgetting a turn finds the snapshots that were made of it before it was answered.
+
+    Their rows keep the id that it had, since they are hashed: `answered_since` finds the turn by it.
+    """
     old = select(SnapshotSourceRow).where(SnapshotSourceRow.interaction_id.in_(replaced))
     for row in session.scalars(old).all():
         session.merge(SnapshotSourceRow(snapshot_id=row.snapshot_id, interaction_id=replaced[row.interaction_id]))
+        session.delete(row)
 
 
 def check_shown(session: Session, last: Interaction | None, after: Sequence[str], memory_ids: Sequence[str]) -> None:

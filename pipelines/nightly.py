@@ -130,11 +130,12 @@ def _gather(
     rows = dataset.to_rows(snapshot)
     registry.add_snapshot(snapshot, rows)
     try:
-        dataset.from_rows(store, rows)  # what is forgotten from now on finds the snapshot, and taints what it teaches
+        # what is forgotten from now on finds the snapshot, and taints what it teaches, but not by an id of before
+        dataset.from_rows(store, rows, follow=False)
     except NotFound:
         if tries == 1:
             raise
-        progress("something was forgotten meanwhile: reading again")
+        progress("something was forgotten or answered meanwhile: reading again")
         return _gather(store, registry, engine, settings, progress, tries - 1)
     counts = ", ".join(f"{len(getattr(snapshot, part))} {part}" for part in ("examples", "pairs", "thumbs", "held_out"))
     progress(f"snapshot {snapshot.id}: {counts.replace('_', ' ')}")

@@ -110,7 +110,7 @@ class World:
 
     def load(self, rows: list[dict[str, object]]) -> Snapshot:
         corrections = {f.id: f.correction or "" for given in self.feedback.values() for f in given}
-        return resolve(rows, Prompts(self.interactions, self.memories), corrections)
+        return resolve(rows, Prompts(self.interactions, self.memories), corrections, {})
 
 
 def reasons(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:

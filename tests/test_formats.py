@@ -10,7 +10,7 @@ from nightschool.errors import InputError
 from nightschool.memory.conversations import Owner, Review
 from nightschool.memory.formats import conversation_of
 
-NOW = 1_700_000_000.0
+NOW = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
 HI = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
 
@@ -212,6 +212,17 @@ def test_circle_of_parents_ends():
         ({"messages": [HI[0], HI[1] | {"ratng": 1}]}, "messages[1].ratng is no key known here; did you mean rating?"),
         ({"messages": [HI[0], HI[1] | {"comments": "x"}]}, "did you mean comment? Else give it another name"),
         ({"messages": HI, "created_utc": True}, "created_utc is not a finite number"),
+        ({"messages": HI, "created_utc": 1735603600000}, "created_utc is 1735603600000, more than a day ahead of the"),
+        ({"messages": HI, "created_utc": 1735603600000}, "seconds since 1970: are these milliseconds?"),
+        ({"messages": [HI[0], HI[1] | {"created_utc": 1e300}]}, "messages[1].created_utc is 1e+300, more than a day"),
+        ({"messages": HI, "created_utc": "2925-01-01"}, "created_utc is a date, more than a day ahead of the clock"),
+        (chatgpt(spoken("user", "hi"), create_time=NOW * 1000), "create_time is 1735689600000.0, more than a day"),
+        (chatgpt(spoken("user", "hi", create_time=NOW * 1000)), "are these milliseconds?"),
+        (chatgpt(spoken("user", "hi"), user="ann"), "user is no key known here; did you mean user_id? Else"),
+        (
+            {"messages": [HI[0] | {"timestamp": 5}]},
+            "messages[0].timestamp is no key known here; did you mean created_u",
+        ),
         ({"messages": HI, "user_id": ["a"]}, "user_id is a list of 1, not text"),
         ({"messages": HI, "session_id": True}, "session_id is true, not text"),
         ({"mapping": 5}, "mapping is 5, not an object"),
@@ -226,6 +237,35 @@ def test_refusal_names_the_field_and_the_kind_of_its_value(record, reason):
     with pytest.raises(InputError) as raised:
         read(record)
     assert reason in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *((key, "user_id") for key in ("userid", "user", "userId", "User-ID", "user_id ", "usr_id", "username")),
+        *((key, "agent_id") for key in ("agent", "agentId", "agents_id")),
+        *((key, "session_id") for key in ("session", "sessionid", "sesion_id")),
+        *((key, "created_utc") for key in ("created_at", "createdAt", "timestamp", "create_utc", "created_utc_ms")),
+    ],
+)
+def test_mistyped_owner_or_time_is_refused_unless_the_right_one_is_given(key, meant):
+    with pytest.raises(InputError) as raised:
+        read({"messages": HI, key: "2024-01-02"})
+    assert str(raised.value) == f"{key} is no key known here; did you mean {meant}? Else give it another name"
+    assert read({"messages": HI, key: "x", meant: "2024-01-02"}).messages == tuple(HI)
+
+
+def test_keys_that_no_owner_and_no_time_is_lost_by_are_left_alone():
+    named = {"id": "a", "conversation_id": "b", "name": "c", "created": 1, "updated_at": 2, "used": 3, "sessions": 4}
+    open_ai = {"object": "chat.completion", "model": "x", "agentic": True, "users": ["ann"], "user": None}
+    message = HI[1] | {"name": "ann", "user": "ann", "session": "s", "update_time": 5}
+    assert read({"messages": [HI[0], message]} | named | open_ai).owner.user_id == "default"
+    exported = {"create_time": 1.0, "update_time": 2.0, "timestamp": 3, "is_archived": False, "gizmo_id": None}
+    assert read(chatgpt(spoken("user", "hi"), **exported)).created_utc == (1.0,)
+
+
+def test_time_of_a_clock_that_is_a_little_ahead_is_kept():
+    assert read({"messages": HI, "created_utc": NOW + 80_000}).created_utc == (NOW + 80_000,) * 2
 
 
 KEYS = st.sampled_from(

@@ -99,7 +99,7 @@ def test_array_goes_in_up_to_its_broken_element(quick_store, tmp_path):
 
 
 def test_rating_that_changed_in_a_later_file_is_the_latest(quick_store, tmp_path, clock):
-    at = "2026-01-05T09:00:00Z"
+    at = "2023-01-05T09:00:00Z"
     for rating in (1, -1, 1, -1):  # and an older file again changes nothing
         brought(quick_store, lines(tmp_path / "a.jsonl", chat("hi", "hello", rating=rating, created_utc=at)))
         clock.now += 60

@@ -1,6 +1,7 @@
 """The README's example runs, its map is the tree, and its commands exist."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 from nightschool.interfaces.cli import app
@@ -27,7 +28,7 @@ def test_example_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys) -> None:
 def test_line_to_import_is_taken(store: MemoryStore, tmp_path: Path) -> None:
     line = " ".join(block("json").split("\n"))
     (tmp_path / "in.jsonl").write_text(line + "\n")
-    report = import_files(store, [tmp_path / "in.jsonl"], now=0.0)
+    report = import_files(store, [tmp_path / "in.jsonl"], now=datetime(2026, 1, 6, tzinfo=UTC).timestamp())
     assert (report.errors, report.interactions_new, report.feedback_new) == ((), 1, 1)
 
 

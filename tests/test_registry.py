@@ -1,7 +1,7 @@
 """The registry over a real database, with folders that hold made-up weights."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -123,6 +123,33 @@ def test_rollback_passes_over_tainted_adapters(registry: Registry) -> None:
     assert registry.rollback() == one
 
 
+@pytest.mark.parametrize("back", [Registry.rollback, Registry.withdraw_tainted])
+def test_what_was_rejected_since_or_is_damaged_never_comes_back(
+    registry: Registry, back: Callable[[Registry], Adapter | None]
+) -> None:
+    one, two, three, live = (promoted(registry, w) for w in (b"one", b"two", b"three", b"four"))
+    judged(registry, three, accepted=False)
+    (two.path / WEIGHTS).write_bytes(b"twi")
+    if back is Registry.withdraw_tainted:
+        registry.taint(live.id, "a turn was forgotten")
+    assert back(registry) == one == registry.live()
+
+
+def test_base_serves_where_all_that_served_before_was_rejected_since(registry: Registry) -> None:
+    one, two = promoted(registry, b"one"), promoted(registry, b"two")
+    judged(registry, one, accepted=False)
+    registry.taint(two.id, "a turn was forgotten")
+    assert registry.withdraw_tainted() is None
+    assert registry.deployments()[-1]["adapter_id"] is None
+
+
+def test_what_served_before_the_base_is_not_gone_back_to(registry: Registry) -> None:
+    promoted(registry, b"one")
+    registry.rollback()
+    promoted(registry, b"two")
+    assert registry.rollback() is None
+
+
 def test_lost_or_changed_config_is_refused_and_the_same_weights_heal_it(registry: Registry) -> None:
     def made() -> Adapter:
         folder = registry.building()
@@ -166,6 +193,8 @@ def test_unknown_and_ambiguous_ids_are_named(registry: Registry) -> None:
         registry.adapter("b2:")
     with pytest.raises(NotFound, match="no adapter with id %"):
         registry.adapter("%")
+    with pytest.raises(NotFound, match="an empty id names no adapter"):
+        registry.promote("")
     with pytest.raises(NotFound, match="no snapshot b2:0"):
         registry.snapshot_rows("b2:0")
     with pytest.raises(NotFound, match="no cycle x"):

@@ -1,0 +1,85 @@
+"""A snapshot of a real store, an adapter of made-up weights that it taught, and what is told of it later."""
+
+from __future__ import annotations
+
+import pytest
+from nightschool.errors import NotFound
+from nightschool.evolve.dataset import freeze, from_rows, to_rows
+from nightschool.evolve.lineage import lineage, verify
+from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.types import Adapter
+from nightschool.memory.conversations import Conversation, Owner
+from nightschool.memory.store import MemoryStore
+
+ASKED = "How do I patch a flat tyre?"
+SAID = [("user", ASKED), ("assistant", "Clean it and glue a patch on."), ("user", "Thanks, that worked perfectly!")]
+
+
+def told(store: MemoryStore, *more: tuple[str, str]) -> None:
+    messages = tuple({"role": role, "content": content} for role, content in (*SAID, *more))
+    store.record_many([Conversation(Owner("ann", "", "s"), messages, (1.0,) * len(messages))])
+
+
+@pytest.fixture
+def registry(quick_store: MemoryStore) -> Registry:
+    return Registry(quick_store.database, quick_store.settings.home / "adapters", quick_store.clock)
+
+
+@pytest.fixture
+def taught(quick_store: MemoryStore, registry: Registry) -> Adapter:
+    """By a reply whose thanks were not answered yet."""
+    told(quick_store)
+    snapshot = freeze(quick_store, quick_store.settings, now=quick_store.clock())
+    rows = (*snapshot.examples, *snapshot.held_out)
+    assert [len(row.interaction_ids) for row in rows] == [2]  # the reply and the thanks
+    registry.add_snapshot(snapshot, to_rows(snapshot))
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(b"one")
+    facts = {"base_id": "base", "snapshot_id": snapshot.id, "parent_id": None, "details": {}}
+    adapter = seal(folder, phase="sft", created_utc=1.0, **facts)
+    registry.add(adapter)
+    return adapter
+
+
+@pytest.mark.parametrize("how", ["recorded", "imported", "said more, then answered"])
+def test_reaction_that_is_answered_later_leaves_what_it_taught_sound_and_nothing_forgotten(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter, how: str
+) -> None:
+    if how == "imported":
+        told(quick_store, ("assistant", "You are welcome."))
+    else:
+        turn = [{"role": "tool", "content": "clock: 12"}]
+        if how != "recorded":
+            told(quick_store, ("user", "And a slow one?"))
+            turn = [{"role": "user", "content": "Hello?"}]
+        quick_store.record(turn, "You are welcome.", user_id="ann", session_id="s")
+    assert verify(quick_store, registry) == []
+    found = lineage(quick_store, registry, taught.id)
+    assert found.forgotten == ()
+    told_of = {i for source in (*found.sources, *found.held_out) for i in source.interaction_ids}
+    assert told_of == {i.id for i in quick_store.interactions()}
+
+
+def test_forgetting_the_answered_reaction_reaches_what_it_taught_before(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter
+) -> None:
+    told(quick_store, ("assistant", "You are welcome."))
+    reaction = next(i.id for i in quick_store.interactions() if i.text != ASKED)
+    plan = quick_store.forget(interaction_ids=[reaction])
+    assert plan.tainted_snapshots == (taught.snapshot_id,)
+    quick_store.forget_apply(plan)
+    assert taught.id in registry.tainted()
+    assert lineage(quick_store, registry, taught.id).forgotten == (reaction,)
+    assert verify(quick_store, registry) == []
+    with pytest.raises(NotFound, match="made of what is forgotten now: interaction"):
+        from_rows(quick_store, registry.snapshot_rows(taught.snapshot_id))
+
+
+def test_what_is_just_frozen_is_not_followed_to_turns_that_forgetting_would_not_find_it_by(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter
+) -> None:
+    told(quick_store, ("assistant", "You are welcome."))
+    rows = registry.snapshot_rows(taught.snapshot_id)
+    assert from_rows(quick_store, rows).id == taught.snapshot_id
+    with pytest.raises(NotFound):
+        from_rows(quick_store, rows, follow=False)
