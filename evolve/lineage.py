@@ -52,7 +52,8 @@ class Lineage:
 class Why:
     """Why an answer came out as it did, and how it was met.
 
-    `lineage` is None where the base answered, or an adapter of another home, which `interaction` names.
+    `lineage` is None where the base answered, something else did, or an adapter of another home, which `interaction`
+    names.
     """
 
     interaction: Interaction

@@ -87,7 +87,13 @@ def init(home: Home = None) -> None:
 
 
 @app.command("import")
-def import_(files: list[Path], home: Home = None, as_json: AsJson = False) -> None:
+def import_(
+    files: list[Path],
+    home: Home = None,
+    user: Annotated[str, typer.Option("--user", help="Whose the conversations are that name no user.")] = "default",
+    agent: Annotated[str, typer.Option("--agent", help="With which agent, where they name none.")] = "",
+    as_json: AsJson = False,
+) -> None:
     """Read conversations: OpenAI chat lines (with ratings), ShareGPT, or a ChatGPT export. Twice changes nothing."""
     from ..memory.importer import import_files
 
@@ -97,6 +103,8 @@ def import_(files: list[Path], home: Home = None, as_json: AsJson = False) -> No
             nightschool.store,
             files,
             now=nightschool.store.clock(),
+            user_id=user,
+            agent_id=agent,
             progress=lambda n: status.update(f"{n} conversations"),
         )
     lines = [

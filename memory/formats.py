@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any
@@ -38,10 +39,20 @@ AHEAD = 86_400.0  # seconds that the clock of another machine may be ahead of th
 NOT_SAID = {"thoughts", "reasoning_recap", "user_editable_context", "model_editable_context"}
 
 
-def conversation_of(record: object, now: float) -> Conversation | None:
-    """The conversation in one JSON value; None if it is a ChatGPT conversation in which nothing was said."""
+def conversation_of(record: object, now: float, user_id: str = DEFAULT_USER, agent_id: str = "") -> Conversation | None:
+    """The conversation in one JSON value; None if it is a ChatGPT conversation in which nothing was said.
+
+    It belongs to `user_id` and `agent_id` where it names none.
+    """
     if not isinstance(record, dict):
         raise InputError(f"the record is {_kind(record)}, not an object")
+    if (made := _read(record, now)) is None:
+        return None
+    named = {"user_id": _name(record, "user_id") or user_id, "agent_id": _name(record, "agent_id") or agent_id}
+    return replace(made, owner=made.owner._replace(**named))
+
+
+def _read(record: dict[str, Any], now: float) -> Conversation | None:
     if "mapping" in record:
         return _from_chatgpt(record, now)
     for key in ("messages", "conversations"):
@@ -171,8 +182,7 @@ def _from_chatgpt(record: dict[str, Any], now: float) -> Conversation | None:
             times.append(_time(message, began, now, "create_time"))
     if not messages:
         return None
-    named = record.get("conversation_id") or record.get("id")
-    return _conversation({"session_id": named, **record}, messages, times, {})
+    return _conversation(record, messages, times, {})
 
 
 def _branch(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -213,9 +223,10 @@ def _chatgpt_message(message: dict[str, Any]) -> Message | None:
 def _conversation(
     record: dict[str, Any], messages: list[Message], times: list[float], reviews: dict[int, Review]
 ) -> Conversation:
-    user_id = _name(record, "user_id") or DEFAULT_USER
-    session_id = _name(record, "session_id") or content_id(messages)
-    owner = Owner(user_id, _name(record, "agent_id"), session_id)
+    """Its session is named by the file; or by its words, and its time where it has one: the same may be said again."""
+    named = next(filter(None, (_name(record, key) for key in ("session_id", "conversation_id", "id"))), "")
+    dated = record.get("created_utc")
+    owner = Owner(DEFAULT_USER, "", named or content_id(messages if dated is None else [messages, dated]))
     return Conversation(owner, tuple(messages), tuple(times), reviews)
 
 

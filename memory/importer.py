@@ -16,6 +16,7 @@ from ..errors import InputError
 from .conversations import Conversation
 from .formats import conversation_of
 from .store import MemoryStore
+from .types import DEFAULT_USER
 
 CONVERSATIONS_A_BATCH = 500
 CUT = "; the line ends in the middle, and a conversation is one line, or an element of an array"
@@ -53,27 +54,32 @@ def import_files(
     paths: Iterable[Path | str],
     *,
     now: float,
+    user_id: str = DEFAULT_USER,
+    agent_id: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> ImportReport:
-    """Bring in every file. `now` is the time of what has none; `progress` is told how many conversations are in."""
+    """Bring in every file. `now` is the time of what has none, `user_id` and `agent_id` whose it is where it names
+    nobody; `progress` is told how many conversations are in."""
     files = [Path(path) for path in paths]
     if missing := [str(path) for path in files if not path.is_file()]:
         raise InputError(f"no such file: {', '.join(missing)}; nothing was brought in")
     report = ImportReport(0, 0, 0, 0, ())
     records = (record for path in files for record in _records(path))
     while batch := list(islice(records, CONVERSATIONS_A_BATCH)):
-        report = _with_batch(report, store, batch, now)
+        report = _with_batch(report, store, batch, (now, user_id, agent_id))
         if progress is not None:
             progress(report.conversations)
     return report
 
 
-def _with_batch(report: ImportReport, store: MemoryStore, batch: Sequence[_Record], now: float) -> ImportReport:
+def _with_batch(
+    report: ImportReport, store: MemoryStore, batch: Sequence[_Record], given: tuple[float, str, str]
+) -> ImportReport:
     conversations: dict[int, Conversation] = {}
     errors: dict[int, InputError] = {}
     for i, record in enumerate(batch):
         try:
-            conversation = _read(record, now)
+            conversation = _read(record, given)
         except InputError as error:
             errors[i] = error
             continue
@@ -93,10 +99,10 @@ def _with_batch(report: ImportReport, store: MemoryStore, batch: Sequence[_Recor
     )
 
 
-def _read(record: _Record, now: float) -> Conversation | None:
+def _read(record: _Record, given: tuple[float, str, str]) -> Conversation | None:
     if record.error is not None:
         raise InputError(record.error)
-    return conversation_of(record.value, now)
+    return conversation_of(record.value, *given)
 
 
 def _records(path: Path) -> Iterator[_Record]:
