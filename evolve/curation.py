@@ -20,8 +20,10 @@ from .privacy import mask
 from .prompts import Prompts
 from .types import Prompt
 
-CURATION = 2  # the version; a snapshot is read back with its own
-MASKED, BOUNDED = 1, 2  # from which on text is masked, and a prompt reaches back so many turns (`prompts.REACH`)
+CURATION = 3  # the version; a snapshot is read back with its own
+# From which on text is masked, a prompt reaches back so many turns (`prompts.REACH`), and a password is masked whatever
+# it is made of.
+MASKED, BOUNDED, PLAIN = 1, 2, 3
 
 MAX_CHARACTERS = 16_000
 LOOP_WORDS, LOOP_DISTINCT = 40, 0.15  # so many words, and so few of them different: it goes round in circles
@@ -108,6 +110,6 @@ def as_taught(version: int, prompt: Prompt, words: Mapping[str, str]) -> dict[st
     """The prompt and the answers of one row in the words of that version of the curation."""
     if version < MASKED:
         return {"prompt": prompt, **words}
-    masked = mask([*(m["content"] for m in prompt), *words.values()])
+    masked = mask([*(m["content"] for m in prompt), *words.values()], plain=version >= PLAIN)
     messages = tuple(Message(role=m["role"], content=masked[i]) for i, m in enumerate(prompt))
     return {"prompt": messages, **dict(zip(words, masked[len(prompt) :], strict=True))}

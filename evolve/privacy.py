@@ -5,7 +5,8 @@ library whose next version would mask otherwise. In one row a value has one mask
 address `<EMAIL_2>`. The invariant: masking is a function of the row's words alone, so that a snapshot masks to the same
 words, and the same id, whenever it is read back.
 
-Covered: e-mail and IP addresses, URLs, phone and card numbers, IBANs, US social security numbers, passwords and keys.
+Covered: e-mail and IP addresses, URLs, phone and card numbers, IBANs, US social security numbers, passwords and keys
+(of passwords, what `passwords` covers).
 Not covered, since no pattern tells them from other words: names of people, organisations and places, streets, ages,
 dates, titles, nationalities, postal codes, driving licences.
 """
@@ -16,6 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from ipaddress import ip_address
+
+from .passwords import passwords
 
 Span = tuple[int, int, str]  # start, end, kind
 Check = Callable[[re.Match[str]], bool]
@@ -136,27 +139,37 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], Check], ...] = (
 MASK = re.compile(rf"<(?:{'|'.join(sorted({kind for kind, *_ in _PATTERNS}))})(?:_\d+)?>")
 
 
-def spans(text: str) -> list[Span]:
-    """The personal data and secrets in `text`, in order, without overlaps."""
+def spans(text: str, *, plain: bool = True) -> list[Span]:
+    """The personal data and secrets in `text`, in order, without overlaps; `plain` as for `mask`."""
     taken: list[Span] = []
     claimed = bytearray(len(text))
-    for kind, pattern, check in _PATTERNS:
-        for match in pattern.finditer(text):
-            start, end = match.span("value" if "value" in pattern.groupindex else 0)
-            if check(match) and not any(claimed[start:end]):
-                claimed[start:end] = b"\1" * (end - start)
-                taken.append((start, end, kind))
+    for start, end, kind in _proposed(text, plain):
+        if not any(claimed[start:end]):
+            claimed[start:end] = b"\1" * (end - start)
+            taken.append((start, end, kind))
     return sorted(taken)
 
 
-def mask(texts: Iterable[str]) -> list[str]:
-    """The texts of one row, masked; a value that stands in several of them has the same mask in all."""
+def _proposed(text: str, plain: bool) -> Iterator[Span]:
+    for kind, pattern, check in _PATTERNS:
+        for match in pattern.finditer(text):
+            if check(match):
+                yield *match.span("value" if "value" in pattern.groupindex else 0), kind
+    if plain:
+        yield from ((start, end, "SECRET") for start, end in passwords(text))
+
+
+def mask(texts: Iterable[str], *, plain: bool = True) -> list[str]:
+    """The texts of one row, masked; a value that stands in several of them has the same mask in all.
+
+    Without `plain` a password is known by its digits alone, as it was in older versions of the curation.
+    """
     masks: dict[tuple[str, str], str] = {}
     counts: dict[str, int] = {}
 
     def masked(text: str) -> Iterator[str]:
         at = 0
-        for start, end, kind in _spans(text):
+        for start, end, kind in _spans(text, plain):
             value = kind, _canonical(text[start:end])
             if value not in masks:
                 counts[kind] = counts.get(kind, 0) + 1
@@ -181,5 +194,5 @@ def _canonical(value: str) -> str:
 
 
 @lru_cache(maxsize=4096)  # the turns of a session stand in every prompt after them
-def _spans(text: str) -> tuple[Span, ...]:
-    return tuple(spans(text))
+def _spans(text: str, plain: bool) -> tuple[Span, ...]:
+    return tuple(spans(text, plain=plain))

@@ -1,5 +1,5 @@
 import pytest
-from nightschool.evolve.curation import CURATION, as_taught, fault
+from nightschool.evolve.curation import BOUNDED, CURATION, MASKED, PLAIN, as_taught, fault
 from nightschool.evolve.types import Prompt
 
 PROMPT: Prompt = ({"role": "user", "content": "I am ada@example.org"},)
@@ -29,3 +29,12 @@ def test_a_row_is_masked_as_one_and_version_0_is_as_it_was_said():
         "rejected": "Who are you?",
     }
     assert as_taught(0, PROMPT, words) == {"prompt": PROMPT, **words}
+
+
+@pytest.mark.parametrize("version", [MASKED, BOUNDED])
+def test_older_versions_know_a_password_by_its_digits_alone(version: int):
+    prompt: Prompt = ({"role": "user", "content": "my password is hunter22, his password is hunter"},)
+    older = as_taught(version, prompt, {"completion": "ok"})["prompt"]
+    assert older[0]["content"] == "my password is <SECRET>, his password is hunter"
+    newer = as_taught(PLAIN, prompt, {"completion": "ok"})["prompt"]
+    assert newer[0]["content"] == "my password is <SECRET>, his password is <SECRET_2>"

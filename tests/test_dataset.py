@@ -681,6 +681,16 @@ def test_a_snapshot_from_before_there_were_masks_loads_as_it_was_said():
     assert world.load(old).examples[0].completion == "Hello a@example.org"
 
 
+def test_a_snapshot_from_before_plain_passwords_were_masked_loads_as_it_was_frozen():
+    world = World()
+    world.says("my password is hunter", "your password is hunter", 1.0)
+    snapshot = world.freeze()
+    assert snapshot.examples[0].completion == "your password is <SECRET>"
+    older = world.load([{**row, "curation": 2} for row in to_rows(snapshot)])
+    assert older.examples[0].completion == "your password is hunter" and older.id != snapshot.id
+    assert world.load(to_rows(snapshot)).id == snapshot.id
+
+
 def test_a_snapshot_of_a_later_curation_asks_for_an_upgrade():
     world = World()
     world.says("the bell?", "ten", 1.0)

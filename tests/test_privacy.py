@@ -23,6 +23,21 @@ from nightschool.evolve.privacy import MASK, mask, spans, unasked
         ("SSN 078-05-1120", "SSN <SSN>"),
         ("the password is hunter22!", "the password is <SECRET>"),
         ("API_KEY=abc123def456", "API_KEY=<SECRET>"),
+        ("my password is correcthorsebattery", "my password is <SECRET>"),
+        ("The wifi password for the shop is Sunshine2024!", "The wifi password for the shop is <SECRET>"),
+        ("password: hunter, user: ann", "password: <SECRET>, user: ann"),
+        ('{"password": "correct horse"}', '{"password": "<SECRET>"}'),
+        ("**Passphrase:** hunter.", "**Passphrase:** <SECRET>."),
+        ("my pwd = b'hunter'", "my pwd = b'<SECRET>'"),
+        ("the password was good and is now set to letmein", "the password was good and is now set to letmein"),
+        ("the password is now set to letmein", "the password is now set to <SECRET>"),
+        ("my pin is 4821 and my PIN number: 48 22", "my pin is <SECRET> and my PIN number: <SECRET_2>"),
+        ("change the pin on my account to be 1234", "change the pin on my account to be <SECRET>"),
+        ("change my password to hunter2", "change my password to <SECRET>"),
+        ("my password is ha'penny, thanks", "my password is <SECRET>, thanks"),
+        ("make my pin 1234", "make my pin <SECRET>"),
+        ("my password is ada@example.org", "my password is <EMAIL>"),
+        ("https://example.org/?password=hunter", "<URL>"),
     ],
 )
 def test_personal_data_is_masked_by_its_kind(text: str, masked: str):
@@ -55,6 +70,21 @@ def test_keys_are_masked_whole(secret: str):
         "GB82 WEST 1234 5698 7654 33",
         "version 1.2.3.400 at 10:15:20",
         "the password is forgotten",
+        "my password is wrong, and the new one does not work",
+        "is the password required?",
+        "I forgot my password: what can I do?",
+        "the password is 8 characters long and case-sensitive",
+        "my password is being reset, as the old one is expired",
+        "I forgot my password and my brother is angry",
+        "the password for the shop isn't working",
+        "a password that is secure and easy to remember",
+        "the pin is on the map, the bowling pin is heavy, pin 13 is ground",
+        "i cannot remember what my pin is for my bank of america account",
+        "Password: don't share it. The password is 8-12 characters, what's new?",
+        "change the password to 2 words, and the password to be safe",
+        "Password: ******** (at least 8 characters)",
+        "def login(user: str, password: str, pin: int = 0): password = getpass()",
+        "password=self.password, passphrase=${DB_PASSPHRASE}, pwd = os.environ['PWD'], password = ''",
         "I ride a 28-inch wheel, size 37-622",
     ],
 )
@@ -74,7 +104,28 @@ def test_masking_is_a_function_of_the_words_and_spans_never_overlap(a: str, b: s
     assert all(end <= start for (_, end, _), (start, _, _) in pairwise(found))
 
 
-@pytest.mark.parametrize("piece", ["a", "1", "1 ", "a.b@", "GB12 ", ":a", "password ", "sk-", "www.", "http://", "_"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a",
+        "1",
+        "1 ",
+        "a.b@",
+        "GB12 ",
+        ":a",
+        "password ",
+        "password:",
+        "password is ",
+        "pin to ",
+        "password for a b ",
+        "pin 1 ",
+        'pwd:"',
+        "sk-",
+        "www.",
+        "http://",
+        "_",
+    ],
+)
 def test_a_long_run_of_anything_takes_no_long_time(piece: str):
     start = time.process_time()
     mask([piece * (60_000 // len(piece))])
