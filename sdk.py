@@ -311,11 +311,12 @@ class Assistant:
         )
 
     def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
-        """Erase for good what the plan holds, and take out of service what was trained on it."""
+        """Erase for good what the plan holds, and withdraw what was trained on it, with its weights."""
         try:
             return self.store.forget_apply(plan)
         finally:  # the rows may be gone although their bytes could not be erased yet
             self.registry.withdraw_tainted()
+            self.registry.erase_tainted()
 
 
 def _opened(serving: ServingSettings) -> Engine:

@@ -15,7 +15,7 @@ from ..memory.store import MemoryStore
 from ..memory.types import Interaction, Satisfaction
 from . import dataset
 from .reception import met
-from .registry import Registry, read_adapter
+from .registry import WEIGHTS, Registry, read_adapter
 from .types import Adapter, Verdict
 
 
@@ -137,7 +137,10 @@ def _bad_snapshots(store: MemoryStore, registry: Registry) -> list[str]:
 
 def _bad_adapters(registry: Registry) -> list[str]:
     found: list[str] = []
+    tainted = registry.tainted()
     for adapter in registry.adapters():
+        if adapter.id in tainted and not (adapter.path / WEIGHTS).exists():
+            continue  # erased with what taught them
         try:
             on_disk = read_adapter(adapter.path)
         except GateRefused as error:

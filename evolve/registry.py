@@ -254,6 +254,14 @@ class Registry:
             rows = session.scalars(select(AdapterRow).where(AdapterRow.tainted.is_not(None)))
             return {row.id: row.tainted or "" for row in rows}
 
+    def erase_tainted(self) -> list[str]:
+        """Erase the weights that may know what was forgotten, and say whose; manifests and rows stay, for lineage."""
+        tainted = self.tainted()
+        held = [a for a in self.adapters() if a.id in tainted and (a.path / WEIGHTS).exists()]
+        for adapter in held:
+            (adapter.path / WEIGHTS).unlink(missing_ok=True)
+        return [adapter.id for adapter in held]
+
     def taint(self, adapter_id: str, reason: str) -> None:
         with self.database.writing() as session:
             session.execute(update(AdapterRow).where(AdapterRow.id == adapter_id).values(tainted=reason))

@@ -108,7 +108,7 @@ def forget(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Erase for good: shows what would go, with a token that erases just that. What was trained on it is withdrawn."""
+    """Erase for good: shows what would go, with a token that erases just that, and weights that were trained on it."""
     if all(given is None for given in (user, session, ids or None, query, older_than)):
         raise InputError("forget what? give --user, --session, --id, --query or --older-than")
     if apply is not None and not apply.strip():
@@ -149,7 +149,7 @@ def _receipt_lines(receipt: ForgetReceipt) -> list[str]:
     lines = [f"erased: {r.interactions} turns, {r.memories} memories, {r.feedback} ratings, {len(r.exports)} exports"]
     lines += [f"erased: {name}; `nightschool memory export` makes a new one" for name in r.exports]
     lines += [f"tainted: snapshot {i}, which keeps its ids" for i in r.tainted_snapshots]
-    return lines + [f"tainted: adapter {i}, which may still know it and serves no more" for i in r.tainted_adapters]
+    return lines + [f"tainted: adapter {i}, which serves no more; its weights are erased" for i in r.tainted_adapters]
 
 
 def _seconds(age: str) -> float:

@@ -159,8 +159,7 @@ class ForgetPlan:
 
 @dataclass(frozen=True)
 class ForgetReceipt:
-    """What one `forget` erased, and what was made of it and stays, tainted: snapshots keep the ids, adapters what they
-    learnt, until the next night makes new ones."""
+    """What one `forget` erased, and what was made of it, tainted: snapshots keep the ids, adapters their manifests."""
 
     interactions: int
     memories: int

@@ -39,6 +39,7 @@ def run(
         cycle_id = registry.open_cycle()
         try:
             registry.sweep()
+            registry.erase_tainted()
             _night(cycle_id, store, registry, engine(), settings, progress)
         except BaseException as error:  # an unattended night must record why it ended, whatever it was
             why = f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -71,6 +71,10 @@ def test_forgetting_the_answered_reaction_reaches_what_it_taught_before(
     assert taught.id in registry.tainted()
     assert lineage(quick_store, registry, taught.id).forgotten == (reaction,)
     assert verify(quick_store, registry) == []
+    assert registry.erase_tainted() == [taught.id] and not (taught.path / WEIGHTS).exists()
+    assert registry.erase_tainted() == []
+    assert lineage(quick_store, registry, taught.id).forgotten == (reaction,)
+    assert verify(quick_store, registry) == []
     with pytest.raises(NotFound, match="made of what is forgotten now: interaction"):
         from_rows(quick_store, registry.snapshot_rows(taught.snapshot_id))
 

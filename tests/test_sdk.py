@@ -13,7 +13,7 @@ import nightschool
 import pytest
 from nightschool.content import Message
 from nightschool.errors import InputError, ServingError, StoreError
-from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.embed import Embedder
 from nightschool.memory.store import MemoryStore
@@ -178,6 +178,7 @@ def test_forgetting_withdraws_the_adapter_that_learnt_from_it(assistant: Assista
     receipt = assistant.forget_apply(plan)
     assert receipt.tainted_adapters == (adapter.id,)
     assert assistant.registry.live() is None
+    assert not (adapter.path / WEIGHTS).exists() and adapter.id in (adapter.path / MANIFEST).read_text()
     assert assistant.reply("Hello there").adapter_id is None
 
 
