@@ -7,11 +7,13 @@ returned.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
+from math import inf
 from pathlib import Path
 from threading import BoundedSemaphore, Event, Lock, RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -20,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from .content import Message
 from .errors import InputError, ServingError, StoreError
-from .memory.conversations import checked_owner, checked_text, messages_of
+from .memory.conversations import Owner, checked_owner, checked_text, messages_of
 from .memory.types import (
     DEFAULT_USER,
     REACH,
@@ -48,6 +50,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 log = logging.getLogger("nightschool")
 AT_HAND = 2000  # characters of a session's end that every base has room for, beside notes
+LOOK_S = 0.2  # between two looks whether a reply that waits is still wanted
 MOST_WAITING = 8  # turns of one session, the one that is answered with them
 THREADS = 40  # of `AsyncAssistant` for replies, and as many for all else
 
@@ -144,7 +147,7 @@ class Assistant:
 
         ServingError if the engine has no whole answer after `serving.timeout_seconds`, or an empty one, StoreError if
         what it was shown was forgotten meanwhile; then nothing is recorded. Turns of one session are answered one after
-        another. Where memory cannot be searched, it answers without notes, and the log tells.
+        another. While another process makes the index anew, it answers without notes, and the log tells.
         """
         return self._reply(text, Event(), user_id, agent_id, session_id or self._session_id)
 
@@ -157,7 +160,8 @@ class Assistant:
         serving, owner = self.settings.serving, checked_owner(user_id, agent_id, session)
         turn: list[Message] = [{"role": "user", "content": text}]
         sampling = Sampling(serving.max_tokens, serving.temperature, timeout_s=serving.timeout_seconds)
-        with self._turn_of(*owner):
+        with self._turn_of(owner, dropped):
+            self.store.require_index()  # what could not be recorded is not answered
             earlier = self.store.latest_interactions(*owner, REACH)
             memories = self._known(text, user_id, agent_id, earlier)
             prompt = with_notes([*messages_of(earlier), *turn], [m.text for m in memories])
@@ -165,31 +169,40 @@ class Assistant:
                 (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
             if not answer.strip():
                 raise ServingError(f"{adapter_id or 'the base'} answered nothing, so nothing was recorded; ask again")
-            if dropped.is_set():
-                raise ServingError("the reply was cancelled, so nothing was recorded")
+            _require_wanted(dropped)
             shown: dict[str, Any] = {"memory_ids": [m.id for m in memories], "after": [i.id for i in earlier]}
             kept = self.store.record(turn, answer, **owner._asdict(), adapter_id=adapter_id, **shown)
         return Reply(answer, kept.id, session, adapter_id, kept.memory_ids)
 
-    @contextmanager
-    def _turn_of(self, *session: str) -> Iterator[None]:
-        """Held while one is answered: the next turn of a session is answered, and recorded, after this one."""
+    def _turns_of(self, owner: Owner) -> _Turns:
         with self._naming:
-            turns = self._turns.setdefault(session, _Turns())
+            return self._turns.setdefault(owner, _Turns())
+
+    @contextmanager
+    def _turn_of(self, owner: Owner, dropped: Event) -> Iterator[None]:
+        """Held while one is answered: the next turn of a session is answered, and recorded, after this one."""
+        turns = self._turns_of(owner)
         if not turns.places.acquire(blocking=False):
             raise ServingError(f"{MOST_WAITING} turns of this session wait for an answer already; ask again after them")
         try:
-            seconds = self.settings.serving.timeout_seconds
-            if not turns.answering.acquire(timeout=seconds or -1):
-                raise ServingError(
-                    f"the turn before is still being answered after {seconds:g} s (serving.timeout_seconds)"
-                )
+            self._await_turn(turns.answering, dropped)
             try:
+                _require_wanted(dropped)
                 yield
             finally:
                 turns.answering.release()
         finally:
             turns.places.release()
+
+    def _await_turn(self, answering: Lock, dropped: Event) -> None:
+        seconds = self.settings.serving.timeout_seconds
+        until = time.monotonic() + (seconds or inf)
+        while not answering.acquire(timeout=max(0.0, min(LOOK_S, until - time.monotonic()))):
+            _require_wanted(dropped)
+            if time.monotonic() >= until:
+                raise ServingError(
+                    f"the turn before is still being answered after {seconds:g} s (serving.timeout_seconds)"
+                )
 
     def _known(self, text: str, user_id: str, agent_id: str, earlier: Sequence[Interaction]) -> list[Memory]:
         """What memory holds on `text` beside what the last turns say, which stand in the prompt whatever its room."""
@@ -218,10 +231,10 @@ class Assistant:
         """Keep a turn that something else answered. `created_utc`: seconds since 1970, default now."""
         messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
         session = session_id or self._session_id
-        with self._turn_of(user_id, agent_id, session):
-            return self.store.record(
-                messages, reply, user_id=user_id, agent_id=agent_id, session_id=session, created_utc=created_utc
-            )
+        owner = checked_owner(user_id, agent_id, session)
+        turns = self._turns_of(owner)
+        with turns.answering:  # not between what a reply is shown and its record
+            return self.store.record(messages, reply, **owner._asdict(), created_utc=created_utc)
 
     def rate(
         self,
@@ -317,6 +330,11 @@ class Assistant:
         finally:  # the rows may be gone although their bytes could not be erased yet
             self.registry.withdraw_tainted()
             self.registry.erase_tainted()
+
+
+def _require_wanted(dropped: Event) -> None:
+    if dropped.is_set():
+        raise ServingError("the reply was cancelled, so nothing was recorded")
 
 
 def _opened(serving: ServingSettings) -> Engine:

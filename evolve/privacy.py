@@ -112,7 +112,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], Check], ...] = (
     (
         "SECRET",
         re.compile(
-            rf"(?i)(?<![a-z])(?:{_NAMED})\b(?:\s+is)?[\"']?\s*[:=]?\s*[\"']?"
+            rf"(?i)(?<![a-z])(?:{_NAMED})\b(?:\s{{1,9}}is)?[\"']?\s{{0,9}}[:=]?\s{{0,9}}[\"']?"  # else quadratic
             r"(?P<value>(?=\S{0,200}\d)[^\s\"',;<>]{6,})"
         ),
         _anything,

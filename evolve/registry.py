@@ -8,6 +8,7 @@ without `adapter.json` is debris, since the manifest is written last; the live a
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from ..serving import parity
 from ..serving.engine import Engine
 from .types import Adapter, Cycle, Excluded, Measure, Phase, Snapshot, Verdict
 
+log = logging.getLogger("nightschool")
 WEIGHTS = "adapter_model.safetensors"
 MANIFEST = "adapter.json"
 CONFIG = "adapter_config.json"
@@ -140,6 +142,15 @@ def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
     except BaseException:
         engine.unload(adapter.id)
         raise
+
+
+def _erased(weights: Path) -> bool:
+    try:
+        weights.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s may know what was forgotten and could not be erased: %s; delete it", weights, error.strerror)
+        return False
+    return True
 
 
 def _forgotten_meanwhile(session: Session, snapshot_id: str) -> str | None:
@@ -255,12 +266,13 @@ class Registry:
             return {row.id: row.tainted or "" for row in rows}
 
     def erase_tainted(self) -> list[str]:
-        """Erase the weights that may know what was forgotten, and say whose; manifests and rows stay, for lineage."""
+        """Erase the weights that may know what was forgotten, and say whose; manifests and rows stay, for lineage.
+
+        What cannot be erased is told in the log, with the file, and tried again by the next night.
+        """
         tainted = self.tainted()
         held = [a for a in self.adapters() if a.id in tainted and (a.path / WEIGHTS).exists()]
-        for adapter in held:
-            (adapter.path / WEIGHTS).unlink(missing_ok=True)
-        return [adapter.id for adapter in held]
+        return [adapter.id for adapter in held if _erased(adapter.path / WEIGHTS)]
 
     def taint(self, adapter_id: str, reason: str) -> None:
         with self.database.writing() as session:

@@ -27,6 +27,7 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 WRITING, ALONE = "nightschool_writing", "nightschool_alone"
 VERSIONS = "nightschool_version"  # as in migrations/env.py: the database may be an app's, with a chain of its own
 FORMER_VERSIONS = "alembic_version"  # as the table was called
+MOVED = "see nightschool_version"  # there, so that an older version refuses the database
 FIRST_TABLES = {"interactions", "feedback", "memories", "topics", "snapshots", "adapters"}
 DIALECTS = {  # whose locks and erasing we know, and what brings the driver
     "sqlite": "begin the URL with sqlite:///",
@@ -227,3 +228,4 @@ def _adopt(connection: Connection, scripts: ScriptDirectory) -> None:
     if VERSIONS not in tables and {FORMER_VERSIONS, *FIRST_TABLES} <= tables:
         former = connection.exec_driver_sql(f"SELECT version_num FROM {FORMER_VERSIONS}").scalar()
         _migrations(connection).stamp(scripts, str(former))
+        connection.exec_driver_sql(f"UPDATE {FORMER_VERSIONS} SET version_num = '{MOVED}'")

@@ -182,7 +182,8 @@ def _from_chatgpt(record: dict[str, Any], now: float) -> Conversation | None:
             times.append(_time(message, began, now, "create_time"))
     if not messages:
         return None
-    return _conversation(record, messages, times, {})
+    named = record.get("conversation_id") or record.get("id")
+    return _conversation({"session_id": named, **record}, messages, times, {})
 
 
 def _branch(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -223,10 +224,7 @@ def _chatgpt_message(message: dict[str, Any]) -> Message | None:
 def _conversation(
     record: dict[str, Any], messages: list[Message], times: list[float], reviews: dict[int, Review]
 ) -> Conversation:
-    """Its session is named by the file; or by its words, and its time where it has one: the same may be said again."""
-    named = next(filter(None, (_name(record, key) for key in ("session_id", "conversation_id", "id"))), "")
-    dated = record.get("created_utc")
-    owner = Owner(DEFAULT_USER, "", named or content_id(messages if dated is None else [messages, dated]))
+    owner = Owner(DEFAULT_USER, "", _name(record, "session_id") or content_id(messages))
     return Conversation(owner, tuple(messages), tuple(times), reviews)
 
 

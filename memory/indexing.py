@@ -51,8 +51,9 @@ class Waiting:
 
 
 class Indexing:
-    def __init__(self, database: Database, embedder: Embedder, url: str) -> None:
-        self._database, self._embedder, self._url = database, embedder, url
+    def __init__(self, database: Database, embedder: Embedder, url: str, *, named: bool = False) -> None:
+        """`named`: the index bears the name of its store, and that of another is refused."""
+        self._database, self._embedder, self._url, self._named = database, embedder, url, named
         self._lock = RLock()
         self._index: VectorIndex | None = None
         self._remaking = False  # by this process
@@ -212,6 +213,8 @@ class Indexing:
 
     def _store_id(self) -> str:
         """By which the index knows its store again: another's index is not brought in step with this one."""
+        if not self._named:
+            return ""
         with self._database.writing() as session:
             held = session.get(StateRow, STORE) or session.merge(StateRow(name=STORE, value=uuid4().hex))
             return held.value

@@ -95,7 +95,7 @@ class Restoring:
         self.report = Restored()
         self.fresh: list[Interaction] = []  # of the last batch, to be indexed
         self.stale: list[str] = []  # memories that its transaction took away, and may be in the index
-        self._topics: dict[str, dict[str, Any]] = {}  # rows that are written with the first turn of theirs
+        self._topics: dict[str, dict[str, Any]] = {}  # of the file; a row is written with the first turn of its own
         self._joined: defaultdict[str, list[str]] = defaultdict(list)  # the requests of the batch by topic
         self._centroid = np.zeros(dimension, dtype=np.float32).tobytes()
         self._left_out: set[str] = set()  # interactions that were forgotten here
@@ -106,7 +106,7 @@ class Restoring:
         self._lines = 0
 
     def batch(self, session: Session, lines: Sequence[Line], vectors: Mapping[str, Vector]) -> None:
-        """`vectors` by text, of all `texts(lines)`."""
+        """`vectors` by text, of all `new_texts(session, lines)`."""
         tombstones = Tombstones(session)
         wordless: set[Owner] = set()
         self.fresh = []
@@ -162,9 +162,9 @@ class Restoring:
     def _topic(self, session: Session, values: dict[str, Any]) -> None:
         named = _checked_id("topic", values["id"])
         label, created = checked_text("label", values["label"]), checked_time("created_utc", values["created_utc"])
-        if self._is_new(session, TopicRow, "topic", named):
-            row = {"id": named, "label": label[:80], "centroid": self._centroid, "size": 0, "created_utc": created}
-            self._topics[named] = row
+        self._is_new(session, TopicRow, "topic", named)
+        row = {"id": named, "label": label[:80], "centroid": self._centroid, "size": 0, "created_utc": created}
+        self._topics[named] = row
 
     def _interaction(
         self, session: Session, tombstones: Tombstones, values: dict[str, Any], wordless: set[Owner]
@@ -185,8 +185,8 @@ class Restoring:
             raise InputError(f"interaction {made.id}: its topic {made.topic_id} is not in the store")
         if not self._is_new(session, InteractionRow, "interaction", made.id):
             return
-        if request and (row := self._topics.pop(topic_id, None)) and session.get(TopicRow, topic_id) is None:
-            session.execute(insert(TopicRow), [row])  # by now another process may have written it
+        if request and session.get(TopicRow, topic_id) is None:
+            session.execute(insert(TopicRow), [self._topics[topic_id]])
         session.execute(insert(InteractionRow), [from_interaction(made)])
         if request:
             self._joined[topic_id].append(made.text)
@@ -237,13 +237,14 @@ def batches(path: Path) -> Iterator[list[Line]]:
             yield [_line(line) for line in lines]
 
 
-def texts(lines: Sequence[Line]) -> list[str]:
-    """What has to be embedded of the turns among them."""
+def new_texts(session: Session, lines: Sequence[Line]) -> list[str]:
+    """What has to be embedded of the turns among them that are not held."""
     found: list[str] = []
     for values in (line.values for line in lines if line.kind == "interaction"):
         with suppress(InputError):  # told when the line's turn comes
             made = _interaction(values)
-            found += of_turn(made).texts if request_of(made.turn) else ()
+            new = request_of(made.turn) and session.get(InteractionRow, made.id) is None
+            found += of_turn(made).texts if new else ()
     return found
 
 

@@ -56,7 +56,7 @@ from .passages import of_turn
 from .ranking import WEIGHTS, Fit, Weights
 from .recalling import CANDIDATES, Filters, asking, best_of, candidates, checked_filters, checked_limit
 from .restoring import Restored, Restoring, batches
-from .restoring import texts as restorable_texts
+from .restoring import new_texts as new_texts_of
 from .rows import from_memory, from_review, to_feedback, to_memory
 from .stated_rows import add_statements, name_again, naming_due, restate_all
 from .tables import FeedbackRow, InteractionRow, MemoryRow
@@ -110,7 +110,8 @@ class MemoryStore(Facts):
         self.sql = self.database.sql
         self._lock = RLock()
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
-        self._indexing = Indexing(self.database, self.embedder, settings.index_url)
+        elsewhere = bool(settings.memory.index_url)  # where another store may have its own
+        self._indexing = Indexing(self.database, self.embedder, settings.index_url, named=elsewhere)
         with self.database.reading() as session:
             due = naming_due(session)
         if due:
@@ -284,6 +285,10 @@ class MemoryStore(Facts):
         self._indexing.catch_up()
         return note
 
+    def require_index(self) -> None:
+        """StoreError where the index cannot be opened, and so nothing be recorded."""
+        _ = self._indexing.index
+
     def keep_drafts(self, drafts: Sequence[Draft]) -> int:
         """Keep what the base wrote, but nothing written to what was forgotten meanwhile. Returns how many are new."""
         with self._writing() as session:
@@ -314,6 +319,8 @@ class MemoryStore(Facts):
         hold any more. `beside` leaves out what was said in those interactions, as they stand in the prompt.
         """
         checked_owner(user_id, agent_id, "" if session_id is None else session_id)
+        if isinstance(beside, str):
+            raise InputError("beside is text; give the ids of the interactions that are at hand")
         filters = checked_filters(Filters(session_id, kind, since, until, as_of, frozenset(beside)))
         memory = self.settings.memory
         least = memory.recall_threshold if threshold is None else threshold
@@ -428,7 +435,9 @@ class MemoryStore(Facts):
         """Bring an export in. What is held already is known again, and what was forgotten here stays out."""
         restoring = Restoring(path.name, self.embedder.dimension)
         for lines in batches(path):
-            vectors = self._vectors(restorable_texts(lines))
+            with self.database.reading() as session:
+                texts = new_texts_of(session, lines)
+            vectors = self._vectors(texts)
             with self._writing() as session:
                 restoring.batch(session, lines, vectors)
             self._indexing.written(restoring.fresh, (), vectors, restoring.stale)

@@ -118,6 +118,7 @@ def relabel(session: Session, topic_ids: Iterable[str]) -> None:
     for topic_id in topic_ids:
         if row := session.get(TopicRow, topic_id):
             row.label = label_of(_earliest_request(session, topic_id))
+    revise(session)  # the labels that others have loaded may be forgotten words
     session.flush()
 
 

@@ -204,8 +204,10 @@ class VectorIndex:
 
     def _check_owner(self, metadata: Mapping[bytes, bytes]) -> None:
         held = metadata.get(b"store", b"").decode()
-        if held and held != self.store_id:
-            raise StoreError(f"the index {self.url} is of another memory; give this one its own memory.index_url")
+        if held and self.store_id and held != self.store_id:
+            raise StoreError(
+                f"the index {self.url} is of another memory; give this one its own memory.index_url, or delete that one"
+            )
 
     def _check_made(self, metadata: Mapping[bytes, bytes]) -> None:
         self._check_owner(metadata)

@@ -51,14 +51,8 @@ def test_what_is_missing_is_the_default_user_the_hash_of_the_content_and_now():
     read_back = read({"messages": HI})
     assert read_back.owner == Owner("default", "", content_id(HI))
     assert (read_back.created_utc, read_back.reviews) == ((NOW, NOW), {})
-    assert read({"messages": HI, "user_id": "", "session_id": ""}).owner == read_back.owner
-
-
-def test_session_is_the_conversation_s_own_name_and_else_its_words_and_time():
-    assert read({"conversations": HI, "id": "conv-1"}).owner.session_id == "conv-1"
-    assert read({"messages": HI, "conversation_id": "c", "id": "i"}).owner.session_id == "c"
-    days = {read({"messages": HI, "created_utc": day}).owner.session_id for day in (1.0, 2.0, 2.0)}
-    assert len(days) == 2 and content_id(HI) not in days
+    assert read({"messages": HI, "created_utc": 9, "user_id": "", "session_id": ""}).owner == read_back.owner
+    assert read({"messages": HI, "id": 0}).owner == read_back.owner  # many files count their lines so
 
 
 def test_who_is_not_named_is_whom_the_caller_names():

@@ -199,9 +199,10 @@ def test_while_another_process_makes_the_index_anew_nobody_else_does(settings, h
 
 
 def test_index_of_another_store_is_left_alone(settings, hash_embedder, tmp_path):
+    shared = replace(settings.memory, index_url=str(tmp_path / "index"))
+    settings = replace(settings, memory=shared)
     with opened(settings, hash_embedder) as store:
         said(store, "zebra 0")
-    shared = replace(settings.memory, index_url=settings.index_url)
     with opened(replace(settings, home=tmp_path / "another", memory=shared), hash_embedder) as other:
         for attempt in (
             lambda: said(other, "zebra"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from nightschool.errors import NotFound
 from nightschool.evolve.dataset import freeze, from_rows, to_rows
@@ -61,7 +63,11 @@ def test_reaction_that_is_answered_later_leaves_what_it_taught_sound_and_nothing
 
 
 def test_forgetting_the_answered_reaction_reaches_what_it_taught_before(
-    quick_store: MemoryStore, registry: Registry, taught: Adapter
+    quick_store: MemoryStore,
+    registry: Registry,
+    taught: Adapter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     told(quick_store, ("assistant", "You are welcome."))
     reaction = next(i.id for i in quick_store.interactions() if i.text != ASKED)
@@ -71,6 +77,10 @@ def test_forgetting_the_answered_reaction_reaches_what_it_taught_before(
     assert taught.id in registry.tainted()
     assert lineage(quick_store, registry, taught.id).forgotten == (reaction,)
     assert verify(quick_store, registry) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "not permitted")))
+        assert registry.erase_tainted() == []
+    assert "could not be erased: not permitted" in caplog.text
     assert registry.erase_tainted() == [taught.id] and not (taught.path / WEIGHTS).exists()
     assert registry.erase_tainted() == []
     assert lineage(quick_store, registry, taught.id).forgotten == (reaction,)

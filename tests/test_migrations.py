@@ -61,7 +61,8 @@ def test_revision_is_taken_from_where_it_was_kept_before(url):
     Database(url).close()
     with sql.begin() as connection:
         held = [connection.scalar(text(f"SELECT version_num FROM {table}")) for table in (VERSIONS, "alembic_version")]
-    assert held[0] == held[1] is not None
+    assert held == [ScriptDirectory(str(MIGRATIONS)).get_current_head(), "see nightschool_version"]
+    Database(url).close()
     sql.dispose()
 
 

@@ -15,9 +15,11 @@ from nightschool.content import Message
 from nightschool.errors import InputError, ServingError, StoreError
 from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
+from nightschool.memory.conversations import Owner
 from nightschool.memory.embed import Embedder
+from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
-from nightschool.sdk import MOST_WAITING, Assistant, AsyncAssistant
+from nightschool.sdk import LOOK_S, MOST_WAITING, Assistant, AsyncAssistant
 from nightschool.serving.engine import Sampling
 from nightschool.settings import ServingSettings, Settings
 
@@ -260,7 +262,7 @@ def test_turns_of_one_session_are_answered_one_after_another_and_those_of_others
 def test_turn_that_waits_too_long_for_the_one_before_is_an_error(assistant: Assistant) -> None:
     assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.1))
     with (
-        assistant._turn_of("ada", "", "one"),
+        assistant._turn_of(Owner("ada", "", "one"), Event()),
         pytest.raises(ServingError, match="the turn before is still being answered"),
     ):
         assistant.reply("Hello there", user_id="ada", session_id="one")
@@ -368,6 +370,60 @@ def test_cancelled_reply_returns_at_once_and_is_not_kept(assistant: Assistant, m
 
     asyncio.run(talk())
     assert [i.text for i in assistant.store.interactions()] == ["Hello again"]
+
+
+def test_cancelled_replies_that_wait_are_not_answered_and_give_up_their_places(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, answered, answer = Event(), [0], assistant.engine.generate
+
+    def waiting(prompts: Sequence[Sequence[Message]], **_: object) -> list[str]:
+        answered[0] += 1
+        gate.wait(60)
+        return answer(prompts)
+
+    monkeypatch.setattr(assistant.engine, "generate", waiting)
+    front = AsyncAssistant(assistant)
+
+    async def talk() -> None:
+        first = asyncio.create_task(front.reply("Hello", session_id="one"))
+        while not answered[0]:
+            await asyncio.sleep(0.01)
+        jobs = [asyncio.create_task(front.reply("Hello", session_id="one")) for _ in range(MOST_WAITING - 1)]
+        await asyncio.sleep(0.1)
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        await asyncio.sleep(3 * LOOK_S)
+        last = asyncio.create_task(front.reply("Hello again", session_id="one"))
+        gate.set()
+        await asyncio.gather(first, last)
+
+    asyncio.run(talk())
+    assert answered == [2] and [i.text for i in assistant.store.interactions()] == ["Hello", "Hello again"]
+
+
+def test_many_turns_of_a_session_can_be_recorded_at_once(assistant: Assistant) -> None:
+    with ThreadPoolExecutor(3 * MOST_WAITING) as pool:
+        list(pool.map(lambda i: assistant.record(f"turn {i}", "ok", session_id="one"), range(3 * MOST_WAITING)))
+    assert len(list(assistant.store.interactions())) == 3 * MOST_WAITING
+
+
+def test_reply_that_could_not_be_recorded_is_not_made(
+    tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(home=tmp_path / "home")
+    with MemoryStore(settings, embedder=embedder) as store, pytest.raises(KeyboardInterrupt):
+        store.record([{"role": "user", "content": "hi"}], "ho", user_id="ada", session_id="s")
+        monkeypatch.setattr(Indexing, "pending", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        store.rebuild_index()
+    monkeypatch.undo()
+    engine = EchoEngine()
+    monkeypatch.setattr(engine, "generate", None)
+    with MemoryStore(settings, embedder=embedder) as store:
+        fresh = Assistant(settings, store, Registry(store.database, settings.home / "adapters", store.clock), engine)
+        with pytest.raises(StoreError, match="the index is being made anew, or that was interrupted"):
+            fresh.reply("Hello")
 
 
 def test_what_cannot_be_kept_is_refused_before_it_is_answered(
