@@ -7,10 +7,12 @@ changes nothing.
 from __future__ import annotations
 
 import json
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import InputError
 from .conversations import Conversation
@@ -19,6 +21,7 @@ from .store import MemoryStore
 from .types import DEFAULT_USER
 
 CONVERSATIONS_A_BATCH = 500
+PIECE = 1 << 20  # bytes of an array that are read at a time, at least
 CUT = "; the line ends in the middle, and a conversation is one line, or an element of an array"
 
 
@@ -128,41 +131,91 @@ def _parsed(file: str, number: int, line: bytes) -> _Record:
 
 
 def _array(path: Path) -> Iterator[_Record]:
-    """The elements one after the other, so that those before a broken one go in."""
-    file = str(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield _Record(file, 1, error=_why(error))
-        return
-    decoder = json.JSONDecoder(parse_constant=_refused)
-    at, line = text.index("[") + 1, 1
-    done = 0
-    while True:
-        at = _after(text, at, " \t\r\n,")
-        line, done = line + text.count("\n", done, at), at
-        if text[at : at + 1] == "]":
-            if (rest := _after(text, at + 1, " \t\r\n")) < len(text):
-                line += text.count("\n", done, rest)
-                yield _Record(file, line, error="not JSON: something follows the end of the array; it was not read")
-            return
+    """The elements one after the other, so that those before a broken one go in and no file is held whole."""
+    with path.open("rb") as file:
+        text = _Sliding(file)
         try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            yield _Record(file, line, error=f"{_why(error)}; what follows it was not read")
+            yield from _elements(str(path), text)
+        except InputError as error:
+            yield _Record(str(path), text.line, error=f"{error}; what follows it was not read")
+
+
+def _elements(file: str, text: _Sliding) -> Iterator[_Record]:
+    text.skip(" \t\r\n")
+    text.advance(len("["))
+    while True:
+        text.skip(" \t\r\n,")
+        line = text.line
+        if text.next() == "]":
+            text.advance(len("]"))
+            text.skip(" \t\r\n")
+            if text.next():
+                yield _Record(
+                    file, text.line, error="not JSON: something follows the end of the array; it was not read"
+                )
             return
-        yield _Record(file, line, value)
+        yield _Record(file, line, text.value())
+
+
+class _Sliding:
+    """The text of a file, of which only what is being looked at is held."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._read = file, 0
+        self._utf8 = getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder(parse_constant=_refused)
+        self._text, self._at = "", 0
+        self.line = 1  # in which `next` stands
+
+    def next(self) -> str:
+        """The character that comes next; empty at the end of the file."""
+        while self._at == len(self._text) and self._more():
+            pass
+        return self._text[self._at : self._at + 1]
+
+    def skip(self, characters: str) -> None:
+        while (found := self.next()) and found in characters:
+            self.advance(1)
+
+    def advance(self, count: int) -> None:
+        self.line += self._text.count("\n", self._at, self._at + count)
+        self._at += count
+
+    def value(self) -> object:
+        """The JSON value that begins here; InputError says why there is none."""
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._text, self._at)
+                if end < len(self._text) or not self._more():  # a number may go on
+                    self.advance(end - self._at)
+                    return value
+            except json.JSONDecodeError as error:
+                if not error.doc:
+                    raise InputError(_why(error)) from None
+                if not self._more():
+                    where = f" {error.pos - self._at} characters after the beginning of the element"
+                    raise InputError(f"not JSON: {error.msg}{where}") from None
+            except (ValueError, RecursionError) as error:
+                raise InputError(_why(error)) from None
+
+    def _more(self) -> bool:
+        """Read on, about as much as is held; False at the end of the file."""
+        waiting = len(self._utf8.getstate()[0])
+        data = self._file.read(max(PIECE, len(self._text) - self._at))
+        try:
+            more = self._utf8.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise InputError(f"not UTF-8: byte {self._read - waiting + error.start}") from None
+        if not data:
+            return False
+        self._read += len(data)
+        self._text, self._at = self._text[self._at :] + more, 0
+        return True
 
 
 def _refused(constant: str) -> None:
     """NaN and the infinities are no JSON, though Python reads them."""
     raise json.JSONDecodeError(f"{constant} is no value", "", 0)
-
-
-def _after(text: str, at: int, skipped: str) -> int:
-    while at < len(text) and text[at] in skipped:
-        at += 1
-    return at
 
 
 def _why(error: Exception) -> str:

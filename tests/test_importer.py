@@ -5,7 +5,7 @@ import json
 import pytest
 from nightschool.errors import InputError
 from nightschool.memory import importer
-from nightschool.memory.importer import ImportReport, LineError, import_files
+from nightschool.memory.importer import ImportReport, LineError, _Sliding, import_files
 
 NOW = 1_700_000_000.0
 
@@ -117,6 +117,37 @@ def test_what_follows_an_array_is_reported_and_a_time_of_many_digits_is_an_error
     assert report.interactions_new == 1 and "not a finite number" in report.errors[0].reason
 
 
+@pytest.mark.parametrize("piece", [1, 2, 7, 64])
+def test_array_is_read_alike_in_pieces_of_any_size(quick_store, tmp_path, monkeypatch, piece):
+    monkeypatch.setattr("nightschool.memory.importer.PIECE", piece)
+    talks = [chat(f"hé {n} 😀", "hello", session=f"s{n}", created_utc=1234567 + n) for n in range(3)]
+    text = json.dumps(talks, ensure_ascii=False, indent=1) + "\n"
+    report = brought(quick_store, lines(tmp_path / "array.json", text))
+    assert (report.conversations, report.errors) == (3, ())
+    assert [(i.text, i.created_utc) for i in quick_store.interactions()] == [
+        (f"hé {n} 😀", 1234567.0 + n) for n in range(3)
+    ]
+    broken = text.replace("hé 2", 'h" 2')
+    (error,) = brought(quick_store, lines(tmp_path / "broken.json", broken)).errors
+    assert error.line == 1 + broken[: broken.rindex('{\n  "messages"')].count("\n")
+    assert "characters after the beginning of the element; what follows it was not read" in error.reason
+
+
+def test_of_a_large_array_only_what_is_looked_at_is_held(quick_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("nightschool.memory.importer.PIECE", 1000)
+    held, more = [], _Sliding._more
+
+    def noted(self):
+        found = more(self)
+        held.append(len(self._text))
+        return found
+
+    monkeypatch.setattr(_Sliding, "_more", noted)
+    path = lines(tmp_path / "array.json", json.dumps([chat("hi " * 100, "hello", session=f"s{n}") for n in range(200)]))
+    assert brought(quick_store, path).conversations == 200
+    assert path.stat().st_size > 50_000 and max(held) < 3000
+
+
 def test_array_that_was_cut_off_is_reported(quick_store, tmp_path):
     report = brought(quick_store, lines(tmp_path / "a.json", "[" + json.dumps(chat("hi", "hello"))))
     assert report.interactions_new == 1
@@ -142,7 +173,10 @@ def test_bytes_that_are_no_utf8_are_reported(quick_store, tmp_path):
     (tmp_path / "b.json").write_bytes(b"[\xff]")
     report = brought(quick_store, tmp_path / "a.jsonl", tmp_path / "b.json")
     assert report.interactions_new == 1
-    assert [error.reason for error in report.errors] == ["not UTF-8: byte 14", "not UTF-8: byte 1"]
+    assert [error.reason for error in report.errors] == [
+        "not UTF-8: byte 14",
+        "not UTF-8: byte 1; what follows it was not read",
+    ]
 
 
 def test_line_separators_inside_a_message_are_no_line_ends(quick_store, tmp_path):
