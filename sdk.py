@@ -74,7 +74,7 @@ class _Turns:
     """Of one session: one is answered at a time, and only some may wait."""
 
     places: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MOST_WAITING))
-    answering: Lock = field(default_factory=Lock)
+    answering: RLock = field(default_factory=RLock)  # an engine that records while it answers is no deadlock
 
 
 def open(
@@ -194,7 +194,7 @@ class Assistant:
         finally:
             turns.places.release()
 
-    def _await_turn(self, answering: Lock, dropped: Event) -> None:
+    def _await_turn(self, answering: RLock, dropped: Event) -> None:
         seconds = self.settings.serving.timeout_seconds
         until = time.monotonic() + (seconds or inf)
         while not answering.acquire(timeout=max(0.0, min(LOOK_S, until - time.monotonic()))):

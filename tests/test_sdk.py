@@ -261,11 +261,10 @@ def test_turns_of_one_session_are_answered_one_after_another_and_those_of_others
 
 def test_turn_that_waits_too_long_for_the_one_before_is_an_error(assistant: Assistant) -> None:
     assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.1))
-    with (
-        assistant._turn_of(Owner("ada", "", "one"), Event()),
-        pytest.raises(ServingError, match="the turn before is still being answered"),
-    ):
-        assistant.reply("Hello there", user_id="ada", session_id="one")
+    with ThreadPoolExecutor(1) as pool, assistant._turn_of(Owner("ada", "", "one"), Event()):
+        waiting = pool.submit(assistant.reply, "Hello there", user_id="ada", session_id="one")
+        with pytest.raises(ServingError, match="the turn before is still being answered"):
+            waiting.result()
     assert assistant.reply("Hello there", user_id="ada", session_id="one").text
 
 
@@ -401,6 +400,14 @@ def test_cancelled_replies_that_wait_are_not_answered_and_give_up_their_places(
 
     asyncio.run(talk())
     assert answered == [2] and [i.text for i in assistant.store.interactions()] == ["Hello", "Hello again"]
+
+
+def test_engine_that_records_in_the_session_it_answers_in_is_an_error_and_no_deadlock(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile(assistant, monkeypatch, lambda: assistant.record("A tool", "said so.", user_id="ada", session_id="one"))
+    with pytest.raises(StoreError, match="another turn of this session"):
+        assistant.reply("Hello", user_id="ada", session_id="one")
 
 
 def test_many_turns_of_a_session_can_be_recorded_at_once(assistant: Assistant) -> None:
