@@ -149,7 +149,10 @@ def _receipt_lines(receipt: ForgetReceipt) -> list[str]:
     lines = [f"erased: {r.interactions} turns, {r.memories} memories, {r.feedback} ratings, {len(r.exports)} exports"]
     lines += [f"erased: {name}; `nightschool memory export` makes a new one" for name in r.exports]
     lines += [f"tainted: snapshot {i}, which keeps its ids" for i in r.tainted_snapshots]
-    return lines + [f"tainted: adapter {i}, which serves no more; its weights are erased" for i in r.tainted_adapters]
+    return lines + [
+        f"tainted: adapter {i}, out of service; its weights are erased unless the log names them"
+        for i in r.tainted_adapters
+    ]
 
 
 def _seconds(age: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Semaphore
 
 import nightschool
 import pytest
@@ -327,14 +327,21 @@ def test_answer_is_given_without_notes_where_memory_cannot_be_searched(
     assert "without what memory holds: the index is broken" in caplog.text and "Secret" not in caplog.text
 
 
-def test_only_some_turns_of_a_session_wait(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, answer = Event(), assistant.engine.generate
+def held_back(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> tuple[Event, Semaphore]:
+    """Answers come when the first is set; the second is raised by one as each is begun."""
+    gate, begun, answer = Event(), Semaphore(0), assistant.engine.generate
 
     def waiting(prompts: Sequence[Sequence[Message]], **_: object) -> list[str]:
+        begun.release()
         gate.wait(60)
         return answer(prompts)
 
     monkeypatch.setattr(assistant.engine, "generate", waiting)
+    return gate, begun
+
+
+def test_only_some_turns_of_a_session_wait(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, _ = held_back(assistant, monkeypatch)
     with ThreadPoolExecutor(MOST_WAITING + 1) as pool:
         jobs = [pool.submit(assistant.reply, "Hello", session_id="one") for _ in range(MOST_WAITING + 1)]
         refused = next(as_completed(jobs))
@@ -346,19 +353,13 @@ def test_only_some_turns_of_a_session_wait(assistant: Assistant, monkeypatch: py
 
 
 def test_cancelled_reply_returns_at_once_and_is_not_kept(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, begun, answer = Event(), Event(), assistant.engine.generate
-
-    def waiting(prompts: Sequence[Sequence[Message]], **_: object) -> list[str]:
-        begun.set()
-        gate.wait(60)
-        return answer(prompts)
-
-    monkeypatch.setattr(assistant.engine, "generate", waiting)
+    answer = assistant.engine.generate
+    gate, begun = held_back(assistant, monkeypatch)
     front = AsyncAssistant(assistant)
 
     async def talk() -> None:
         job = asyncio.create_task(front.reply("Hello", session_id="one"))
-        await asyncio.to_thread(begun.wait, 60)
+        assert await asyncio.to_thread(begun.acquire, timeout=60)
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
@@ -374,20 +375,12 @@ def test_cancelled_reply_returns_at_once_and_is_not_kept(assistant: Assistant, m
 def test_cancelled_replies_that_wait_are_not_answered_and_give_up_their_places(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, answered, answer = Event(), [0], assistant.engine.generate
-
-    def waiting(prompts: Sequence[Sequence[Message]], **_: object) -> list[str]:
-        answered[0] += 1
-        gate.wait(60)
-        return answer(prompts)
-
-    monkeypatch.setattr(assistant.engine, "generate", waiting)
+    gate, begun = held_back(assistant, monkeypatch)
     front = AsyncAssistant(assistant)
 
     async def talk() -> None:
         first = asyncio.create_task(front.reply("Hello", session_id="one"))
-        while not answered[0]:
-            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(begun.acquire, timeout=60)
         jobs = [asyncio.create_task(front.reply("Hello", session_id="one")) for _ in range(MOST_WAITING - 1)]
         await asyncio.sleep(0.1)
         for job in jobs:
@@ -399,7 +392,8 @@ def test_cancelled_replies_that_wait_are_not_answered_and_give_up_their_places(
         await asyncio.gather(first, last)
 
     asyncio.run(talk())
-    assert answered == [2] and [i.text for i in assistant.store.interactions()] == ["Hello", "Hello again"]
+    assert begun.acquire(blocking=False) and not begun.acquire(blocking=False)  # the last, and none between
+    assert [i.text for i in assistant.store.interactions()] == ["Hello", "Hello again"]
 
 
 def test_engine_that_records_in_the_session_it_answers_in_is_an_error_and_no_deadlock(
