@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
@@ -36,10 +36,11 @@ from .memory.types import (
     Recall,
     with_notes,
 )
+from .replies import AsyncReplyStream, Heard, Reply, ReplyStream
 from .settings import ServingSettings, Settings, load_settings
 
 if TYPE_CHECKING:
-    from anyio import CapacityLimiter
+    from anyio import CapacityLimiter, Semaphore
 
     from .evolve.live import Live
     from .evolve.registry import Registry
@@ -53,20 +54,6 @@ AT_HAND = 2000  # characters of a session's end that every base has room for, be
 LOOK_S = 0.2  # between two looks whether a reply that waits is still wanted
 MOST_WAITING = 8  # turns of one session, the one that is answered with them
 THREADS = 40  # of `AsyncAssistant` for replies, and as many for all else
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer and where it came from. `id` is what `rate` and `nightschool audit why` take."""
-
-    text: str
-    id: str
-    session_id: str
-    adapter_id: str | None  # None = the base answered
-    memory_ids: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @dataclass
@@ -149,30 +136,49 @@ class Assistant:
         what it was shown was forgotten meanwhile; then nothing is recorded. Turns of one session are answered one after
         another. While another process makes the index anew, it answers without notes, and the log tells.
         """
-        return self._reply(text, Event(), user_id, agent_id, session_id or self._session_id)
+        return self._reply(text, user_id, agent_id, session_id or self._session_id, lambda piece: None, Event())
 
-    def _reply(self, text: str, dropped: Event, user_id: str, agent_id: str, session: str) -> Reply:
+    def stream(
+        self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
+    ) -> ReplyStream:
+        """`reply`, in pieces as they come: `with assistant.stream(...) as answer: for piece in answer: ...`.
+
+        `answer.reply` is what `reply` returns, once they have ended. Left before, the answer is broken off.
+        """
+        return ReplyStream(partial(self._reply, text, user_id, agent_id, session_id or self._session_id))
+
+    def _reply(self, text: str, user_id: str, agent_id: str, session: str, heard: Heard, dropped: Event) -> Reply:
         """`dropped` is set by whoever will not read it: an answer that nobody saw is no part of the session."""
         if not checked_text("text", text).strip():
             raise InputError("reply: text is empty; give the user's words")
-        from .serving.engine import Sampling
-
-        serving, owner = self.settings.serving, checked_owner(user_id, agent_id, session)
+        owner = checked_owner(user_id, agent_id, session)
         turn: list[Message] = [{"role": "user", "content": text}]
-        sampling = Sampling(serving.max_tokens, serving.temperature, timeout_s=serving.timeout_seconds)
         with self._turn_of(owner, dropped):
             self.store.require_index()  # what could not be recorded is not answered
             earlier = self.store.latest_interactions(*owner, REACH)
             memories = self._known(text, user_id, agent_id, earlier)
             prompt = with_notes([*messages_of(earlier), *turn], [m.text for m in memories])
             with self._following().hold() as adapter_id:
-                (answer,) = self.engine.generate([prompt], adapter=adapter_id, sampling=sampling)
+                answer = self._said(prompt, adapter_id, heard, dropped)
             if not answer.strip():
                 raise ServingError(f"{adapter_id or 'the base'} answered nothing, so nothing was recorded; ask again")
             _require_wanted(dropped)
             shown: dict[str, Any] = {"memory_ids": [m.id for m in memories], "after": [i.id for i in earlier]}
             kept = self.store.record(turn, answer, **owner._asdict(), adapter_id=adapter_id, **shown)
         return Reply(answer, kept.id, session, adapter_id, kept.memory_ids)
+
+    def _said(self, prompt: Sequence[Message], adapter_id: str | None, heard: Heard, dropped: Event) -> str:
+        """What the engine answers, which ends it where it is not wanted any more."""
+        from .serving.engine import Sampling
+
+        serving, said = self.settings.serving, list[str]()
+        sampling = Sampling(serving.max_tokens, serving.temperature, timeout_s=serving.timeout_seconds)
+        with closing(self.engine.stream(prompt, adapter=adapter_id, sampling=sampling)) as pieces:
+            for piece in pieces:
+                _require_wanted(dropped)
+                heard(piece)
+                said.append(piece)
+        return "".join(said)
 
     def _turns_of(self, owner: Owner) -> _Turns:
         with self._naming:
@@ -368,6 +374,16 @@ class AsyncAssistant:
         return _threads()
 
     @cached_property
+    def _streaming(self) -> CapacityLimiter:
+        return _threads()
+
+    @cached_property
+    def _streams(self) -> Semaphore:
+        from anyio import Semaphore
+
+        return Semaphore(THREADS)
+
+    @cached_property
     def _others(self) -> CapacityLimiter:
         return _threads()
 
@@ -383,11 +399,20 @@ class AsyncAssistant:
         from anyio import to_thread
 
         dropped, session = Event(), session_id or self.sync._session_id
-        answer = partial(self.sync._reply, text, dropped, user_id, agent_id, session)
+        answer = partial(self.sync._reply, text, user_id, agent_id, session, lambda piece: None, dropped)
         try:
             return await to_thread.run_sync(answer, abandon_on_cancel=True, limiter=self._replying)
         finally:
             dropped.set()
+
+    @asynccontextmanager
+    async def stream(
+        self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
+    ) -> AsyncIterator[AsyncReplyStream]:
+        """As `Assistant.stream`: `async with front.stream(...) as answer: async for piece in answer: ...`."""
+        async with self._streams:
+            with self.sync.stream(text, user_id=user_id, agent_id=agent_id, session_id=session_id) as stream:
+                yield AsyncReplyStream(stream, self._streaming)
 
     async def rate(self, reply: Reply | Interaction | str, rating: float | None = None, **said: Any) -> Feedback:
         return await self.call(self.sync.rate, reply, rating, **said)

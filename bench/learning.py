@@ -173,7 +173,7 @@ def run_arm(name: str, seed: int, sizes: Sizes, engine: Engine, home: Path) -> R
 
 
 def brief(night: Row) -> Row:
-    means = {key: round(float(np.mean(night[key])), 3) for key in ("satisfied", "right")}
+    means = {key: round(float(np.mean(night[key])), 3) for key in ("satisfied", "satisfied_unseen", "right")}
     return means | {k: v for k, v in night.items() if k not in (*means, "said", "candidate")}
 
 

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from ..errors import InputError, NightschoolError, ServingError
+from ..errors import InputError, NightschoolError
 from ..memory.types import FeedbackEvent, MemoryKind
 from ..settings import load_settings
 from .bases import PassingOn, bases, serve
+from .chat import chat
 from .gating import gate
 from .keeping import forget, memory
-from .printing import AsJson, Home, assistant, at, checked_files, err, out, say, show, when
+from .printing import Agent, AsJson, Home, User, assistant, at, checked_files, err, out, show, when
 
 if TYPE_CHECKING:
     from ..evolve.types import Excluded
@@ -41,17 +42,15 @@ app.add_typer(audit, name="audit")
 app.add_typer(gate, name="gate")
 app.add_typer(memory, name="memory")
 app.add_typer(bases, name="base")
+app.command()(chat)
 app.command()(forget)
 app.command(cls=PassingOn)(serve)
 
 NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 
-User = Annotated[str, typer.Option("--user", help="Whose memory.")]
-Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
 ELSEWHERE = "the base, or answered elsewhere"  # an import and an app's own record name no adapter either
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
-Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
 
 
 def main() -> None:
@@ -116,48 +115,6 @@ def import_(
     show(asdict(report), as_json, lines)
     if report.errors:
         raise typer.Exit(1)
-
-
-@app.command()
-def chat(home: Home = None, user: User = "default", agent: Agent = "", session: Session = None) -> None:
-    """Talk. /good and /bad rate the last answer, /fix TEXT corrects it, /remember TEXT keeps a note, /quit leaves."""
-    with assistant(home, make=True) as nightschool:
-        err.print("loading the base", style="dim")
-        assert nightschool.engine
-        last = None
-        while (line := _prompt()) not in (None, "/quit"):
-            if not line:
-                continue
-            if line.startswith("/"):
-                _chat_command(nightschool, line, last, user, agent)
-                continue
-            try:
-                last = nightschool.reply(line, user_id=user, agent_id=agent, session_id=session)
-            except ServingError as error:  # as an answer that took too long: the session goes on
-                err.print(f"no answer: {error}", markup=False, highlight=False)
-                continue
-            say(last.text)
-
-
-def _prompt() -> str | None:
-    try:
-        return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        return None
-
-
-def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent: str) -> None:
-    command, _, text = line.partition(" ")
-    if command == "/remember" and text:
-        nightschool.remember(text, user_id=user, agent_id=agent)
-    elif command in ("/good", "/bad") and last:
-        nightschool.rate(last, 1 if command == "/good" else -1)
-    elif command == "/fix" and text and last:
-        nightschool.rate(last, correction=text)
-    else:
-        err.print("/good, /bad, /fix TEXT (after an answer), /remember TEXT, /quit", style="dim")
-        return
-    err.print("noted", style="dim")
 
 
 def _rating(given: float | None) -> float | None:

@@ -27,6 +27,9 @@ Home = Annotated[
     Path | None, typer.Option(help="Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
+Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
+User = Annotated[str, typer.Option("--user", help="Whose memory.")]
 
 
 def at(home: Path | None) -> str:
@@ -79,9 +82,9 @@ def show(value: Any, as_json: bool, lines: list[str]) -> None:
             say(line)
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     """Print what people or the model said as it stands; what would drive the terminal is shown as an odd character."""
-    out.print(text.translate(CONTROLS), markup=False, highlight=False)
+    out.print(text.translate(CONTROLS), end=end, markup=False, highlight=False)
 
 
 def when(utc: float) -> str:

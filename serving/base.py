@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..content import files_id
 from ..errors import ServingError, SettingsError
+from ..loading import loading
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = locate(spec, weights=True)
-    with _quiet():
+    with loading():
         try:
             config = AutoConfig.from_pretrained(folder)
             fp8 = _set_to_dequantise(config)
@@ -153,8 +153,8 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             missing = "; run `pip install 'nightschool[serve]'`" if isinstance(error, ImportError) else ""
             raise ServingError(f"base {spec}: cannot be loaded from {folder}: {error}{missing}") from error
-    if fp8 and dtype != torch.bfloat16:
-        model = _in_dtype(model, dtype)
+        if fp8 and dtype != torch.bfloat16:
+            model = _in_dtype(model, dtype)
     return model.to(choose_device(device)).eval()
 
 
@@ -210,20 +210,6 @@ def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
     return fresh
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar of the weights' loader."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 # -- where LoRA goes ---
 
 
@@ -251,7 +237,7 @@ def modules_of(config: Any) -> Modules:
     from transformers import AutoModelForCausalLM
 
     try:
-        with torch.device("meta"):
+        with loading(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
         raise ServingError(f"a {config.model_type} is no causal language model that transformers knows") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ from ..content import Message
 from ..errors import InputError
 
 Prompt = Sequence[Message]
+Pieces = Generator[str, None, None]  # of an answer, as they come; closing it ends the answer
 LEAST_PROMPT = 16  # tokens that must be left for the prompt
 ON_LATE = "allow more time (for replies serving.timeout_seconds) or fewer tokens"
 
@@ -67,7 +68,7 @@ class Engine(Protocol):
         self, prompts: Sequence[Prompt], *, adapter: str | None = None, sampling: Sampling = ...
     ) -> list[str]: ...
 
-    def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = ...) -> Iterator[str]: ...
+    def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = ...) -> Pieces: ...
 
     def score(
         self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None

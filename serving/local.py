@@ -6,7 +6,7 @@ that is unloaded while it answers is freed after its last call. Threads may shar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from .base import (
 from .batching import Batcher, Request, batches
 from .chat import Ids, answer_ids, prompt_ids
 from .decoding import Answer
-from .engine import LEAST_PROMPT, Prompt, Sampling, Score
+from .engine import LEAST_PROMPT, Pieces, Prompt, Sampling, Score
 from .graphs import Graphs, is_plain, use_attention
 from .latents import Expansion, worth_expanding
 
@@ -98,13 +98,13 @@ class LocalEngine:
                 request.cancelled = True
         return [request.answer.text for request in requests]
 
-    def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = DEFAULT) -> Iterator[str]:
+    def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = DEFAULT) -> Pieces:
         """The pieces of what `generate` would return. Closing the iterator ends the answer."""
         (request,) = self._requests([prompt], adapter, sampling)
         request.streamed = True
         return self._streamed(request)
 
-    def _streamed(self, request: Request) -> Iterator[str]:
+    def _streamed(self, request: Request) -> Pieces:
         self._batcher.add([request])
         try:
             yield from request.pieces()

@@ -25,7 +25,7 @@ from ..settings import ServingSettings, without_user
 from . import parity
 from .base import base_id, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
-from .engine import LEAST_PROMPT, ON_LATE, Prompt, Sampling, Score
+from .engine import LEAST_PROMPT, ON_LATE, Pieces, Prompt, Sampling, Score
 
 try:
     import httpx
@@ -114,7 +114,7 @@ class VLLMEngine:
         with self._lease(adapter) as model:
             return self._in_parallel(lambda body: str(self._complete(model, body, until)["text"]), bodies)
 
-    def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = DEFAULT) -> Iterator[str]:
+    def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = DEFAULT) -> Pieces:
         """The pieces of what `generate` would return. Closing it ends the request on the server."""
         until = _deadline(sampling)
         body = {**self._asked(prompt, sampling, 0), "stream": True}
@@ -122,7 +122,7 @@ class VLLMEngine:
             self._require(adapter)
         return self._streamed(body, adapter, until)
 
-    def _streamed(self, body: dict[str, Any], adapter: str | None, until: Deadline | None) -> Iterator[str]:
+    def _streamed(self, body: dict[str, Any], adapter: str | None, until: Deadline | None) -> Pieces:
         with self._lease(adapter) as model:
             yield from self._pieces({**body, "model": model}, until)
 
@@ -355,7 +355,7 @@ class VLLMEngine:
         finally:
             self._changing.release()
 
-    def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Iterator[str]:
+    def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Pieces:
         if body["model"] not in self._listed(until):
             self._load_again(body["model"], until)
         self._await_check(body["model"], until)

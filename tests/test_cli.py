@@ -14,6 +14,7 @@ from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
 from nightschool.memory.signals import censor_id
 from nightschool.memory.store import MemoryStore
+from nightschool.replies import ReplyStream
 from nightschool.serving.base import SEEDLING
 from nightschool.settings import load_settings
 from typer.testing import CliRunner
@@ -323,6 +324,17 @@ def test_chat_goes_on_after_an_answer_that_took_too_long(run: Run, monkeypatch: 
     monkeypatch.setenv("NIGHTSCHOOL_SERVING_TIMEOUT_SECONDS", "0.000001")
     done = run("chat")
     assert done.exit_code == 0 and "no answer: no whole answer within" in done.stderr
+
+
+def test_chat_goes_on_after_an_answer_was_broken_off(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(_: object) -> str:
+        raise KeyboardInterrupt
+
+    said = iter(["Hello!", "/good", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    monkeypatch.setattr(ReplyStream, "__next__", broken)
+    done = run("chat")
+    assert done.exit_code == 0 and "broken off" in done.stderr and "noted" not in done.stderr
 
 
 def test_chat_answers_takes_feedback_and_leaves(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
+
 import numpy as np
 import pytest
 import torch
+from nightschool.loading import loading
 from nightschool.memory.embed import MiniLM, one_thread
+from nightschool.serving.base import load_base
 from transformers.utils import logging
 
 
@@ -58,3 +62,13 @@ def test_loading_draws_no_progress_bar_and_leaves_the_switch_as_it_was(shown, ca
         assert capfd.readouterr() == ("", "")
     finally:
         (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+
+
+def test_one_model_is_built_at_a_time():
+    """Two at once left one of them without weights."""
+    jobs = ThreadPoolExecutor(2)
+    with loading():
+        built = [jobs.submit(MiniLM().embed, ["a"]), jobs.submit(load_base, "seedling", dtype=torch.float32)]
+        assert not wait(built, timeout=1).done
+    assert built[0].result().shape == (1, 384) and not any(p.is_meta for p in built[1].result().parameters())
+    jobs.shutdown()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from nightschool.memory.conversations import Owner
 from nightschool.memory.embed import Embedder
 from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
+from nightschool.replies import ReplyStream
 from nightschool.sdk import LOOK_S, MOST_WAITING, Assistant, AsyncAssistant
-from nightschool.serving.engine import Sampling
+from nightschool.serving.engine import Pieces, Sampling
 from nightschool.settings import ServingSettings, Settings
 
 
@@ -41,10 +42,11 @@ class EchoEngine:
     def unload(self, adapter_id: str) -> None:
         self.loaded.remove(adapter_id)
 
-    def generate(
-        self, prompts: Sequence[Sequence[Message]], *, adapter: str | None = None, sampling: Sampling | None = None
-    ) -> list[str]:
-        return [f"{adapter}: " + " | ".join(f"{m['role']}={m['content']}" for m in prompt) for prompt in prompts]
+    def stream(
+        self, prompt: Sequence[Message], *, adapter: str | None = None, sampling: Sampling | None = None
+    ) -> Pieces:
+        yield f"{adapter}: "
+        yield " | ".join(f"{m['role']}={m['content']}" for m in prompt)
 
 
 @pytest.fixture
@@ -227,11 +229,15 @@ def test_no_memory_is_shown_where_none_is_wanted(assistant: Assistant) -> None:
     assert assistant.reply("What is my dog called?", user_id="ada").memory_ids == ()
 
 
+def pieces(*said: str) -> Pieces:
+    yield from said
+
+
 def test_empty_answer_is_an_error_and_is_not_kept(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assistant.engine, "generate", lambda prompts, **_: [""])
+    monkeypatch.setattr(assistant.engine, "stream", lambda *_, **__: pieces(""))
     with pytest.raises(ServingError, match="the base answered nothing"):
         assistant.reply("Hello there")
-    monkeypatch.setattr(assistant.engine, "generate", lambda prompts, **_: [" \n"])
+    monkeypatch.setattr(assistant.engine, "stream", lambda *_, **__: pieces(" ", "\n"))
     with pytest.raises(ServingError, match="the base answered nothing"):
         assistant.reply("Hello there")
     assert not list(assistant.store.interactions())
@@ -240,16 +246,16 @@ def test_empty_answer_is_an_error_and_is_not_kept(assistant: Assistant, monkeypa
 def test_turns_of_one_session_are_answered_one_after_another_and_those_of_others_beside(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer, running, most = assistant.engine.generate, [0], [0]
+    answer, running, most = assistant.engine.stream, [0], [0]
 
-    def slow(prompts: Sequence[Sequence[Message]], **kwargs: object) -> list[str]:
+    def slow(prompt: Sequence[Message], **_: object) -> Pieces:
         running[0] += 1
         most[0] = max(most[0], running[0])
         time.sleep(0.1)
         running[0] -= 1
-        return answer(prompts)
+        yield from answer(prompt)
 
-    monkeypatch.setattr(assistant.engine, "generate", slow)
+    monkeypatch.setattr(assistant.engine, "stream", slow)
     with ThreadPoolExecutor(3) as pool:
         same = [pool.submit(assistant.reply, f"part {i}", session_id="one") for i in range(3)]
         said = sorted((job.result().text for job in same), key=len)
@@ -270,14 +276,14 @@ def test_turn_that_waits_too_long_for_the_one_before_is_an_error(assistant: Assi
 
 def meanwhile(assistant: Assistant, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """`act` happens while the next reply is being made."""
-    answer = assistant.engine.generate
+    answer = assistant.engine.stream
 
-    def generate(prompts: Sequence[Sequence[Message]], **kwargs: object) -> list[str]:
-        monkeypatch.setattr(assistant.engine, "generate", answer)
+    def stream(prompt: Sequence[Message], **_: object) -> Pieces:
+        monkeypatch.setattr(assistant.engine, "stream", answer)
         act()
-        return answer(prompts)
+        yield from answer(prompt)
 
-    monkeypatch.setattr(assistant.engine, "generate", generate)
+    monkeypatch.setattr(assistant.engine, "stream", stream)
 
 
 def test_reply_to_what_is_forgotten_meanwhile_is_not_kept(
@@ -329,15 +335,115 @@ def test_answer_is_given_without_notes_where_memory_cannot_be_searched(
 
 def held_back(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> tuple[Event, Semaphore]:
     """Answers come when the first is set; the second is raised by one as each is begun."""
-    gate, begun, answer = Event(), Semaphore(0), assistant.engine.generate
+    gate, begun, answer = Event(), Semaphore(0), assistant.engine.stream
 
-    def waiting(prompts: Sequence[Sequence[Message]], **_: object) -> list[str]:
+    def waiting(prompt: Sequence[Message], **_: object) -> Pieces:
         begun.release()
         gate.wait(60)
-        return answer(prompts)
+        yield from answer(prompt)
 
-    monkeypatch.setattr(assistant.engine, "generate", waiting)
+    monkeypatch.setattr(assistant.engine, "stream", waiting)
     return gate, begun
+
+
+def test_reply_comes_in_pieces_and_is_recorded_when_they_end(assistant: Assistant) -> None:
+    with assistant.stream("Hello there", user_id="ada", session_id="one") as answer:
+        assert next(answer) == "None: "
+        with pytest.raises(InputError, match="read its pieces to the end"):
+            assert answer.reply
+        assert list(answer) == ["user=Hello there"] and list(answer) == []
+    kept = assistant.store.interaction(answer.reply.id)
+    assert (kept.text, kept.reply, kept.user_id) == ("Hello there", "None: user=Hello there", "ada")
+    assert answer.reply.text == kept.reply and answer.reply.session_id == "one"
+
+
+def test_error_of_a_reply_in_pieces_is_raised_where_it_is_read(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> Pieces:
+        yield "Well, "
+        raise ServingError("the server is gone")
+
+    monkeypatch.setattr(assistant.engine, "stream", broken)
+    with assistant.stream("Hello there") as answer:
+        assert next(answer) == "Well, "
+        for _ in range(2):
+            with pytest.raises(ServingError, match="the server is gone"):
+                next(answer)
+    with pytest.raises(InputError, match="text is empty"):
+        list(assistant.stream(" "))
+    assert not list(assistant.store.interactions())
+
+
+class Endless:
+    """Goes on until it is closed, which `ended` tells."""
+
+    def __init__(self) -> None:
+        self.ended, self.said = Event(), 0
+
+    def __call__(self, *_: object, **__: object) -> Pieces:
+        try:
+            while True:
+                self.said += 1
+                time.sleep(0.001)
+                yield "and "
+        finally:
+            self.ended.set()
+
+
+def test_engine_stops_where_a_reply_in_pieces_is_left(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = assistant.engine.stream
+    for leave in (ReplyStream.close, lambda stream: None):
+        endless = Endless()
+        monkeypatch.setattr(assistant.engine, "stream", endless)
+        stream = assistant.stream("Hello", session_id="one")
+        assert next(stream) == "and "
+        leave(stream)
+        del stream  # what nobody holds is closed as well
+        assert endless.ended.wait(60)
+    monkeypatch.setattr(assistant.engine, "stream", answer)
+    assert "assistant=" not in assistant.reply("Hello again", session_id="one").text
+    assert [i.text for i in assistant.store.interactions()] == ["Hello again"]
+
+
+def test_awaited_reply_comes_in_pieces(assistant: Assistant) -> None:
+    front = AsyncAssistant(assistant)
+
+    async def talk() -> None:
+        async with front.stream("Hello there", user_id="ada", session_id="one") as answer:
+            assert [piece async for piece in answer] == ["None: ", "user=Hello there"]
+        assert assistant.store.interaction(answer.reply.id).reply == answer.reply.text
+
+    asyncio.run(talk())
+
+
+def test_engine_stops_where_an_awaited_reply_is_cancelled(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = AsyncAssistant(assistant)
+
+    async def whole() -> None:
+        await front.reply("Hello")
+
+    async def in_pieces() -> None:
+        async with front.stream("Hello") as answer:
+            async for _ in answer:
+                pass
+
+    async def cancelled(talk: Callable[[], Coroutine[None, None, None]], endless: Endless) -> None:
+        job = asyncio.create_task(talk())
+        while not endless.said:
+            await asyncio.sleep(0.01)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+
+    for talk in (whole, in_pieces):
+        endless = Endless()
+        monkeypatch.setattr(assistant.engine, "stream", endless)
+        asyncio.run(cancelled(talk, endless))
+        assert endless.ended.wait(60)
+    assert not list(assistant.store.interactions())
 
 
 def test_only_some_turns_of_a_session_wait(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +459,7 @@ def test_only_some_turns_of_a_session_wait(assistant: Assistant, monkeypatch: py
 
 
 def test_cancelled_reply_returns_at_once_and_is_not_kept(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = assistant.engine.generate
+    answer = assistant.engine.stream
     gate, begun = held_back(assistant, monkeypatch)
     front = AsyncAssistant(assistant)
 
@@ -365,7 +471,7 @@ def test_cancelled_reply_returns_at_once_and_is_not_kept(assistant: Assistant, m
             await job
         assert not gate.is_set()
         gate.set()
-        monkeypatch.setattr(assistant.engine, "generate", answer)
+        monkeypatch.setattr(assistant.engine, "stream", answer)
         assert "assistant=" not in (await front.reply("Hello again", session_id="one")).text
 
     asyncio.run(talk())
@@ -420,7 +526,7 @@ def test_reply_that_could_not_be_recorded_is_not_made(
         store.rebuild_index()
     monkeypatch.undo()
     engine = EchoEngine()
-    monkeypatch.setattr(engine, "generate", None)
+    monkeypatch.setattr(engine, "stream", None)
     with MemoryStore(settings, embedder=embedder) as store:
         fresh = Assistant(settings, store, Registry(store.database, settings.home / "adapters", store.clock), engine)
         with pytest.raises(StoreError, match="the index is being made anew, or that was interrupted"):
@@ -430,7 +536,7 @@ def test_reply_that_could_not_be_recorded_is_not_made(
 def test_what_cannot_be_kept_is_refused_before_it_is_answered(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assistant.engine, "generate", None)  # so that a call would be another error
+    monkeypatch.setattr(assistant.engine, "stream", None)  # so that a call would be another error
     for text, owner in (("a\ud800", {}), ("hi", {"session_id": "x" * 300}), ("hi", {"user_id": ""})):
         with pytest.raises(InputError):
             assistant.reply(text, **owner)

@@ -1,0 +1,65 @@
+"""Talking at the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ServingError
+from .printing import Agent, Home, Session, User, assistant, err, say
+
+if TYPE_CHECKING:
+    from ..replies import Reply
+    from ..sdk import Assistant
+
+
+def chat(home: Home = None, user: User = "default", agent: Agent = "", session: Session = None) -> None:
+    """Talk. /good and /bad rate the last answer, /fix TEXT corrects it, /remember TEXT keeps a note, /quit leaves."""
+    with assistant(home, make=True) as nightschool:
+        err.print("loading the base", style="dim")
+        assert nightschool.engine
+        last = None
+        while (line := _prompt()) not in (None, "/quit"):
+            if not line:
+                continue
+            if line.startswith("/"):
+                _chat_command(nightschool, line, last, user, agent)
+                continue
+            last = None  # of an answer that failed nothing can be said
+            try:
+                last = _answered(nightschool, line, user_id=user, agent_id=agent, session_id=session)
+            except ServingError as error:  # as an answer that took too long: the session goes on
+                err.print(f"no answer: {error}", markup=False, highlight=False)
+            except KeyboardInterrupt:
+                err.print("broken off", style="dim")
+
+
+def _answered(nightschool: Assistant, line: str, **owner: Any) -> Reply:
+    """Say the answer as it comes. Left by an error or Ctrl-C, it ends there."""
+    try:
+        with nightschool.stream(line, **owner) as answer:
+            for piece in answer:
+                say(piece, end="")
+        return answer.reply
+    finally:
+        say("")
+
+
+def _prompt() -> str | None:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent: str) -> None:
+    command, _, text = line.partition(" ")
+    if command == "/remember" and text:
+        nightschool.remember(text, user_id=user, agent_id=agent)
+    elif command in ("/good", "/bad") and last:
+        nightschool.rate(last, 1 if command == "/good" else -1)
+    elif command == "/fix" and text and last:
+        nightschool.rate(last, correction=text)
+    else:
+        err.print("/good, /bad, /fix TEXT (after an answer), /remember TEXT, /quit", style="dim")
+        return
+    err.print("noted", style="dim")
