@@ -187,7 +187,7 @@ class World:
         registry = Registry(store.database, settings.home / "adapters", store.clock)
         self.assistant = Assistant(settings, store, registry, engine)
         self.live: Adapter | None = None
-        self.known: set[str] = set()  # interactions whose answers the live adapter was taught
+        self.known: set[tuple[str, str]] = set()  # what the live adapter was taught
         self.people = simulated.people(seed, sizes.people, arm.hostile)
         self.served = {**self.exam(), "probe": 0.0}  # what the judge found in the live adapter
         if arm.phases or arm.recalls:
@@ -236,7 +236,7 @@ class World:
         drift = next((m.change for m in verdict.measures if m.name == "probe_nll"), 0.0)
         exam = {**self.exam(candidate), "probe": round(drift, 4)}
         if verdict.accepted:
-            self.live, self.served, self.known = candidate, exam, dataset.taught(dataset.to_rows(snapshot))
+            self.live, self.served, self.known = candidate, exam, dataset.taught(snapshot)
         return {
             **self.served,
             "accepted": verdict.accepted,

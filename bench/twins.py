@@ -74,7 +74,7 @@ class Twins(learning.World):
         settings = self.assistant.settings
         ensure_loaded(self.engine, twin, settings.serving.parity_tolerance)
         verdict = gate.judge(twin, live, snapshot, self.engine, settings.gate, known=self.known)
-        held = [h for h in snapshot.held_out if h.interaction_ids[0] not in self.known]
+        held = gate.unknown(snapshot.held_out, self.known)
         prompts, answers = [h.prompt for h in held], [h.completion for h in held]
         before, *after = (self.engine.score(prompts, answers, adapter=a.id) for a in (live, twin, candidate))
         rises = [[(x.logprob - y.logprob) / x.tokens for x, y in zip(one, before, strict=True)] for one in after]

@@ -19,7 +19,7 @@ from ..memory.signals import KEPT, assess, correction_of, events_of, label, labe
 from ..memory.topics import Recurrence, recurrence
 from ..memory.types import Feedback, Interaction, Satisfaction, Signal
 from ..settings import CensorSettings, DatasetSettings, Settings
-from .prompts import Prompts, plain, session_key
+from .prompts import Prompts, Words, plain, session_key
 from .types import Excluded
 
 Vectors = Mapping[str, NDArray[np.float32]]  # unit vectors of requests by interaction id
@@ -47,7 +47,7 @@ class Answer:
         return self.score > 0
 
     @property
-    def words(self) -> tuple[str, str]:
+    def words(self) -> Words:
         """Equal words are the same answer to the same prompt, but for case, spaces and punctuation at word ends."""
         return self.key, plain(self.completion)
 
@@ -138,10 +138,10 @@ class _Gathering:
             self._excluded.add(why, [interaction.id])
             return
         reply, correction = self._answer(interaction, satisfaction), correction_of(interaction, given)
-        if correction:
-            self._correct(reply, correction)
+        better = self._correct(reply, correction) if correction else None
         if labelled and reply.completion:
-            self.gathered.answers.append(reply)
+            if better is None or better.words != reply.words:  # else one person said of the same both yes and no
+                self.gathered.answers.append(reply)
         elif said and not correction:
             why = "rated neither good nor bad" if reply.completion else "the reply is empty"
             self._excluded.add(why, [interaction.id])
@@ -188,11 +188,12 @@ class _Gathering:
         reaction = None if satisfaction.explicit else self._prompts.reaction(interaction)
         return [reaction.id] if reaction else []
 
-    def _correct(self, reply: Answer, correction: Feedback) -> None:
+    def _correct(self, reply: Answer, correction: Feedback) -> Answer:
         better = _corrected(reply, correction)
         self.gathered.answers.append(better)
         if reply.completion:
             self.gathered.corrected.append((better, reply))
+        return better
 
     def _unfit(self, interaction: Interaction) -> str | None:
         """Why nothing can be learnt from it, if so."""
@@ -296,7 +297,7 @@ def fold(answers: Iterable[Answer], settings: CensorSettings, excluded: Exclusio
     confidence is the highest. How often it was said counts through the recurrence of its topic. Where people disagree
     it teaches nothing.
     """
-    groups: dict[tuple[str, str], list[Answer]] = defaultdict(list)
+    groups: dict[Words, list[Answer]] = defaultdict(list)
     for answer in answers:
         groups[answer.words].append(answer)
     folded: list[Answer] = []

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Answer, Vectors, merged
-from .prompts import Prompts
+from .prompts import Prompts, Words, plain
 from .types import PairSource
 from .weights import pair_margin, pair_weight
 
@@ -57,14 +57,23 @@ class Contrast:
         return self.asked.key, self.chosen.completion, self.rejected.completion
 
     @property
+    def taught(self) -> tuple[Words, Words]:
+        """Its two answers to the prompt that it has, in the form of `Answer.words`."""
+        return (self.asked.key, plain(self.chosen.completion)), (self.asked.key, plain(self.rejected.completion))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The interactions whose answers they are."""
+        return tuple(dict.fromkeys((self.chosen.interaction.id, self.rejected.interaction.id)))
+
+    @property
     def weight(self) -> float:
         confidence = self.chosen.confidence * self.rejected.confidence
         return pair_weight(confidence, pair_margin(self.chosen.score, self.rejected.score), self.chosen.recurrence)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        heads = tuple(dict.fromkeys((self.chosen.interaction.id, self.rejected.interaction.id)))
-        return merged(heads, self.chosen.sources, self.rejected.sources)
+        return merged(self.heads, self.chosen.sources, self.rejected.sources)
 
 
 def fold_contrasts(contrasts: Iterable[Contrast]) -> list[Contrast]:

@@ -42,14 +42,15 @@ def curate(
 ) -> Gathered:
     """`gathered` without what must not teach, each interaction left out under its reason."""
     reason = _Reasons(prompts, min_topic_users, fits)
-    kept: list[Answer] = []
-    for answer in gathered.answers:
-        if why := reason(answer):
-            excluded.add(why, [answer.interaction.id])
-        else:
-            kept.append(answer)
-    pairs = ([p for p in part if not any(map(reason, p))] for part in (gathered.corrected, gathered.regenerated))
-    return Gathered(kept, *pairs)
+
+    def fit(*answers: Answer) -> bool:
+        faults = [(why, a.interaction.id) for a in answers if (why := reason(a))]
+        for why, interaction_id in faults:
+            excluded.add(why, [interaction_id])
+        return not faults
+
+    pairs = ([pair for pair in part if fit(*pair)] for part in (gathered.corrected, gathered.regenerated))
+    return Gathered([a for a in gathered.answers if fit(a)], *pairs)
 
 
 class _Reasons:

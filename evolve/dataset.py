@@ -7,7 +7,7 @@ interaction and not from the clock; what is stored holds no text, so what was fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from math import log
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,7 +37,7 @@ from .contrasts import Contrast, Order, find_contrasts, find_rephrased, fold_con
 from .curation import BOUNDED, CURATION, Fits, any_length, as_taught, curate
 from .expansion import Author, Expansion
 from .lessons import short_enough
-from .prompts import Prompts
+from .prompts import Prompts, Words, words_of
 from .reception import read, reader_at_hand
 from .types import Example, Judged, Pair, Snapshot, Thumb, without_nothing
 from .weights import balanced, example_weight, limit_marked, limit_share, normalise, thumb_weight
@@ -75,7 +75,6 @@ class Split:
     cluster_of: ClusterOf
     held: frozenset[str]
     sure: tuple[Answer, ...]
-    excluded: Exclusions
 
     def teaches(self, interaction: Interaction) -> bool:
         return self.cluster_of(interaction) not in self.held
@@ -88,10 +87,10 @@ def split(
     settings: Settings,
     fits: Fits = any_length,
 ) -> Split:
-    excluded = Exclusions()
-    gathered = gather(prompts, feedback, vectors, settings, excluded, NOTHING)
-    sure = curate(gathered, prompts, settings.dataset.min_topic_users, excluded, fits).answers
-    return Split(*hold_out(sure, settings), tuple(sure), excluded)
+    untold = Exclusions()  # `build` finds them again, less what a reader labels
+    gathered = gather(prompts, feedback, vectors, settings, untold, NOTHING)
+    sure = curate(gathered, prompts, settings.dataset.min_topic_users, untold, fits).answers
+    return Split(*hold_out(sure, settings), tuple(sure))
 
 
 def _length_rule(settings: Settings) -> Fits:
@@ -124,7 +123,7 @@ def build(
     """`freeze` on values, but for what `expansion` drafts. `parts` is the split of just these."""
     prompts = Prompts((i for i in interactions if i.created_utc <= now), memories)
     parts = parts or split(prompts, feedback, vectors, settings, fits)
-    excluded, teaches = parts.excluded, parts.teaches
+    excluded, teaches = Exclusions(), parts.teaches
     excluded.add("dated later than now", (i.id for i in interactions if i.created_utc > now and i.id in feedback))
     order = _recent_first(prompts, settings.dataset)
     gathered = gather(prompts, feedback, vectors, settings, excluded, reading)
@@ -143,7 +142,7 @@ def build(
     )
     excluded.add("held out, and nothing sure is known of it without a reader's guess", guesses)
     judged = _held_out(parts, settings, excluded)
-    judged = _unseen(judged, [*taught, *(a for c in contrasts for a in (c.chosen, c.rejected))], excluded)
+    judged = _unseen(judged, {a.words for a in taught} | {w for c in contrasts for w in c.taught}, excluded)
     if expansion:
         open_to = _open(prompts, teaches, judged)
         made = expansion.contrasts(prompts, open_to, recurrences(prompts, settings.dataset), len(contrasts))
@@ -151,10 +150,12 @@ def build(
 
     limit = settings.dataset.max_rows
     liked, rated, heard = (_first(part, order, limit) for part in ([a for a in taught if a.liked], taught, judged))
-    excluded.add("over the budget of rows", _ids(taught, judged) - _ids(liked, rated, heard))
+    pairs = _first(contrasts, _rank(order), limit)
+    given = _ids(taught, judged) | {i for c in contrasts if c.how != "synthetic" for i in c.heads}
+    excluded.add("over the budget of rows", given - _ids(liked, rated, heard) - {i for c in pairs for i in c.heads})
     return Snapshot(
         examples=_examples(liked, prompts, settings.dataset),
-        pairs=_pairs(_first(contrasts, _rank(order), limit), prompts, settings.dataset),
+        pairs=_pairs(pairs, prompts, settings.dataset),
         thumbs=_thumbs(rated, prompts, settings.dataset),
         held_out=_judged(heard, prompts, parts.cluster_of),
         excluded=excluded.report(),
@@ -177,11 +178,10 @@ def _held_out(parts: Split, settings: Settings, excluded: Exclusions) -> list[An
     return [answer for group in groups.values() for answer in fold(group, settings.censor, excluded)]
 
 
-def _unseen(judged: Sequence[Answer], taught: Sequence[Answer], excluded: Exclusions) -> list[Answer]:
+def _unseen(judged: Sequence[Answer], taught: Set[Words], excluded: Exclusions) -> list[Answer]:
     """`judged` without what is taught word for word: knowing it by heart is no proof."""
-    words = {a.words for a in taught}
-    excluded.add("held out, but the same answer is taught", _ids([a for a in judged if a.words in words]))
-    return [a for a in judged if a.words not in words]
+    excluded.add("held out, but the same answer is taught", _ids([a for a in judged if a.words in taught]))
+    return [a for a in judged if a.words not in taught]
 
 
 def _open(prompts: Prompts, teaches: Callable[[Interaction], bool], judged: Sequence[Answer]) -> list[Interaction]:
@@ -274,11 +274,13 @@ def _pairs(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSet
 
 
 def _judged(answers: Sequence[Answer], prompts: Prompts, cluster_of: ClusterOf) -> tuple[Judged, ...]:
+    """Clusters are numbered: who is forgotten shall not be named by a snapshot."""
+    numbers: dict[str, str] = {}
     return tuple(
         Judged(
             **_words(a, prompts),
             liked=a.liked,
-            cluster=cluster_of(a.interaction),
+            cluster=numbers.setdefault(cluster_of(a.interaction), str(len(numbers))),
             interaction_ids=a.sources,
             correction_id=a.correction_id,
         )
@@ -305,16 +307,10 @@ def _references(row: Example | Pair | Thumb | Judged) -> dict[str, Any]:
     return without_nothing(kept) | {"interaction_ids": list(row.interaction_ids)}
 
 
-def taught(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The interactions whose answers a snapshot of these rows teaches, without what stood before them."""
-    return {i for row in rows for i in row["interaction_ids"][: _answers_of(row)]}
-
-
-def _answers_of(row: Mapping[str, Any]) -> int:
-    """Of how many interactions a row teaches the answer; they are named first, and a correction is of a single one."""
-    if row["part"] == "held_out":
-        return 0
-    return {"correction": 1, "synthetic": 0}.get(row["how"], 2) if row["part"] == "pairs" else 1
+def taught(snapshot: Snapshot) -> set[Words]:
+    """What it teaches or shows as worse, word for word."""
+    liked = {words_of(row.prompt, row.completion) for row in (*snapshot.examples, *snapshot.thumbs)}
+    return liked | {words_of(row.prompt, answer) for row in snapshot.pairs for answer in (row.chosen, row.rejected)}
 
 
 def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]], *, follow: bool = True) -> Snapshot:

@@ -56,6 +56,7 @@ from ..serving.engine import Engine, Sampling
 from ..settings import GateSettings
 from .privacy import MASK, unasked
 from .probes import Probe
+from .prompts import Words, words_of
 from .types import TOLD, Adapter, Example, Judged, Measure, Pair, Prompt, Snapshot, Thumb, Verdict
 
 Vector = NDArray[np.float64]
@@ -71,14 +72,14 @@ def judge(
     engine: Engine,
     settings: GateSettings,
     probes: Sequence[Probe] = (),
-    known: Set[str] = frozenset(),
+    known: Set[Words] = frozenset(),
 ) -> Verdict:
     """The verdict on `candidate` against `incumbent` (None = the base); both and the parent are loaded in `engine`.
 
-    `known` are interactions whose answers the incumbent was taught (`dataset.taught`): it is not judged on them, since
-    the candidate never saw what is held out now.
+    `known` is what the incumbent was taught (`dataset.taught`): it is not judged on that, since the candidate never saw
+    what is held out now.
     """
-    held_out = [h for h in snapshot.held_out if known.isdisjoint(h.interaction_ids[:1])]
+    held_out = unknown(snapshot.held_out, known)
     reasons = too_little(held_out, settings)
     measures: tuple[Measure, ...] = ()
     if not reasons:
@@ -95,6 +96,11 @@ def judge(
     reasons = reasons or [_reason(m) for m in measures]
     ids = (candidate.id, incumbent.id if incumbent else None, snapshot.id)
     return Verdict(*ids, accepted, measures, tuple(reasons), criteria(settings, probes))
+
+
+def unknown(held_out: Sequence[Judged], known: Set[Words]) -> list[Judged]:
+    """What is held out and not taught to what serves, by whomever and whenever it was said."""
+    return [h for h in held_out if words_of(h.prompt, h.completion) not in known]
 
 
 def criteria(settings: GateSettings, probes: Sequence[Probe]) -> str:

@@ -16,6 +16,7 @@ from ..memory.types import REACH, Interaction, Memory, with_notes
 from .types import Prompt
 
 SessionKey = tuple[str, str, str]  # user, agent, session
+Words = tuple[str, str]  # of a prompt and an answer, see `words_of`
 
 EDGES = ".,;:!?…'\"()„“”‘’«»"
 LOOK_BACK = 20  # replies before this one that it is compared with
@@ -29,6 +30,11 @@ def plain(text: str) -> str:
     """`text` without what makes no difference: two that are equal in it are near-duplicates."""
     words = (word.strip(EDGES) for word in text.casefold().split())
     return " ".join(filter(None, words)) or text
+
+
+def words_of(prompt: Prompt, answer: str) -> Words:
+    """Equal words are the same answer to the same prompt, but for case, spaces and punctuation at word ends."""
+    return content_id([[m["role"], plain(m["content"])] for m in prompt]), plain(answer)
 
 
 class Prompts:

@@ -58,7 +58,7 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Judged:
-    """A held-out answer with the satisfaction it met. `cluster` is the user or session that the bootstrap draws."""
+    """A held-out answer with the satisfaction it met. `cluster` is the number of the user or session to draw."""
 
     prompt: Prompt
     completion: str

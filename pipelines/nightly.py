@@ -7,7 +7,7 @@ the rules have changed: the gate's settings or the operator's probes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict
 
 from ..content import plain
@@ -16,6 +16,7 @@ from ..evolve import dataset, gate
 from ..evolve.expansion import base_of
 from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
+from ..evolve.prompts import Words
 from ..evolve.registry import Registry, ensure_loaded, intact
 from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
 from ..memory.store import MemoryStore
@@ -63,7 +64,7 @@ def _night(
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
     candidate = known or _learn(snapshot, registry, settings, progress)
     with for_now(engine, registry):
-        verdict = _judge(candidate, snapshot, probes, registry, engine, settings, progress)
+        verdict = _judge(candidate, snapshot, probes, store, registry, engine, settings, progress)
         registry.update_cycle(cycle_id, candidate_id=candidate.id)
         _decide(candidate, verdict, registry, progress)
 
@@ -162,6 +163,7 @@ def _judge(
     candidate: Adapter,
     snapshot: Snapshot,
     probes: Sequence[Probe],
+    store: MemoryStore,
     registry: Registry,
     engine: Engine,
     settings: Settings,
@@ -172,8 +174,8 @@ def _judge(
         ensure_loaded(engine, adapter, settings.serving.parity_tolerance)
     incumbent = _incumbent(candidate, registry, engine, settings, progress)
     progress(f"judging against {incumbent.id if incumbent else 'the base'}")
-    known = dataset.taught(registry.snapshot_rows(incumbent.snapshot_id)) if incumbent else set()
-    if seen := sum(row.interaction_ids[0] in known for row in snapshot.held_out):
+    known = _taught(incumbent, store, registry) if incumbent else frozenset()
+    if seen := len(snapshot.held_out) - len(gate.unknown(snapshot.held_out, known)):
         progress(f"  {seen} of {len(snapshot.held_out)} held-out answers do not count: they taught what serves")
     verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate, probes, known)
     registry.add_verdict(verdict)
@@ -182,6 +184,11 @@ def _judge(
     if incumbent and any(m.name == "probes" and m.incumbent < 1 for m in verdict.measures):
         progress(f"  {incumbent.id}, which serves, breaks a probe as well; see `nightschool gate probes`")
     return verdict
+
+
+def _taught(adapter: Adapter, store: MemoryStore, registry: Registry) -> Set[Words]:
+    rows = [row for row in registry.snapshot_rows(adapter.snapshot_id) if row["part"] != "held_out"]
+    return dataset.taught(dataset.from_rows(store, rows))
 
 
 def _incumbent(

@@ -322,6 +322,35 @@ def test_what_is_judged_on_both_sides_weighs_more_and_what_was_only_kept_less():
     assert 1 > raw(one[0]) > 3 * raw(kept[0]) > 0
 
 
+def test_a_correction_in_the_same_words_is_one_opinion_and_no_disagreement():
+    world = World()
+    world.says("the bell?", "ten euros", -1.0, "Ten euros.")
+    snapshot = world.freeze()
+    assert [e.completion for e in snapshot.examples] == ["Ten euros."] and [t.liked for t in snapshot.thumbs] == [True]
+    assert [(p.chosen, p.rejected) for p in snapshot.pairs] == [("Ten euros.", "ten euros")]
+    assert not snapshot.excluded
+
+
+def test_what_a_reader_labels_is_taught_and_not_also_left_out():
+    world = World()
+    asked = world.says("the bell?", "ten euros")
+    world.feedback[asked] = [Feedback("f1", asked, None, None, "about the bell", NOW)]
+    given = (world.interactions, world.feedback, world.memories, world.vectors())
+    read = Reading("r1", {asked: Signal("learned_at_home", 1.0)})
+    snapshot = build(*given, settings(), now=NOW, reading=read)
+    assert [e.interaction_ids for e in snapshot.examples] == [(asked,)] and not snapshot.excluded
+
+
+def test_pairs_over_the_budget_and_those_that_curation_takes_are_told():
+    world = World()
+    pairs = [(f"the bell {n}?", world.says(f"the bell {n}?", f"no {n}", None, f"yes {n}")) for n in range(6)]
+    over = reasons(world.freeze(max_rows=2))["over the budget of rows"]
+    assert len(over) == 4 and set(over) < {i for _, i in pairs}
+    world, first, second = regenerated("broken \ufffd", old=-1.0)
+    snapshot = world.freeze()
+    assert snapshot.pairs == () and reasons(snapshot)["the answer holds broken characters"] == (second,)
+
+
 @pytest.mark.parametrize("new", ["no idea", "", "  "])
 def test_the_same_reply_again_or_an_empty_one_is_preferred_to_nothing(new: str):
     assert regenerated(new, old=-1.0)[0].freeze().pairs == ()
@@ -392,9 +421,9 @@ def test_a_regenerated_reply_with_an_injected_instruction_is_quarantined():
 
 def test_a_memory_without_events_freezes_to_the_ids_and_rows_that_it_had_before_there_were_any():
     snapshot = busy().freeze(held_out_share=0.2)
-    assert snapshot.id == "b2:19ad3ccea23a43756fb736c824e399c9"
+    assert snapshot.id == "b2:77e00aa13221a6a5a804811b54a7bee2"
     rows = [{**row, "curation": 1} for row in to_rows(snapshot)]
-    assert content_id(rows) == "b2:55e87fcd4685f14678b7007b444625f0"
+    assert content_id(rows) == "b2:d265cfedd0a0e10161b996814657faa2"
 
 
 def test_a_snapshot_names_the_censor_that_scored_it_and_that_is_no_part_of_its_id():
@@ -574,11 +603,17 @@ def test_asking_often_in_one_session_counts_once():
 # -- the held-out part ---
 
 
+def held_users(world: World, snapshot: Snapshot) -> set[str]:
+    users = {i.id: i.user_id for i in world.interactions}
+    return {users[j.interaction_ids[0]] for j in snapshot.held_out}
+
+
 def test_no_user_is_on_both_sides_and_the_share_is_about_right():
     snapshot = busy(users=80).freeze(held_out_share=0.2)
-    held = {j.cluster for j in snapshot.held_out}
     users = {f"i{n:05}": f"u{n % 80}" for n in range(320)}
-    assert held <= set(users.values())
+    named = {(j.cluster, users[j.interaction_ids[0]]) for j in snapshot.held_out}
+    held = {user for _, user in named}
+    assert len(held) == len(named) == len({j.cluster for j in snapshot.held_out})
     assert not held & {users[i] for row in (*snapshot.thumbs, *snapshot.pairs) for i in row.interaction_ids}
     assert 0.1 < len(snapshot.held_out) / (len(snapshot.held_out) + len(snapshot.thumbs)) < 0.3
 
@@ -594,7 +629,7 @@ def test_what_only_a_reader_guesses_teaches_and_is_no_proof():
 
     alone, read = frozen(NOTHING), frozen(guess)
     assert {h.interaction_ids[0] for h in read.held_out} <= world.feedback.keys()
-    assert {h.cluster for h in read.held_out} == {h.cluster for h in alone.held_out}
+    assert held_users(world, read) == held_users(world, alone)
     assert {e.interaction_ids[0] for e in read.examples} - world.feedback.keys()
     assert set(reasons(read)["held out, and nothing sure is known of it without a reader's guess"]) <= set(unrated)
 
@@ -604,9 +639,7 @@ def test_with_few_users_whole_sessions_are_held_out():
     for n in range(200):
         world.says(f"{WORDS[n % 16]} number {n}?", f"answer {n}", 1.0 if n % 3 else -1.0, session=f"s{n // 2}")
     snapshot = world.freeze(held_out_share=0.2)
-    held = {j.cluster for j in snapshot.held_out}
-    assert 10 <= len(held) <= 30
-    assert {c for c in held if json.loads(c)[0] == "ada"} == held
+    assert 10 <= len({j.cluster for j in snapshot.held_out}) <= 30
     taught = {i for row in snapshot.thumbs for i in row.interaction_ids}
     assert not taught & {i for j in snapshot.held_out for i in j.interaction_ids}
 
@@ -622,6 +655,28 @@ def test_no_prompt_with_the_same_answer_is_on_both_sides():
     assert "held out, but the same answer is taught" in reasons(snapshot)
 
 
+def test_what_a_pair_shows_is_on_one_side_only():
+    """The words of a regenerated reply, under the prompt that the pair has and no turn of its own had."""
+
+    def asked_by(held: set[str]) -> World:
+        world = World()
+        for user, n in ((f"u{n // 3}", n) for n in range(120)):
+            world.says(f"the lock {n}?", f"five {n}", 1.0 if n % 4 else -1.0, user=user)
+            if n % 3 == 0 and user in held:
+                world.says("the bell?", "ten euros", 1.0, user=user)
+            elif n % 3 == 0:
+                world.does(world.says("the bell?", "no idea", -1.0, user=user, session="a"), "regenerated")
+                world.says("the bell?", "ten euros", 1.0, user=user, session="a")
+        return world
+
+    everybody = asked_by(set())
+    world = asked_by(held_users(everybody, everybody.freeze(held_out_share=0.2)))
+    snapshot = world.freeze(held_out_share=0.2)
+    shown = {(json.dumps(p.prompt), answer) for p in snapshot.pairs for answer in (p.chosen, p.rejected)}
+    assert any(answer == "ten euros" for _, answer in shown)
+    assert len(snapshot.held_out) > 5 and not shown & {(json.dumps(j.prompt), j.completion) for j in snapshot.held_out}
+
+
 def test_a_single_conversation_is_never_held_out():
     world = World()
     world.says("the bell?", "ten", 1.0)
@@ -631,7 +686,15 @@ def test_a_single_conversation_is_never_held_out():
 def test_other_seeds_hold_out_others():
     world = busy()
     first, second = (world.freeze(held_out_share=0.2, seed=n) for n in (0, 1))
-    assert {j.cluster for j in first.held_out} != {j.cluster for j in second.held_out}
+    assert held_users(world, first) != held_users(world, second)
+
+
+def test_nobody_is_named_by_a_snapshot():
+    world = World()
+    for n in range(40):
+        world.says(f"the {WORDS[n % 16]}?", f"answer {n}", 1.0, user=f"person{n}@example.org")
+    snapshot = world.freeze(held_out_share=0.3)
+    assert snapshot.held_out and "example.org" not in json.dumps(to_rows(snapshot))
 
 
 # -- curation ---

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nightschool.content import Message
 from nightschool.errors import ServingError
+from nightschool.evolve import dataset
 from nightschool.evolve.gate import (
     cluster_draws,
     interval,
@@ -19,9 +20,11 @@ from nightschool.evolve.gate import (
     masked_prompts,
     probe_text,
     repetition,
+    unknown,
     weighted_auc,
 )
 from nightschool.evolve.probes import Probe
+from nightschool.evolve.prompts import words_of
 from nightschool.evolve.types import Adapter, Example, Judged, Pair, Snapshot, Thumb, Verdict
 from nightschool.serving.engine import Sampling, Score
 from nightschool.settings import GateSettings
@@ -126,6 +129,22 @@ def verdict(engine: ChosenEngine, held_out: Snapshot | None = None, incumbent: A
 
 def failed(found: Verdict) -> set[str]:
     return {m.name for m in found.measures if not m.passed}
+
+
+def test_what_the_incumbent_was_taught_is_not_judged_by_whomever_it_was_said() -> None:
+    taught = Example(({"role": "user", "content": "0 0?"},), "Liked.", 1.0, ("b2:other",))
+    known = dataset.taught(Snapshot((taught,), (), (), ()))
+    held_out = [
+        replace(h, prompt=({"role": "user", "content": f"{h.prompt[0]['content']}?"},)) for h in snapshot().held_out
+    ]
+    left = unknown(held_out, known)
+    assert [h for h in held_out if h not in left] == held_out[:1]
+    few = snapshot(clusters=QUICK.min_clusters)
+    engine = ChosenEngine(liked=0.3, disliked=-0.3)
+    assert judge(CANDIDATE, INCUMBENT, few, engine, QUICK).accepted
+    of_one = {words_of(h.prompt, h.completion) for h in few.held_out if h.cluster == "u0"}
+    refused = judge(CANDIDATE, INCUMBENT, few, engine, QUICK, known=of_one)
+    assert not refused.accepted and not refused.measures
 
 
 def test_candidate_that_favours_liked_answers_is_accepted() -> None:
