@@ -309,8 +309,10 @@ def _references(row: Example | Pair | Thumb | Judged) -> dict[str, Any]:
 
 def taught(snapshot: Snapshot) -> set[Words]:
     """What it teaches or shows as worse, word for word."""
-    liked = {words_of(row.prompt, row.completion) for row in (*snapshot.examples, *snapshot.thumbs)}
-    return liked | {words_of(row.prompt, answer) for row in snapshot.pairs for answer in (row.chosen, row.rejected)}
+    single = [(row.prompt, row.completion) for row in snapshot.examples]
+    single += [(row.prompt, row.completion) for row in snapshot.thumbs]
+    paired = [(row.prompt, answer) for row in snapshot.pairs for answer in (row.chosen, row.rejected)]
+    return {words_of(*said) for said in (*single, *paired)}
 
 
 def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]], *, follow: bool = True) -> Snapshot:

@@ -346,7 +346,7 @@ def test_pairs_over_the_budget_and_those_that_curation_takes_are_told():
     pairs = [(f"the bell {n}?", world.says(f"the bell {n}?", f"no {n}", None, f"yes {n}")) for n in range(6)]
     over = reasons(world.freeze(max_rows=2))["over the budget of rows"]
     assert len(over) == 4 and set(over) < {i for _, i in pairs}
-    world, first, second = regenerated("broken \ufffd", old=-1.0)
+    world, _, second = regenerated("broken \ufffd", old=-1.0)
     snapshot = world.freeze()
     assert snapshot.pairs == () and reasons(snapshot)["the answer holds broken characters"] == (second,)
 
