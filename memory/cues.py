@@ -137,17 +137,33 @@ def vocabulary() -> dict[str, list[str]]:
 
 
 def is_correction(said: str, answers: bool) -> bool:
-    """Whether a plain text contradicts; "No." to "Did you mean the rear wheel?" answers and corrects nothing."""
-    return bool(CORRECTION.search(said) or (DENIAL.match(said) and not answers))
+    """Whether a plain text contradicts.
+
+    "No." to "Did you mean the rear wheel?" answers and corrects nothing, and no more does "No, that's perfect".
+    """
+    if CORRECTION.search(said):
+        return True
+    return bool(DENIAL.match(said)) and not answers and not _content(NO.sub("", said))
+
+
+def _content(said: str) -> bool:
+    """Whether somebody thanks, praises or has all they want."""
+    return bool(GRATITUDE.search(said) or ENOUGH.search(said) or sentiment(said) > 0)
 
 
 def sentiment(text: str) -> float:
-    """Praise minus blame by word, in [-1, 1]; a negation within two words before turns a word's sign."""
-    words = re.findall(r"[a-z]+(?:'[a-z]+)?", text)
+    """Praise minus blame by word, in [-1, 1].
+
+    A negation within two words before turns a word's sign, but no "No, " that opens the text; what is wished for is no
+    praise of what was said.
+    """
+    words = re.findall(r"[a-z]+(?:'[a-z]+)?", NO.sub("", text))
     total = 0
     for i, word in enumerate(words):
         sign = (word in PRAISE) - (word in BLAME)
-        total += -sign if sign and NEGATIONS.intersection(words[max(0, i - 2) : i]) else sign
+        if sign and NEGATIONS.intersection(words[max(0, i - 2) : i]):
+            sign = -sign
+        total += 0 if sign > 0 and WISHES.intersection(words[max(0, i - WISHED) : i]) else sign
     return max(-1.0, min(1.0, total / 2))
 
 
@@ -159,15 +175,23 @@ def plain(text: str) -> str:
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+")
 CORRECTION = re.compile(
     r"\b(?:"
-    r"i meant\b|(?:that'?s|that is|this is|it'?s|you'?re|you are) (?:just |simply |still |also )?"
-    r"(?:wrong|incorrect|not (?:right|correct|true|what i))\b"
+    r"(?<!sorry )(?<!sorry, )(?<!sorry\. )i meant\b"
+    r"|(?:that'?s|that is|this is|it'?s|you'?re|you are) (?:just |simply |still |also )?"
+    r"(?:wrong|incorrect|not (?:right|correct|true|what i)|the wrong one)\b"
     r"|not what i (?:asked|meant|said|wanted)\b|didn'?t (?:answer|ask)\b|did not (?:answer|ask)\b"
     r"|answer (?:my|the) question\b|you (?:misunderstood|misread|got (?:that|it) wrong)\b"
-    r"|(?:i|we) (?:already|just) (?:told|said|asked)\b|(?:like|as) i (?:already )?said\b|try again\b"
-    r"|wrong (?:answer|one)\b|you (?:already|just) (?:said|asked|told)\b|(?:are|do) you even (?:listen|read)"
+    r"|(?:i|we) already (?:told|said|asked)\b|(?:i|we) just (?:told|said|asked) (?:you|that|this|it|so|for)\b"
+    r"|(?:like|as) i (?:already )?said\b"
+    r"|(?<!let me )(?<!'ll )(?<!will )(?<!to )try again\b(?! (?:later|tomorrow))"
+    r"|wrong answer\b|^wrong one\b|you (?:gave|picked|chose|sent) (?:me )?the wrong one\b"
+    r"|you (?:already|just) (?:said|asked|told)\b|(?:are|do) you even (?:listen|read)"
     r")"
 )
 DENIAL = re.compile(r"(?:no|nope|nah|wrong|incorrect)(?:$|[,.!;:-]+(?:$|\s)|\s+(?:i|not|that|it|you)\b)")
+NO = re.compile(r"^(?:no|nope|nah)[,.!;:-]+\s*")
+ENOUGH = re.compile(
+    r"\b(?:that'?s|that is|that was|that will be|that'?ll be) (?:all|it|everything|fine|enough|ok|okay)\b"
+)
 CONFUSION = re.compile(
     r"^(?:what|huh|eh|sorry|pardon|excuse me|come again)\s*[?!.]+|\?\?|\bmak(?:es?|ing) no sense\b"
     r"|\b(?:what do you mean|do(?:n'?t| not) understand|what are you (?:talking|saying))\b"
@@ -197,9 +221,10 @@ that this what how so have has had with as if about can will would just
 """
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
 NEGATIONS = frozenset("not no never isn't wasn't don't doesn't didn't can't couldn't ain't hardly".split(" "))
+WISHES, WISHED = frozenset("would should could wish please want need prefer rather if".split()), 6  # words before
 _PRAISE = """
-amazing awesome brilliant clear correct cool delighted excellent exactly fantastic good great glad happy helped helpful
-interesting impressive kind like love lovely nice perfect perfectly pleased right smart solved super sweet useful
+amazing awesome brilliant cool delighted excellent exactly fantastic good great glad happy helped helpful
+interesting impressive love lovely nice perfect perfectly pleased smart solved super sweet useful
 wonderful works worked wow
 """
 _BLAME = """

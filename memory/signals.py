@@ -31,7 +31,7 @@ from .types import Feedback, Interaction, Satisfaction, Signal
 
 Label = Literal["liked", "disliked"]
 
-RULES = 1  # to be raised with any change to what is computed here or in `cues` that shows in none of their numbers
+RULES = 2  # to be raised with any change to what is computed here or in `cues` that shows in none of their numbers
 
 COEFFICIENTS = {
     # the next turn

@@ -173,6 +173,12 @@ def test_a_session_that_may_go_on_has_not_ended():
         "You didn't answer my question",
         "Nope. The other shop",
         "as I said, the rear wheel",
+        "No, that's not right",
+        "nope, still broken",
+        "I already told you",
+        "I just told you that",
+        "Please try again.",
+        "You gave me the wrong one",
     ],
 )
 def test_a_correcting_turn_is_dislike(reaction: str):
@@ -185,6 +191,39 @@ def test_a_correcting_turn_is_dislike(reaction: str):
 def test_no_as_the_answer_to_a_question_corrects_nothing(reaction: str):
     satisfaction = after(reaction, reply="Is it the rear wheel?")
     assert "correction_cue" not in {s.name for s in satisfaction.signals}
+
+
+@pytest.mark.parametrize(
+    "reaction",
+    [
+        "No, that's exactly what I needed.",
+        "No, that's perfect",
+        "No, it works now!",
+        "No, thanks.",
+        "No, that's all.",
+        "I just told my boss and he loved it!",
+        "Let me try again later.",
+        "I bought the wrong one, what now?",
+        "Sorry, I meant Tuesday.",
+    ],
+)
+def test_thanks_and_small_talk_with_a_no_in_it_are_no_dislike(reaction: str):
+    satisfaction = after(reaction)
+    assert "correction_cue" not in {s.name for s in satisfaction.signals}
+    assert label(satisfaction, SETTINGS) != "disliked"
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "I would like the right answer.",
+        "Please be more clear and correct",
+        "Should be more like the good one yesterday",
+        "would have been nice to get it right",
+    ],
+)
+def test_what_a_comment_wishes_for_is_no_praise(comment: str):
+    assert label(assess(turn("hi"), [said(comment=comment)], None, None), SETTINGS) is None
 
 
 @pytest.mark.parametrize("reaction", ["thanks!", "ok", "great", "what?", "and on Sunday?"])
@@ -224,7 +263,15 @@ def test_rephrasing_grows_with_the_cosine_and_needs_more_than_a_word_or_two():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("good", 0.5), ("not good", -0.5), ("really great, love it", 1.0), ("a wheel", 0.0)]
+    ("text", "value"),
+    [
+        ("good", 0.5),
+        ("not good", -0.5),
+        ("really great, love it", 1.0),
+        ("a wheel", 0.0),
+        ("no, great", 0.5),
+        ("it should be great", 0.0),
+    ],
 )
 def test_sentiment_counts_praise_and_blame_and_minds_negation(text: str, value: float):
     assert sentiment(text) == value
