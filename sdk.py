@@ -75,7 +75,9 @@ def open(
         raise InputError(f"home is {home}, and settings.home {settings.home}; give one of them")
     settings = settings or load_settings(home)
     store = MemoryStore(settings)
-    return Assistant(settings, store, Registry(store.database, settings.home / "adapters", store.clock), engine)
+    registry = Registry(store.database, settings.home / "adapters", store.clock)
+    _withdraw(registry)  # what a crash interrupted
+    return Assistant(settings, store, registry, engine)
 
 
 class Assistant:
@@ -334,8 +336,13 @@ class Assistant:
         try:
             return self.store.forget_apply(plan)
         finally:  # the rows may be gone although their bytes could not be erased yet
-            self.registry.withdraw_tainted()
-            self.registry.erase_tainted()
+            _withdraw(self.registry)
+
+
+def _withdraw(registry: Registry) -> None:
+    """Take what learnt from forgotten words out of service, and its weights off the disk."""
+    registry.withdraw_tainted()
+    registry.erase_tainted()
 
 
 def _require_wanted(dropped: Event) -> None:

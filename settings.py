@@ -69,7 +69,8 @@ class CensorSettings:
     refit_from: int = 200  # ratings given here, of several people, from which it is fitted on them; else as shipped
 
     def __post_init__(self) -> None:
-        _require("censor", self, "from 0 to 1", lambda x: 0 <= x <= 1, "min_confidence", "liked_above")
+        _require("censor", self, "above 0 and at most 1", lambda x: 0 < x <= 1, "min_confidence")
+        _require("censor", self, "from 0 to 1", lambda x: 0 <= x <= 1, "liked_above")
         _require("censor", self, "from -1 to 0", lambda x: -1 <= x <= 0, "disliked_below")
         _require("censor", self, "0 (off) or more", lambda x: x >= 0, "read_turns")
         _require("censor", self, "1 or more", lambda x: x >= 1, "refit_from")
@@ -154,7 +155,8 @@ class GateSettings:
     probe_answers: int = 16  # prompts of each kind, held out and masked, answered in 48 tokens: empty, circles, leaks
 
     def __post_init__(self) -> None:
-        _require("gate", self, "1 or more", lambda x: x >= 1, "bootstrap", "min_clusters", "min_rated", "probe_answers")
+        _require("gate", self, "100 or more", lambda x: x >= 100, "bootstrap")  # an interval of fewer says nothing
+        _require("gate", self, "1 or more", lambda x: x >= 1, "min_clusters", "min_rated", "probe_answers")
         _require("gate", self, "above 0 and below 1", lambda x: 0 < x < 1, "confidence")
         _require("gate", self, "from 0 to 1", lambda x: 0 <= x <= 1, "max_gain_lost")
         bounds = ("max_nll_rise", "max_probe_rise", "max_repetition_rise", "max_sycophancy_rise")

@@ -61,10 +61,14 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader made of turns, by interaction; `reader_id` is empty where nothing was read."""
+    """What a reader made of turns, by interaction; `reader_id` is empty where nothing was read.
+
+    `fitted_on` are the rated interactions that it was fitted on here; none for the one that ships.
+    """
 
     reader_id: str = ""
     signals: Mapping[str, Signal] = field(default_factory=dict)
+    fitted_on: frozenset[str] = frozenset()
 
 
 NOTHING = Reading()

@@ -160,6 +160,7 @@ def build(
         held_out=_judged(heard, prompts, parts.cluster_of),
         excluded=excluded.report(),
         censor=censor_id(reading.reader_id),
+        reader_ids=tuple(sorted(reading.fitted_on)),
     )
 
 

@@ -30,7 +30,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where an adapter comes from. `sources` taught it, `held_out` are what else it was judged on, and `forgotten` are
+    """Where an adapter comes from. `sources` taught it, by a row or through the Censor's
+    reader, `held_out` are what else it was judged on, and `forgotten` are
     interactions of either that memory no longer holds."""
 
     adapter: Adapter
@@ -91,7 +92,11 @@ def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:
     while (parents[-1] if parents else adapter).parent_id:
         parents.append(registry.adapter((parents[-1] if parents else adapter).parent_id or ""))
     rows, named = registry.snapshot_rows(adapter.snapshot_id), registry.sources(adapter.snapshot_id)
-    taught = {i for row in rows if row["part"] != "held_out" for i in row["interaction_ids"]}
+    judged, taught = (
+        {i for row in rows if (row["part"] == "held_out") is held for i in row["interaction_ids"]}
+        for held in (True, False)
+    )
+    taught |= named - judged  # those that taught it through the reader alone are in no row
     interactions = list(store.interactions())
     ids_now = answered_since(named | taught, interactions)
     wanted, taught = ({ids_now.get(i, i) for i in ids} for ids in (named, taught))

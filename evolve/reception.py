@@ -61,7 +61,8 @@ def read(
     unread = [i for i in recent if i.id not in rated and i.reply.strip()][: settings.read_turns]
     if not unread:
         return NOTHING
-    taught = [i for i in recent if i.id in rated and i.reply.strip() and teaches(i)][: settings.read_turns]
+    most = max(settings.read_turns, settings.refit_from)
+    taught = [i for i in recent if i.id in rated and i.reply.strip() and teaches(i)][:most]
     taught = taught if len(taught) >= settings.refit_from else []
     exchanges = {i.id: _exchange(i, prompts, feedback) for i in (*unread, *taught)}
     vector_of = vectors_of(store, exchanges, _requests(prompts, vectors))
@@ -71,7 +72,8 @@ def read(
     else:
         for old in readers_in(store.settings.home):
             old.unlink()
-    return _reading(reader, {i.id: exchanges[i.id] for i in unread}, vector_of)
+    reading = _reading(reader, {i.id: exchanges[i.id] for i in unread}, vector_of)
+    return replace(reading, fitted_on=frozenset(i.id for i in taught)) if reader.at_home else reading
 
 
 def met(store: MemoryStore, interaction_id: str, settings: CensorSettings) -> Satisfaction:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -35,14 +35,14 @@ from ..memory.tables import (
 )
 from ..serving import parity
 from ..serving.engine import Engine
-from .types import Adapter, Cycle, Excluded, Measure, Phase, Snapshot, Verdict
+from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Phase, Snapshot, Verdict
 
 log = logging.getLogger("nightschool")
 WEIGHTS = "adapter_model.safetensors"
 MANIFEST = "adapter.json"
 CONFIG = "adapter_config.json"
 FILES, CONFIG_ID = (WEIGHTS, CONFIG), "config_id"  # the latter in an adapter's details
-DEBRIS = ".building-"
+DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
 
 
 def seal(
@@ -154,8 +154,13 @@ def _erased(weights: Path) -> bool:
 
 
 def _forgotten_meanwhile(session: Session, snapshot_id: str) -> str | None:
-    """Why what is trained on that snapshot is tainted: something in it was forgotten after it was frozen."""
-    receipts = session.scalars(select(ReceiptRow).order_by(ReceiptRow.id))
+    """Why what is trained on that snapshot is tainted: something in it was forgotten since the night began.
+
+    What was forgotten before, and is in it again, was said again.
+    """
+    began = select(func.max(CycleRow.started_utc)).where(CycleRow.finished_utc.is_(None))
+    since = session.scalars(began).first() or 0.0
+    receipts = session.scalars(select(ReceiptRow).where(ReceiptRow.created_utc >= since).order_by(ReceiptRow.id))
     if any(snapshot_id in receipt.details["tainted_snapshots"] for receipt in receipts):
         return f"snapshot {snapshot_id} holds interactions that were forgotten while it was trained on"
     return None
@@ -174,26 +179,36 @@ class Registry:
         return path
 
     def sweep(self) -> int:
-        """Remove folders without a manifest: what a crash left. Only the night calls it, under its lock."""
-        debris = [p for p in self.folder.glob("*") if p.is_dir() and not (p / MANIFEST).exists()]
-        debris += [p for p in self.folder.glob(DEBRIS + "*") if p not in debris]
+        """Remove what a crash left: folders of ours that no row names, or without a manifest.
+
+        Only the night calls it, under its lock. Folders that bear no name of ours stay.
+        """
+        with self.database.reading() as session:
+            recorded = set(session.scalars(select(AdapterRow.folder)))
+        ours = (
+            p for name in (DEBRIS, SEALED) for p in self.folder.glob(name + "*") if p.is_dir() and not p.is_symlink()
+        )
+        debris = [p for p in ours if p.name not in recorded or not (p / MANIFEST).exists()]
         for path in debris:
+            log.warning("%s is no whole adapter and is removed: a night was interrupted", path)
             shutil.rmtree(path)
         return len(debris)
 
     # -- snapshots ---
 
     def add_snapshot(self, snapshot: Snapshot, rows: list[dict[str, Any]]) -> None:
-        """Keep the references of a snapshot (`rows`, from `dataset.to_rows`); a known id is a no-op."""
+        """Keep the references of a snapshot (`rows`, from `dataset.to_rows`), and what was left out of it this time."""
+        excluded = [asdict(e) for e in snapshot.excluded]
         with self.database.writing() as session:
-            if session.get(SnapshotRow, snapshot.id):
-                return
-            excluded = [asdict(e) for e in snapshot.excluded]
-            kept = {"rows": rows, "excluded": excluded, "censor": snapshot.censor}
-            session.add(SnapshotRow(id=snapshot.id, **kept, created_utc=self.clock()))
-            session.flush()
-            sources = [SnapshotSourceRow(snapshot_id=snapshot.id, interaction_id=i) for i in snapshot.interaction_ids()]
-            session.add_all(sources)
+            if held := session.get(SnapshotRow, snapshot.id):
+                held.excluded = excluded
+            else:
+                kept = {"rows": rows, "excluded": excluded, "censor": snapshot.censor}
+                session.add(SnapshotRow(id=snapshot.id, **kept, created_utc=self.clock()))
+                session.flush()
+            named = select(SnapshotSourceRow.interaction_id).where(SnapshotSourceRow.snapshot_id == snapshot.id)
+            fresh = (snapshot.interaction_ids() | {*snapshot.reader_ids}).difference(session.scalars(named))
+            session.add_all(SnapshotSourceRow(snapshot_id=snapshot.id, interaction_id=i) for i in sorted(fresh))
 
     def snapshot_rows(self, snapshot_id: str) -> list[dict[str, Any]]:
         with self.database.reading() as session:
@@ -216,6 +231,14 @@ class Registry:
             row = session.get(SnapshotRow, snapshot_id)
             found = row.excluded if row else []
             return tuple(Excluded(e["reason"], tuple(e["interaction_ids"])) for e in found)
+
+    def new_sources(self, snapshot_id: str, earlier: Sequence[str]) -> int:
+        """How many interactions that snapshot was made of and none of the `earlier` ones."""
+        named = SnapshotSourceRow.interaction_id
+        known = select(named).where(SnapshotSourceRow.snapshot_id.in_(earlier))
+        own = select(func.count(named)).where(SnapshotSourceRow.snapshot_id == snapshot_id, named.not_in(known))
+        with self.database.reading() as session:
+            return session.scalars(own).one()
 
     def sources(self, snapshot_id: str) -> set[str]:
         """The interactions that snapshot was made of, forgotten ones included."""
@@ -305,11 +328,13 @@ class Registry:
     # -- the live alias ---
 
     def live(self) -> Adapter | None:
-        """The adapter in service; None is the base, also when the newest deployment was tainted since."""
+        """The adapter in service; None is the base. Where the newest deployment was tainted since, its predecessor."""
         with self.database.reading() as session:
             row = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id.desc()).limit(1)).first()
             adapter = session.get(AdapterRow, row.adapter_id) if row and row.adapter_id else None
-            return self._adapter(adapter) if adapter and not adapter.tainted else None
+            if adapter is None or not adapter.tainted:
+                return self._adapter(adapter) if adapter else None
+        return self.predecessor(adapter.id)
 
     def promote(self, adapter_id: str) -> Adapter:
         """Put an accepted, untainted, undamaged adapter into service; GateRefused otherwise."""
@@ -345,7 +370,7 @@ class Registry:
         return target
 
     def withdraw_tainted(self) -> Adapter | None:
-        """If the newest deployment is tainted, deploy its last clean predecessor; returns what serves now."""
+        """If the newest deployment is tainted, record that its last clean predecessor serves; returns that."""
         with self.database.reading() as session:
             row = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id.desc()).limit(1)).first()
             deployed = row.adapter_id if row else None
@@ -380,6 +405,9 @@ class Registry:
 
     def _deploy(self, adapter_id: str | None, reason: str) -> None:
         with self.database.writing() as session:
+            row = session.get(AdapterRow, adapter_id) if adapter_id else None
+            if row and row.tainted:  # since it was looked at
+                raise GateRefused(f"adapter {adapter_id} is tainted: {row.tainted}; run `nightschool night` again")
             session.add(DeploymentRow(adapter_id=adapter_id, reason=reason, created_utc=self.clock()))
 
     # -- cycles ---
@@ -394,7 +422,7 @@ class Registry:
         """Nights that ended without a word, as by a loss of power. Only the night calls it, under its lock."""
         with self.database.writing() as session:
             left = update(CycleRow).where(CycleRow.finished_utc.is_(None))
-            session.execute(left.values(finished_utc=self.clock(), error="interrupted"))
+            session.execute(left.values(finished_utc=self.clock(), error=INTERRUPTED))
 
     def update_cycle(self, cycle_id: str, **values: Any) -> None:
         with self.database.writing() as session:

@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import Any
 
 from ..content import Message
 from ..errors import NotFound
 from ..memory.store import MemoryStore
+from ..memory.topics import label_of
 from ..serving.engine import Engine, Sampling
 from . import dataset
 from .live import for_now
 from .privacy import mask
 from .registry import Registry, ensure_loaded
-from .types import Adapter, Cycle, Judged, Measure
+from .types import INTERRUPTED, Adapter, Cycle, Judged, Measure
 
 TAUGHT = ("examples", "pairs", "thumbs")
 
@@ -86,9 +88,9 @@ def report(store: MemoryStore, registry: Registry, cycle_id: str | None = None) 
     return Report(
         cycle=cycle,
         outcome=cycle.outcome,
-        minutes=(cycle.finished_utc - cycle.started_utc) / 60 if cycle.finished_utc else None,
+        minutes=_minutes(cycle),
         parts=dict(Counter(row["part"] for row in rows)),
-        new_turns=len(_sources(registry, nights[-1:]) - _sources(registry, nights[:-1])),
+        new_turns=_new_turns(registry, cycle, nights[:-1]),
         topics=_topics(store, rows),
         measures=verdict.measures if verdict else (),
         reasons=verdict.reasons if verdict else (),
@@ -103,20 +105,35 @@ def _up_to(registry: Registry, cycle: Cycle) -> list[Cycle]:
     return [n for n in registry.cycles() if n.started_utc <= cycle.started_utc and n.id != cycle.id] + [cycle]
 
 
-def _sources(registry: Registry, nights: Sequence[Cycle]) -> set[str]:
-    return {i for snapshot in {n.snapshot_id for n in nights} if snapshot for i in registry.sources(snapshot)}
+def _minutes(cycle: Cycle) -> float | None:
+    """None while it runs, and of one that was interrupted: when is not known."""
+    known = cycle.finished_utc is not None and cycle.error != INTERRUPTED
+    return (cycle.finished_utc - cycle.started_utc) / 60 if known and cycle.finished_utc else None
+
+
+def _new_turns(registry: Registry, cycle: Cycle, earlier: Sequence[Cycle]) -> int:
+    """Turns that no earlier night made an adapter of."""
+    made = sorted({n.snapshot_id for n in earlier if n.snapshot_id and n.candidate_id})
+    return registry.new_sources(cycle.snapshot_id, made) if cycle.snapshot_id else 0
 
 
 def _topics(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> tuple[TaughtTopic, ...]:
     """What was taught about what, the weightiest first; a row belongs to the topic of its first turn."""
     taught = [(row["interaction_ids"][0], float(row["weight"])) for row in rows if row["part"] in TAUGHT]
-    topic_of = store.topic_labels({interaction_id for interaction_id, _ in taught})
+    founded = store.topic_requests({interaction_id for interaction_id, _ in taught})
+    topic_of = {i: _masked_label(request) for i, request in founded.items()}
     weights: dict[str, list[float]] = defaultdict(list)
     for interaction_id, weight in taught:
         weights[topic_of.get(interaction_id, "forgotten since")].append(weight)
     total = sum(weight for _, weight in taught) or 1.0
-    made = (TaughtTopic(mask([label])[0], sum(found) / total, len(found)) for label, found in weights.items())
+    made = (TaughtTopic(label, sum(found) / total, len(found)) for label, found in weights.items())
     return tuple(sorted(made, key=lambda topic: (-topic.share, topic.label)))
+
+
+@lru_cache(maxsize=4096)
+def _masked_label(request: str) -> str:
+    """Of the masked request: once cut into words, an address looks like any other."""
+    return label_of(mask([request])[0])
 
 
 def _trained(registry: Registry, cycle: Cycle) -> list[Adapter]:

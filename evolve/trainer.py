@@ -7,6 +7,7 @@ adapter with finite losses and gradients, or raises TrainingError; it never retu
 
 from __future__ import annotations
 
+import gc
 import math
 import resource
 import sys
@@ -22,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..content import plain
-from ..errors import TrainingError
+from ..errors import SettingsError, TrainingError
 from ..serving import parity
 from ..serving.base import base_id, choose_device, expert_share, load_base, load_tokenizer, lora_targets
 from ..serving.chat import answer_ids, prompt_ids
@@ -95,7 +96,9 @@ class Student:
 def student(settings: Settings, start: Path | None = None) -> Student:
     """The base with a fresh adapter, or with the one in `start`."""
     night, spec = settings.night, settings.serving.base
-    device = choose_device(settings.serving.device)
+    device = _training_device(settings.serving.device)
+    gc.collect()  # the trainer of the phase before knows itself, so its model is still there
+    torch.cuda.empty_cache()
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -111,6 +114,18 @@ def student(settings: Settings, start: Path | None = None) -> Student:
             model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
     model.config.use_cache = False
     return Student(model, load_tokenizer(spec), base_id(spec), device)
+
+
+def _training_device(wanted: str) -> str:
+    """SettingsError for a second card: transformers trains on the first one that it sees."""
+    device = choose_device(wanted)
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and number not in ("", "0"):
+        raise SettingsError(
+            f"serving.device is {wanted!r}, and a night trains on the first card it sees; set serving.device to cuda"
+            f" and run it with CUDA_VISIBLE_DEVICES={number}"
+        )
+    return device
 
 
 def active_parameters(model: PeftModel) -> float:
@@ -252,7 +267,7 @@ def train(
 
 
 def _arguments(scratch: str, student: Student, steps: int, rate: float, seed: int) -> SFTConfig:
-    return SFTConfig(
+    args = SFTConfig(
         output_dir=scratch,
         per_device_train_batch_size=1,
         num_train_epochs=1,
@@ -276,6 +291,8 @@ def _arguments(scratch: str, student: Student, steps: int, rate: float, seed: in
         save_strategy="no",
         report_to="none",
     )
+    args._n_gpu = min(1, args.n_gpu)  # with more, it would split a batch that is laid out already over all cards
+    return args
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..content import Message, content_id
 
 Phase = Literal["sft", "dpo"]
+INTERRUPTED = "interrupted"  # the error of a night that ended without a word
 TOLD = "told, and decides nothing"  # the rule of a measure that has none
 PairSource = Literal["correction", "regeneration", "contrast", "rephrasing", "synthetic"]
 Prompt = tuple[Message, ...]
@@ -83,8 +84,9 @@ def without_nothing(row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The frozen data of one night. `excluded` is a report and not part of the id, and no more is `censor`, the version
-    of the Censor that scored what is in it (empty for one read back by reference)."""
+    """The frozen data of one night. Not part of the id are `excluded`, which is a report, `censor`, the version of the
+    Censor that scored what is in it (empty for one read back by reference), and `reader_ids`, the rated interactions
+    that the reader was fitted on whose guesses are in it."""
 
     examples: tuple[Example, ...]
     pairs: tuple[Pair, ...]
@@ -92,6 +94,7 @@ class Snapshot:
     held_out: tuple[Judged, ...]
     excluded: tuple[Excluded, ...] = ()
     censor: str = ""
+    reader_ids: tuple[str, ...] = ()
     id: str = field(init=False)
 
     def __post_init__(self) -> None:

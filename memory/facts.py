@@ -110,10 +110,10 @@ class Facts:
         with self.database.reading() as session:
             return groups(states(session, self._dimension))
 
-    def topic_labels(self, interaction_ids: Iterable[str]) -> dict[str, str]:
-        """What each of these interactions was about; those without a topic or forgotten are missing."""
+    def topic_requests(self, interaction_ids: Iterable[str]) -> dict[str, str]:
+        """The request that founded the topic of each of these; those without a topic or forgotten are missing."""
         with self.database.reading() as session:
-            return reading.topic_labels(session, interaction_ids)
+            return reading.topic_requests(session, interaction_ids)
 
     def counts(self) -> dict[str, int]:
         with self.database.reading() as session:

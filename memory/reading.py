@@ -13,6 +13,7 @@ from .database import Database
 from .grouping import groups, labels
 from .rows import ROWS_A_PAGE, chunks, to_draft, to_feedback, to_interaction, to_memory
 from .tables import AdapterRow, Base, DraftRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
+from .topic_rows import earliest_request
 from .topics import TopicState, recurrence
 from .types import Draft, Feedback, Interaction, Memory, Topic
 
@@ -131,13 +132,14 @@ def agents_of(session: Session, user_id: str) -> list[str]:
     return list(session.scalars(select(MemoryRow.agent_id).where(MemoryRow.user_id == user_id).distinct()))
 
 
-def topic_labels(session: Session, interaction_ids: Iterable[str]) -> dict[str, str]:
-    """The label of the topic of each of these that is there and has one."""
-    labelled = select(InteractionRow.id, TopicRow.label).join(TopicRow, InteractionRow.topic_id == TopicRow.id)
-    found: dict[str, str] = {}
+def topic_requests(session: Session, interaction_ids: Iterable[str]) -> dict[str, str]:
+    """The request that founded the topic of each of these that is there and has one."""
+    topics: dict[str, str] = {}
     for some in chunks(list(interaction_ids)):
-        found |= {i: label for i, label in session.execute(labelled.where(InteractionRow.id.in_(some)))}
-    return found
+        named = select(InteractionRow.id, InteractionRow.topic_id).where(InteractionRow.id.in_(some))
+        topics |= {i: topic for i, topic in session.execute(named) if topic}
+    founding = {topic: earliest_request(session, topic) for topic in set(topics.values())}
+    return {i: founding[topic] for i, topic in topics.items()}
 
 
 def counts(session: Session) -> dict[str, int]:

@@ -96,7 +96,7 @@ def release(session: Session, gone: Iterable[Interaction], vectors: Mapping[str,
             continue
         row.size -= len(out)
         row.centroid = (np.frombuffer(row.centroid, dtype=np.float32) - np.sum(out, axis=0)).tobytes()
-        row.label = label_of(_earliest_request(session, topic_id))
+        row.label = label_of(earliest_request(session, topic_id))
     if by_topic:
         revise(session)
     session.flush()
@@ -117,7 +117,7 @@ def relabel(session: Session, topic_ids: Iterable[str]) -> None:
     """Make labels anew from the earliest turn that is held."""
     for topic_id in topic_ids:
         if row := session.get(TopicRow, topic_id):
-            row.label = label_of(_earliest_request(session, topic_id))
+            row.label = label_of(earliest_request(session, topic_id))
     revise(session)  # the labels that others have loaded may be forgotten words
     session.flush()
 
@@ -136,7 +136,8 @@ def miscounted(session: Session, turns: Counter[str]) -> list[str]:
     return found + [f"topic {i}: it has turns and no row" for i in sorted(turns.keys() - {row.id for row in rows})]
 
 
-def _earliest_request(session: Session, topic_id: str) -> str:
+def earliest_request(session: Session, topic_id: str) -> str:
+    """The words of the earliest turn of the topic that is held; empty if it has none."""
     member = select(InteractionRow.turn).where(InteractionRow.topic_id == topic_id)
     turns = session.scalars(member.order_by(InteractionRow.created_utc, InteractionRow.id)).yield_per(100)
     return next(filter(None, map(request_of, turns)), "")

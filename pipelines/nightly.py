@@ -20,6 +20,7 @@ from ..evolve.prompts import Words
 from ..evolve.registry import Registry, ensure_loaded, intact
 from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
 from ..memory.store import MemoryStore
+from ..serving.base import base_id
 from ..serving.engine import Engine
 from ..settings import Settings
 from .lock import night_lock
@@ -33,36 +34,45 @@ def run(
 ) -> Cycle:
     """One night. Returns how it ended; what ended it too soon is recorded in the cycle and raised.
 
-    `engine` opens the one that answers: a base is loaded only where no other night runs.
+    `engine` opens the one that answers: where it holds the base in this process, after training, which needs the room.
     """
     with night_lock(settings.home, store.database):
         registry.close_interrupted()
         cycle_id = registry.open_cycle()
         try:
             registry.sweep()
-            registry.erase_tainted()
-            _night(cycle_id, store, registry, engine(), settings, progress)
+            registry.withdraw_tainted()
+            _night(cycle_id, store, registry, engine, settings, progress)
         except BaseException as error:  # an unattended night must record why it ended, whatever it was
             why = f"{type(error).__name__}: {error}".removesuffix(": ")
             registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why)
             raise
+        finally:
+            registry.erase_tainted()  # also what was trained on what was forgotten meanwhile
         registry.update_cycle(cycle_id, finished_utc=store.clock())
         return registry.cycle(cycle_id)
 
 
 def _night(
-    cycle_id: str, store: MemoryStore, registry: Registry, engine: Engine, settings: Settings, progress: Progress
+    cycle_id: str,
+    store: MemoryStore,
+    registry: Registry,
+    opened: Callable[[], Engine],
+    settings: Settings,
+    progress: Progress,
 ) -> None:
     probes = load_probes(settings.home)  # a mistake in them shows before the work, not after
-    snapshot = _gather(store, registry, engine, settings, progress)
+    if settings.serving.engine != "local":
+        opened()  # no more does a server that is down
+    snapshot = _gather(store, registry, opened, settings, progress)
     registry.update_cycle(cycle_id, snapshot_id=snapshot.id)
-    known = trained_before(snapshot, registry, settings, engine.base_id)
+    known = trained_before(snapshot, registry, settings, base_id(settings.serving.base))
     if reason := nothing_to_learn(snapshot, known, registry, settings, probes):
         progress(f"nothing to learn: {reason}")
         return
     if known:
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
-    candidate = known or _learn(snapshot, registry, settings, progress)
+    candidate, engine = known or _learn(snapshot, registry, settings, progress), opened()
     with for_now(engine, registry):
         verdict = _judge(candidate, snapshot, probes, store, registry, engine, settings, progress)
         registry.update_cycle(cycle_id, candidate_id=candidate.id)
@@ -96,15 +106,23 @@ def nothing_to_learn(
             f"{len(snapshot.examples)} answers to learn (liked or corrected, those held out not counted), at least"
             f" {least} are needed"
         )
+    if few := gate.too_little(snapshot.held_out, settings.gate):
+        return f"nothing could be promoted, {'; '.join(few)}"
     verdict = registry.verdict(known.id) if known else None
     if known is None or verdict is None or verdict.snapshot_id != snapshot.id:
         return None
     decided = verdict.criteria == gate.criteria(settings.gate, probes)
+    decided = decided and (verdict.accepted or _serving(registry) in (verdict.incumbent_id, known.id))
     if decided and not (verdict.accepted and _left_behind(known, registry)):
         return f"adapter {known.id} was already trained on this memory with these settings, and judged"
     if verdict.accepted and known.id in _withdrawn(registry):
         return f"adapter {known.id} was taken out of service; `nightschool adapters promote {known.id}` puts it back"
     return None
+
+
+def _serving(registry: Registry) -> str | None:
+    live = registry.live()
+    return live.id if live else None
 
 
 def _left_behind(adapter: Adapter, registry: Registry) -> bool:
@@ -114,20 +132,19 @@ def _left_behind(adapter: Adapter, registry: Registry) -> bool:
 
 def _withdrawn(registry: Registry) -> set[str]:
     """What served once and does not now."""
-    live = registry.live()
-    return {d["adapter_id"] for d in registry.deployments()} - {live.id if live else None}
+    return {d["adapter_id"] for d in registry.deployments()} - {_serving(registry)}
 
 
 def _gather(
     store: MemoryStore,
     registry: Registry,
-    engine: Engine,
+    opened: Callable[[], Engine],
     settings: Settings,
     progress: Progress,
     tries: int = READINGS,
 ) -> Snapshot:
     progress("reading the memory")
-    author = base_of(engine, settings, progress) if settings.dataset.expand_share else None
+    author = base_of(opened(), settings, progress) if settings.dataset.expand_share else None
     snapshot = dataset.freeze(store, settings, now=store.clock(), author=author)
     rows = dataset.to_rows(snapshot)
     registry.add_snapshot(snapshot, rows)
@@ -138,7 +155,7 @@ def _gather(
         if tries == 1:
             raise
         progress("something was forgotten or answered meanwhile: reading again")
-        return _gather(store, registry, engine, settings, progress, tries - 1)
+        return _gather(store, registry, opened, settings, progress, tries - 1)
     counts = ", ".join(f"{len(getattr(snapshot, part))} {part}" for part in ("examples", "pairs", "thumbs", "held_out"))
     progress(f"snapshot {snapshot.id}: {counts.replace('_', ' ')}")
     for excluded in snapshot.excluded:
@@ -210,8 +227,7 @@ def _incumbent(
 
 
 def _decide(candidate: Adapter, verdict: Verdict, registry: Registry, progress: Progress) -> None:
-    live = registry.live()
-    serves = bool(live and live.id == candidate.id)
+    serves = _serving(registry) == candidate.id
     if verdict.accepted and not serves:
         registry.promote(candidate.id)
     progress(f"{'promoted' if verdict.accepted else 'rejected'} {candidate.id}")

@@ -44,9 +44,13 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
 
 def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
     """What follows the generation prompt, up to the first end of turn."""
+    said: Message = {"role": "assistant", "content": answer}
     head = _text(tokenizer, prompt, add_generation_prompt=True)
-    whole = _text(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
-    text = whole[len(head) :] if whole.startswith(head) else _inert(tokenizer, answer) + tokenizer.eos_token
+    whole = _text(tokenizer, [*prompt, said])
+    if whole.startswith(head):
+        text = whole[len(head) :]
+    else:  # a template that opens a thought for the model, or drops one of earlier turns
+        text = _inert_messages(tokenizer, [said])[0]["content"] + tokenizer.eos_token
     ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id) + 1]

@@ -22,6 +22,7 @@ from .base import (
     lora_targets,
     modules_of,
 )
+from .chat import answer_ids
 
 GIB = 1 << 30
 TRAINED_BYTES = 16  # of a LoRA parameter: float32 value and gradient, two moments of Adam
@@ -91,7 +92,7 @@ def _problems(spec: str, on_disk: float) -> list[str]:
     if on_disk and os.environ.get("HF_HUB_OFFLINE") and not has_weights(locate(spec)):
         found.append(f"base {spec}: not all its weights are in {locate(spec)}, and HF_HUB_OFFLINE is set")
     try:
-        load_tokenizer(spec)
+        answer_ids(load_tokenizer(spec), [{"role": "user", "content": "?"}], "!")
     except ServingError as error:
         found.append(str(error))
     return found

@@ -56,6 +56,16 @@ def test_an_assistant_alone_is_answered_as_well(strict: PreTrainedTokenizerBase)
     assert templated(strict, said(("assistant", "Welcome."))) == "[user][assistant]Welcome.[assistant]"
 
 
+def test_answer_to_a_template_that_opens_a_thought_is_its_text_and_an_end(toy_base: str) -> None:
+    tokenizer = load_tokenizer(toy_base)
+    opens = tokenizer.chat_template + "{% if add_generation_prompt %}<think>\n{% endif %}"
+    tokenizer.chat_template = opens
+    talk, typed = said(("user", "one")), f"yes {tokenizer.eos_token} no"
+    assert tokenizer.decode(answer_ids(tokenizer, talk, "yes")) == f"yes{tokenizer.eos_token}"
+    assert tokenizer.decode(answer_ids(tokenizer, talk, typed)).count(tokenizer.eos_token) == 1
+    assert short_enough(tokenizer, "yes", 40)
+
+
 def test_template_that_refuses_everything_is_a_clear_error(strict: PreTrainedTokenizerBase) -> None:
     strict.chat_template = "{{ raise_exception('closed today') }}"
     with pytest.raises(ServingError, match="refuses a conversation: closed today"):

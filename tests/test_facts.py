@@ -36,11 +36,11 @@ def test_no_id_begins_with_nothing(quick_store):
         quick_store.id_of("")
 
 
-def test_labels_are_given_for_turns_that_exist_and_are_about_something(quick_store):
+def test_founding_requests_are_given_for_turns_that_exist_and_are_about_something(quick_store):
     about = said(quick_store, "the opening hours")
     greeting = quick_store.record([], "Hello!", user_id="bob", session_id="s")
-    assert quick_store.topic_labels([about.id, greeting.id, "b2:gone"]) == {about.id: "opening hours"}
-    assert quick_store.topic_labels([]) == {}
+    assert quick_store.topic_requests([about.id, greeting.id, "b2:gone"]) == {about.id: "the opening hours"}
+    assert quick_store.topic_requests([]) == {}
 
 
 def test_every_narrow_topic_belongs_to_a_group_that_is_shown(quick_store):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from nightschool.errors import NightschoolError, ServingError, TrainingError
-from nightschool.evolve import dataset, lineage, sft
-from nightschool.evolve.registry import Registry, read_adapter
-from nightschool.evolve.types import Snapshot
+from nightschool.evolve import dataset, dpo, lineage, sft
+from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, read_adapter
+from nightschool.evolve.types import Adapter, Snapshot
 from nightschool.memory.embed import Embedder
 from nightschool.memory.store import MemoryStore
 from nightschool.pipelines import nightly
@@ -63,11 +63,18 @@ def night(assistant: Assistant, said: list[str] | None = None):
     return nightly.run(assistant.store, assistant.registry, lambda: assistant.engine, assistant.settings, said.append)
 
 
-def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_withdrawn(assistant: Assistant) -> None:
+def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_withdrawn(
+    assistant: Assistant, engine: LocalEngine
+) -> None:
+    def opened() -> LocalEngine:
+        said.append("the engine is opened")
+        return engine
+
     listen(assistant)
     said: list[str] = []
-    cycle = night(assistant, said)
+    cycle = nightly.run(assistant.store, assistant.registry, opened, assistant.settings, said.append)
     assert cycle.outcome == "promoted", "\n".join(said)
+    assert said[said.index("the engine is opened") + 1].startswith("judging")  # training had the memory for itself
     live = assistant.registry.live()
     assert live and live.id == cycle.candidate_id and live.phase == "dpo"
 
@@ -101,12 +108,46 @@ def test_night_without_feedback_has_nothing_to_learn(assistant: Assistant) -> No
 
 def test_rejected_candidate_is_kept_with_reasons_and_does_not_serve(assistant: Assistant) -> None:
     listen(assistant)
-    assistant.settings = replace(assistant.settings, gate=replace(GATE, min_clusters=1000))
+    (assistant.settings.home / "probes.toml").write_text('[[probe]]\nprompt = "Hi"\nmust = ["xyzzy"]\n')
     cycle = night(assistant)
     assert cycle.outcome == "rejected"
     verdict = assistant.registry.verdict(cycle.candidate_id or "")
-    assert verdict and "at least 1000 are needed" in verdict.reasons[0]
-    assert assistant.registry.live() is None
+    assert verdict and any("probes" in reason for reason in verdict.reasons)
+    assert assistant.registry.live() is None and night(assistant).outcome == "nothing to learn"
+    (sft_only,) = (a.id for a in assistant.registry.adapters() if a.phase == "sft")
+    assistant.registry.add_verdict(replace(verdict, incumbent_id=sft_only))  # as against something that serves no more
+    assert night(assistant).outcome == "rejected"
+
+
+def test_nothing_is_trained_that_could_not_be_judged(assistant: Assistant) -> None:
+    listen(assistant)
+    assistant.settings = replace(assistant.settings, gate=replace(GATE, min_clusters=1000))
+    said: list[str] = []
+    assert night(assistant, said).outcome == "nothing to learn"
+    assert "at least 1000 are needed" in said[-1] and assistant.registry.adapters() == []
+
+
+def test_what_is_forgotten_while_it_is_trained_on_leaves_no_weights(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sft.run
+
+    def forgotten_meanwhile(*given: object, **named: object) -> Adapter:
+        made = real(*given, **named)  # type: ignore[arg-type]
+        assistant.forget_apply(assistant.forget(user_id="user3"))
+        return made
+
+    def fail(*_: object, **__: object) -> None:
+        raise TrainingError("not needed here")
+
+    listen(assistant)
+    monkeypatch.setattr(sft, "run", forgotten_meanwhile)
+    monkeypatch.setattr(dpo, "run", fail)
+    with pytest.raises(TrainingError):
+        night(assistant)
+    (made,) = assistant.registry.adapters()
+    assert made.id in assistant.registry.tainted() and (made.path / MANIFEST).exists()
+    assert not list(assistant.registry.folder.glob(f"*/{WEIGHTS}"))
 
 
 def test_night_with_expansion_drafts_from_the_base_and_everything_re_derives(assistant: Assistant) -> None:
@@ -181,19 +222,20 @@ def test_second_night_at_once_is_refused(assistant: Assistant) -> None:
     assert issubclass(NightRunning, NightschoolError)
 
 
-def test_nothing_is_loaded_while_another_night_runs_and_a_base_that_cannot_be_loaded_is_on_record(
+def test_nothing_is_opened_while_another_night_runs_and_a_server_that_is_down_is_on_record_before_the_work(
     assistant: Assistant,
 ) -> None:
     def fail() -> LocalEngine:
-        raise ServingError("no such base")
+        raise ServingError("no such server")
 
-    given = (assistant.store, assistant.registry, fail, assistant.settings, print)
+    settings = replace(assistant.settings, serving=replace(assistant.settings.serving, engine="vllm"))
+    given = (assistant.store, assistant.registry, fail, settings, print)
     with night_lock(assistant.settings.home, assistant.store.database), pytest.raises(NightRunning):
         nightly.run(*given)
-    with pytest.raises(ServingError, match="no such base"):
+    with pytest.raises(ServingError, match="no such server"):
         nightly.run(*given)
     (cycle,) = assistant.registry.cycles()
-    assert cycle.outcome == "failed" and cycle.error == "ServingError: no such base"
+    assert cycle.outcome == "failed" and cycle.error == "ServingError: no such server"
 
 
 def test_night_that_ended_without_a_word_is_closed_by_the_next(assistant: Assistant) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nightschool.errors import GateRefused, NotFound
 from nightschool.evolve.registry import CONFIG, MANIFEST, WEIGHTS, Registry, ensure_loaded, intact, read_adapter, seal
-from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
+from nightschool.evolve.types import Adapter, Excluded, Judged, Snapshot, Verdict
 from nightschool.memory.database import Database
 from nightschool.memory.tables import ReceiptRow
 from sqlalchemy import select
@@ -70,12 +70,19 @@ def test_sealing_the_same_weights_twice_keeps_the_first(registry: Registry) -> N
     assert [p.name for p in registry.folder.iterdir()] == [first.path.name]
 
 
-def test_folder_without_manifest_is_debris_and_swept(registry: Registry) -> None:
+def test_what_a_crash_left_is_swept_and_folders_of_others_stay(registry: Registry, tmp_path: Path) -> None:
     adapter = trained(registry, b"one")
     registry.building()
-    (registry.folder / "half").mkdir()
-    assert registry.sweep() == 2
-    assert [p.name for p in registry.folder.iterdir()] == [adapter.path.name]
+    (registry.folder / "b2-half").mkdir()
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(b"sealed and not recorded")
+    facts = {"base_id": "base", "snapshot_id": SNAPSHOT.id, "parent_id": None, "details": {}}
+    unknown = seal(folder, phase="sft", created_utc=registry.clock(), **facts)
+    (registry.folder / "kept before the move").mkdir()
+    (registry.folder / "b2-link").symlink_to(tmp_path)
+    assert registry.sweep() == 3 and not unknown.path.exists()
+    left = {p.name for p in registry.folder.iterdir()}
+    assert left == {adapter.path.name, "kept before the move", "b2-link"}
 
 
 def test_rejected_candidate_never_serves(registry: Registry) -> None:
@@ -178,7 +185,7 @@ def test_damaged_manifest_is_refused_by_name(registry: Registry, text: bytes) ->
 def test_tainted_live_adapter_stops_serving_and_its_clean_predecessor_returns(registry: Registry) -> None:
     one, two = promoted(registry, b"one"), promoted(registry, b"two")
     registry.taint(two.id, "a turn was forgotten")
-    assert registry.live() is None
+    assert registry.live() == one and len(registry.deployments()) == 2
     assert registry.withdraw_tainted() == one == registry.live()
     assert registry.withdraw_tainted() == one
     with pytest.raises(GateRefused, match="tainted: a turn was forgotten"):
@@ -254,6 +261,42 @@ def test_adapter_trained_on_what_was_forgotten_meanwhile_is_tainted_and_never_se
     assert "forgotten while it was trained on" in registry.tainted()[adapter.id]
     with pytest.raises(GateRefused, match="tainted"):
         registry.promote(adapter.id)
+
+
+def test_what_was_forgotten_before_the_night_and_said_again_taints_nothing(registry: Registry) -> None:
+    with registry.database.writing() as session:
+        details = {"tainted_snapshots": [SNAPSHOT.id]}
+        session.add(ReceiptRow(details=details, created_utc=registry.clock(), finished_utc=None))
+    registry.open_cycle()
+    assert trained(registry, b"again").id not in registry.tainted()
+
+
+def test_adapter_that_is_tainted_while_it_is_promoted_never_serves(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = judged(registry, trained(registry, b"one"))
+    require = Registry._require_servable
+
+    def forgotten_then(self: Registry, found: Adapter) -> None:
+        require(self, found)
+        self.taint(found.id, "a turn was forgotten")
+
+    monkeypatch.setattr(Registry, "_require_servable", forgotten_then)
+    with pytest.raises(GateRefused, match="tainted: a turn was forgotten"):
+        registry.promote(adapter.id)
+    assert registry.deployments() == []
+
+
+def test_what_is_left_out_is_that_of_the_latest_reading(registry: Registry) -> None:
+    for reason in ("one", "other"):
+        registry.add_snapshot(replace(SNAPSHOT, excluded=(Excluded(reason, ("b2:9",)),)), [])
+    assert registry.excluded(SNAPSHOT.id) == (Excluded("other", ("b2:9",)),)
+
+
+def test_ratings_that_a_reader_was_fitted_on_are_sources(registry: Registry) -> None:
+    registry.add_snapshot(replace(SNAPSHOT, reader_ids=("b2:rated",)), [])
+    assert registry.sources(SNAPSHOT.id) == {"b2:1", "b2:rated"}
+    assert registry.new_sources(SNAPSHOT.id, []) == 2 and registry.new_sources(SNAPSHOT.id, [SNAPSHOT.id]) == 0
 
 
 def test_the_same_weights_from_what_is_left_after_forgetting_are_clean(registry: Registry) -> None:

@@ -446,6 +446,14 @@ def test_engine_stops_where_an_awaited_reply_is_cancelled(
     assert not list(assistant.store.interactions())
 
 
+def test_opening_finishes_a_withdrawal_that_a_crash_interrupted(assistant: Assistant) -> None:
+    one, two = serve(assistant), serve(assistant, "b2:2", weights=b"other weights")
+    assistant.registry.taint(two.id, "a turn was forgotten")
+    with nightschool.open(settings=assistant.settings) as again:
+        assert again.registry.deployments()[-1]["adapter_id"] == one.id
+    assert not (two.path / WEIGHTS).exists() and (two.path / MANIFEST).exists() and (one.path / WEIGHTS).exists()
+
+
 def test_only_some_turns_of_a_session_wait(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, _ = held_back(assistant, monkeypatch)
     with ThreadPoolExecutor(MOST_WAITING + 1) as pool:
