@@ -63,14 +63,24 @@ def circumstances() -> dict[str, Any]:
     packages = ("nightschool", "torch", "transformers", "trl", "peft", "lancedb", "sentence-transformers")
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "commit": commit(),
         "versions": {name: version(name) for name in packages},
         "base": base_id("seedling"),
         "cores": os.cpu_count(),
     }
 
 
+def commit() -> str:
+    """Of the code that runs, with `-dirty` where it was changed since; empty where it is no checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+
 def state(**changed: Any) -> str:
-    """Names the base, our defaults and what was `changed` of them, so that no figure of others is taken for one."""
+    """Names the base, our defaults and what was `changed` of them: what others made is not taken for one's own.
+
+    The code is not in it: whoever goes on after a change tells of which commits the kept figures are.
+    """
     from nightschool.serving.base import base_id
     from nightschool.settings import Settings
 

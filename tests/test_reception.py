@@ -72,6 +72,13 @@ def test_enough_ratings_of_ones_own_make_a_reader_of_ones_own(rated: MemoryStore
     assert load_reader(kept).id == found.reader_id != shipped_reader().id
 
 
+def test_what_a_reader_was_fitted_on_is_a_source_of_what_it_labels(rated: MemoryStore):
+    settings = replace(rated.settings, censor=LOW)
+    snapshot = freeze(rated, settings, now=2.0)
+    assert snapshot.reader_ids and {*snapshot.reader_ids} <= rated.feedback().keys()
+    assert freeze(rated, replace(settings, censor=replace(LOW, read_turns=0)), now=2.0).reader_ids == ()
+
+
 def test_being_liked_as_often_as_is_usual_is_no_evidence(store: MemoryStore):
     for n in range(40):
         talk(store, f"u{n}", f"question {n}", f"answer {n}", thumbs={1: -1.0 if n % 10 == 0 else 1.0})

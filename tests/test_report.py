@@ -114,6 +114,32 @@ def test_a_night_tells_what_is_new_in_it_and_costs_what_it_trained(
     assert (other.new_turns, len(other.phases)) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("asked", "hidden"),
+    [
+        ("my email is ada.lovelace@example.org", "lovelace"),
+        ("my password is correcthorse", "correcthorse"),
+        ("card 4111 1111 1111 1111", "4111"),
+    ],
+)
+def test_the_label_of_a_topic_is_masked_before_it_is_cut_into_words(
+    quick_store: MemoryStore, registry: Registry, night: Cycle, asked: str, hidden: str
+) -> None:
+    made = quick_store.record([{"role": "user", "content": asked}], "hm", user_id="ann", session_id="s")
+    quick_store.rate(made.id, rating=1)
+    rejected(quick_store, registry)
+    assert hidden not in json.dumps(to_json(report(quick_store, registry), []), default=str)
+
+
+def test_how_long_an_interrupted_night_took_is_not_known(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    for step in (registry.open_cycle, registry.close_interrupted):
+        quick_store.clock.now += 86_400
+        step()
+    assert report(quick_store, registry).minutes is None and report(quick_store, registry, night.id).minutes is not None
+
+
 def test_no_examples_of_an_adapter_that_learnt_what_was_forgotten(
     quick_store: MemoryStore, registry: Registry, night: Cycle
 ) -> None:
