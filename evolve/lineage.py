@@ -15,7 +15,7 @@ from ..memory.store import MemoryStore
 from ..memory.types import Interaction, Satisfaction
 from . import dataset
 from .reception import met
-from .registry import WEIGHTS, Registry, read_adapter
+from .registry import Registry, is_held, read_adapter
 from .types import Adapter, Verdict
 
 
@@ -142,10 +142,10 @@ def _bad_snapshots(store: MemoryStore, registry: Registry) -> list[str]:
 
 def _bad_adapters(registry: Registry) -> list[str]:
     found: list[str] = []
-    tainted = registry.tainted()
+    live = registry.live()
     for adapter in registry.adapters():
-        if adapter.id in tainted and not (adapter.path / WEIGHTS).exists():
-            continue  # erased with what taught them
+        if adapter != live and not is_held(adapter):
+            continue  # erased with what taught them, or pruned
         try:
             on_disk = read_adapter(adapter.path)
         except GateRefused as error:
@@ -155,7 +155,6 @@ def _bad_adapters(registry: Registry) -> list[str]:
             found.append(f"adapter {adapter.id}: its manifest names {on_disk.id}")
         elif (on_disk.snapshot_id, on_disk.parent_id) != (adapter.snapshot_id, adapter.parent_id):
             found.append(f"adapter {adapter.id}: its manifest and the database name different origins")
-    live = registry.live()
     if live is not None:
         verdict = registry.verdict(live.id)
         if verdict is None or not verdict.accepted:

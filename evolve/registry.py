@@ -94,6 +94,8 @@ def read_adapter(folder: Path) -> Adapter:
             why = f"no {MANIFEST}, so the adapter is incomplete; run `nightschool night` again"
             raise GateRefused(f"{folder.name}: {why}")
         adapter = Adapter(path=folder, **json.loads(manifest.read_text(encoding="utf-8")))
+        if not (folder / WEIGHTS).exists():
+            raise GateRefused(f"{folder.name}: its weights are gone; run `nightschool night` to train anew")
         found, config = (files_id([folder / name]) if (folder / name).exists() else "missing" for name in FILES)
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or not these fields
         raise GateRefused(f"{folder.name}: {MANIFEST} is damaged: {error}; run `nightschool audit verify`") from error
@@ -118,6 +120,11 @@ def intact(folder: Path) -> bool:
     except GateRefused:
         return False
     return True
+
+
+def is_held(adapter: Adapter) -> bool:
+    """Whether its weights are on the disk; what is tainted or pruned has none."""
+    return (adapter.path / WEIGHTS).exists()
 
 
 def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
@@ -148,7 +155,7 @@ def _erased(weights: Path) -> bool:
     try:
         weights.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("%s may know what was forgotten and could not be erased: %s; delete it", weights, error.strerror)
+        log.warning("%s could not be erased: %s; delete it", weights, error.strerror)
         return False
     return True
 
@@ -294,8 +301,28 @@ class Registry:
         What cannot be erased is told in the log, with the file, and tried again by the next night.
         """
         tainted = self.tainted()
-        held = [a for a in self.adapters() if a.id in tainted and (a.path / WEIGHTS).exists()]
+        held = [a for a in self.adapters() if a.id in tainted and is_held(a)]
         return [adapter.id for adapter in held if _erased(adapter.path / WEIGHTS)]
+
+    def prunable(self, keep: int) -> list[Adapter]:
+        """Those whose weights are held and needed by nothing, oldest first.
+
+        Needed is what serves, the `keep` that served before it and still may, the newest, which may be judged again,
+        and what these were trained from.
+        """
+        found = self.adapters()
+        kept, served = {a.id for a in found[-1:]}, self.live()
+        for _ in range(keep + 1):
+            if served:
+                kept.add(served.id)
+                served = self.predecessor(served.id)
+        while more := {a.parent_id for a in found if a.id in kept and a.parent_id} - kept:
+            kept |= more
+        return [a for a in found if a.id not in kept and is_held(a)]
+
+    def prune(self, keep: int) -> list[str]:
+        """Erase the weights of what is `prunable`, and say whose; manifests and rows stay, for lineage."""
+        return [adapter.id for adapter in self.prunable(keep) if _erased(adapter.path / WEIGHTS)]
 
     def taint(self, adapter_id: str, reason: str) -> None:
         with self.database.writing() as session:

@@ -207,6 +207,8 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
 @adapters.command("list")
 def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
     """Every adapter, its verdict, and which one serves."""
+    from ..evolve.registry import is_held
+
     with assistant(home) as nightschool:
         registry = nightschool.registry
         live, tainted = registry.live(), registry.tainted()
@@ -214,6 +216,7 @@ def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
         for adapter in registry.adapters():
             verdict = registry.verdict(adapter.id)
             state = "live" if live and live.id == adapter.id else "tainted" if adapter.id in tainted else ""
+            state = state if state == "live" or is_held(adapter) else f"{state} weights gone".strip()
             judged = "not judged" if verdict is None else "accepted" if verdict.accepted else "rejected"
             rows.append({**asdict(adapter), "verdict": judged, "state": state})
     if as_json:
@@ -240,6 +243,33 @@ def rollback(home: Home = None) -> None:
     with assistant(home) as nightschool:
         now = nightschool.registry.rollback()
     out.print(f"serving: {now.id if now else 'the base'}", highlight=False)
+
+
+@adapters.command()
+def prune(
+    home: Home = None,
+    keep: Annotated[int, typer.Option(min=0, help="How many that served before the live one to keep.")] = 3,
+    apply: Annotated[bool, typer.Option("--apply", help="Erase them; without it they are only listed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Erase the weights of adapters that nothing needs any more. Where they came from stays on record."""
+    from ..pipelines.lock import night_lock
+
+    with assistant(home) as nightschool, night_lock(nightschool.settings.home, nightschool.store.database):
+        found = nightschool.registry.prunable(keep)
+        size = sum(file.stat().st_size for a in found for file in a.path.glob("*.safetensors"))
+        erased = nightschool.registry.prune(keep) if apply else []
+    command = f"nightschool adapters prune --keep {keep} --apply{at(home)}"
+    still = f"{size / 2**20:.1f} MiB, still there; `{command}` erases them"
+    last = f"{len(erased)} of {len(found)} erased" if apply else still
+    lines = [f"{a.id}  {a.phase}  {when(a.created_utc)}" for a in found]
+    show(
+        {"adapters": [a.id for a in found], "bytes": size, "erased": erased},
+        as_json,
+        [*lines, last] if found else ["nothing to prune"],
+    )
+    if apply and len(erased) < len(found):
+        raise typer.Exit(1)
 
 
 # -- what is learnt from ---

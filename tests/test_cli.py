@@ -30,7 +30,7 @@ LINE = {
 }
 
 READING = [
-    *("adapters list", "adapters promote b2:a", "adapters rollback"),
+    *("adapters list", "adapters promote b2:a", "adapters prune --apply", "adapters rollback"),
     *("audit answers", "audit lineage b2:a", "audit verify", "audit why b2:a"),
     *("forget --user ada --yes", "forget --older-than 0h", "gate explain", "gate probes"),
     *("memory compact", "memory export", "memory history", "memory rebuild", "memory verify"),
@@ -240,6 +240,8 @@ def test_empty_home_is_sound_and_serves_the_base(run: Run) -> None:
     assert "0 memories" in run("memory", "rebuild").stdout
     assert json.loads(run("adapters", "list", "--json").stdout) == []
     assert "serving: the base" in run("adapters", "list").stdout
+    assert json.loads(run("adapters", "prune", "--json").stdout) == {"adapters": [], "bytes": 0, "erased": []}
+    assert run("adapters", "prune", "--apply").stdout == "nothing to prune\n"
     assert run("adapters", "rollback").exit_code == 1
     assert run("audit", "lineage", "b2:0").exit_code == 1
 

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 from nightschool.errors import GateRefused, NotFound
-from nightschool.evolve.registry import CONFIG, MANIFEST, WEIGHTS, Registry, ensure_loaded, intact, read_adapter, seal
+from nightschool.evolve.registry import (
+    CONFIG,
+    MANIFEST,
+    WEIGHTS,
+    Registry,
+    ensure_loaded,
+    intact,
+    is_held,
+    read_adapter,
+    seal,
+)
 from nightschool.evolve.types import Adapter, Excluded, Judged, Snapshot, Verdict
 from nightschool.memory.database import Database
 from nightschool.memory.tables import ReceiptRow
@@ -155,6 +165,20 @@ def test_what_served_before_the_base_is_not_gone_back_to(registry: Registry) -> 
     registry.rollback()
     promoted(registry, b"two")
     assert registry.rollback() is None
+
+
+def test_only_weights_that_nothing_needs_are_pruned(registry: Registry) -> None:
+    ground = trained(registry, b"ground")
+    first = registry.promote(judged(registry, trained(registry, b"first", ground.id)).id)
+    second, live = promoted(registry, b"second"), promoted(registry, b"live")
+    rejected, newest = (judged(registry, trained(registry, w), accepted=False) for w in (b"rejected", b"newest"))
+    assert registry.prunable(2) == [rejected]
+    assert registry.prunable(1) == [ground, first, rejected]
+    assert registry.prune(1) == [ground.id, first.id, rejected.id] and registry.prunable(1) == []
+    assert registry.live() == live and is_held(second) and is_held(newest) and read_adapter(live.path) == live
+    assert registry.rollback() == second and registry.rollback() is None  # what is gone is passed over
+    with pytest.raises(GateRefused, match="its weights are gone"):
+        registry.promote(first.id)
 
 
 def test_lost_or_changed_config_is_refused_and_the_same_weights_heal_it(registry: Registry) -> None:
