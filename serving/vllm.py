@@ -356,25 +356,35 @@ class VLLMEngine:
             self._changing.release()
 
     def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Pieces:
-        if body["model"] not in self._listed(until):
-            self._load_again(body["model"], until)
-        self._await_check(body["model"], until)
-        stream = self._client.stream("POST", "/v1/completions", json=body, timeout=self._seconds(until))
-        with self._translated(until), stream as response:
-            if response.status_code != 200:
-                response.read()
-                raise ServingError(f"{self._url}: {_reason(response)}")
-            ended = False
-            for line in response.iter_lines():
-                if until:
-                    until.left()
-                field, _, data = line.partition(":")  # a line without a field is a comment
-                if field != "data":
-                    continue
-                piece, last = ("", True) if data.strip() == "[DONE]" else self._piece(data)
-                if piece:
-                    yield piece
-                ended = ended or last
+        """As `_complete` answers: what the server lacks is loaded again, and nothing comes of an adapter that is being
+        checked. The check needs a connection, so the first try does not hold one until it has ended.
+        """
+        model: str = body["model"]
+        for first in (True, False):
+            self._await_check(model, until)
+            stream = self._client.stream("POST", "/v1/completions", json=body, timeout=self._seconds(until))
+            with self._translated(until), stream as response:
+                if not first or (response.status_code != 404 and model not in self._checks):
+                    self._await_check(model, until)
+                    yield from self._read(response, until)
+                    return
+            self._load_again(model, until)
+
+    def _read(self, response: httpx.Response, until: Deadline | None) -> Pieces:
+        if response.status_code != 200:
+            response.read()
+            raise ServingError(f"{self._url}: {_reason(response)}")
+        ended = False
+        for line in response.iter_lines():
+            if until:
+                until.left()
+            field, _, data = line.partition(":")  # a line without a field is a comment
+            if field != "data":
+                continue
+            piece, last = ("", True) if data.strip() == "[DONE]" else self._piece(data)
+            if piece:
+                yield piece
+            ended = ended or last
         if not ended:
             raise ServingError(f"{self._url}: the answer broke off before its end; ask again")
 
