@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, RLock
@@ -118,13 +119,14 @@ class VLLMEngine:
         """The pieces of what `generate` would return. Closing it ends the request on the server."""
         until = _deadline(sampling)
         body = {**self._asked(prompt, sampling, 0), "stream": True}
-        if adapter is not None:
-            self._require(adapter)
-        return self._streamed(body, adapter, until)
+        lease = ExitStack()
+        pieces = self._streamed({**body, "model": lease.enter_context(self._lease(adapter))}, lease, until)
+        weakref.finalize(pieces, lease.close)  # a generator that nobody begins to read does not come to its end
+        return pieces
 
-    def _streamed(self, body: dict[str, Any], adapter: str | None, until: Deadline | None) -> Pieces:
-        with self._lease(adapter) as model:
-            yield from self._pieces({**body, "model": model}, until)
+    def _streamed(self, body: dict[str, Any], lease: ExitStack, until: Deadline | None) -> Pieces:
+        with lease:
+            yield from self._pieces(body, until)
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
         """Log-probabilities of `answers`, each with its end of turn, given their prompts."""

@@ -173,6 +173,18 @@ def test_unloaded_adapter_stays_on_the_server_until_its_last_call_ends(
     assert server.loaded == {}
 
 
+def test_unloaded_adapter_stays_for_a_stream_that_nobody_has_begun_to_read(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    engine.load("b2:one", tmp_path)
+    read, dropped = (engine.stream(PROMPT, adapter="b2:one") for _ in range(2))
+    engine.unload("b2:one")
+    assert list(read) == ["Hi", " there"]
+    assert engine.adapters() == [] and "b2:one" in server.loaded
+    del dropped
+    assert server.loaded == {}
+
+
 def test_an_unload_that_failed_is_made_good_at_the_next_load(
     engine: VLLMEngine, server: Server, tmp_path: Path
 ) -> None:
