@@ -2,10 +2,13 @@
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from nightschool.errors import ServingError, SettingsError
 from nightschool.serving import base
 from nightschool.serving.pretrain.export import quantise
@@ -154,6 +157,61 @@ def test_weights_of_a_hub_base_are_fetched_when_it_is_loaded_and_not_to_describe
     assert base.load_base("some/model", dtype=torch.float32, device="cpu")
     assert base.disk_bytes("some/model") == len(weights)
     base._from_hub.cache_clear()
+
+
+class Hub:
+    """A repository of these files and a cache of it. A `*` goes across folders, and a commit in the cache that lacks
+    something of what is asked for is not found there."""
+
+    def __init__(self, files: Path, cache: Path) -> None:
+        self.files, self.cache, self.newest, self.known = files, cache, "c0ffee", ""
+
+    def __call__(
+        self, repo_id: str, revision: str | None, allow_patterns: Sequence[str], local_files_only: bool = False
+    ) -> str:
+        commit = revision or (self.known if local_files_only else self.newest)
+        self.known = self.known if local_files_only or revision else commit
+        names = [str(path.relative_to(self.files)) for path in self.files.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=list(allow_patterns)):
+            held = self.cache / commit / name
+            if local_files_only and not held.exists():
+                raise LocalEntryNotFoundError("not found or incomplete")
+            held.parent.mkdir(parents=True, exist_ok=True)
+            held.write_bytes((self.files / name).read_bytes())
+        return str(self.cache / commit)
+
+
+@pytest.fixture
+def hub(toy_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    found = Hub(copy_base(toy_base, tmp_path / "hub"), tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", found)
+    base._from_hub.cache_clear()
+    yield found
+    base._from_hub.cache_clear()
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_of_a_hub_base_only_the_weights_that_are_loaded_are_fetched_and_counted(hub: Hub, indexed: bool) -> None:
+    loaded, others = "model.safetensors", ["consolidated.safetensors", "original/model.safetensors"]
+    weights = (hub.files / loaded).read_bytes()
+    if indexed:
+        loaded = "model-00001-of-00001.safetensors"
+        (hub.files / "model.safetensors").rename(hub.files / loaded)
+        index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(hub.files / loaded), loaded)}
+        (hub.files / base.INDEX).write_text(json.dumps(index))
+    (hub.files / "original").mkdir()
+    for name in others:
+        (hub.files / name).write_bytes(weights)
+    assert base.load_base("some/model", dtype=torch.float32, device="cpu")
+    fetched = [str(path.relative_to(hub.cache / "c0ffee")) for path in hub.cache.rglob("*.safetensors")]
+    assert fetched == [loaded] and base.disk_bytes("some/model") == len(weights)
+    assert base.has_weights(hub.files) and base.disk_bytes(str(hub.files)) == len(weights)
+
+
+def test_the_commit_that_is_held_without_its_weights_gets_its_own(hub: Hub) -> None:
+    before = base.base_id("some/model")
+    hub.newest = "decaf"
+    assert base.locate("some/model", weights=True).name == "c0ffee" and base.base_id("some/model") == before
 
 
 def test_an_index_alone_is_no_base(toy_base: str, tmp_path: Path) -> None:
