@@ -27,6 +27,7 @@ CONFIG = "config.json"
 DESCRIBING = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # config, tokenizer, chat template
 WEIGHTS = "model.safetensors"  # of a checkpoint without an index
 INDEX = "model.safetensors.index.json"
+DEQUANTISED = ("fp8", "mxfp4")  # on loading, of the methods of transformers
 MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
 
 
@@ -154,7 +155,10 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
     with loading():
         try:
             config = AutoConfig.from_pretrained(folder)
-            fp8 = _set_to_dequantise(config)
+            if reason := why_not_dequantised(spec, config):
+                raise ServingError(reason)
+            _set_to_dequantise(config)
+            fp8 = is_fp8(config)
             # the FP8 loader writes bfloat16 and stumbles over any other dtype
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16 if fp8 else dtype)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
@@ -194,15 +198,29 @@ def choose_device(device: str) -> str:
 
 
 def is_fp8(config: Any) -> bool:
-    quantization = getattr(config, "quantization_config", None) or {}
-    return bool(quantization.get("quant_method") == "fp8")
+    return quantised_by(config) == "fp8"
 
 
-def _set_to_dequantise(config: Any) -> bool:
-    if not is_fp8(config):
-        return False
-    config.quantization_config = {**config.quantization_config, "dequantize": True}
-    return True
+def quantised_by(config: Any) -> str:
+    """The method; empty for weights as they were trained."""
+    quantization = getattr(config, "quantization_config", None)
+    return str(quantization.get("quant_method", "no named method")) if quantization else ""
+
+
+def why_not_dequantised(spec: str, config: Any) -> str:
+    """Empty for a base that can be."""
+    method = quantised_by(config)
+    if method in {"", *DEQUANTISED}:
+        return ""
+    return (
+        f"base {spec}: its weights are quantised by {method}, which is not undone here; take the checkpoint in full"
+        f" precision, or one with quant_method {' or '.join(DEQUANTISED)}"
+    )
+
+
+def _set_to_dequantise(config: Any) -> None:
+    if quantised_by(config):
+        config.quantization_config = {**config.quantization_config, "dequantize": True}
 
 
 def _in_dtype(model: Any, dtype: torch.dtype) -> Any:

@@ -11,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from nightschool.errors import ServingError, SettingsError
 from nightschool.serving import base
+from nightschool.serving.checking import check
 from nightschool.serving.pretrain.export import quantise
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
     DeepseekV2Config,
     DeepseekV3Config,
     GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     MixtralConfig,
     OlmoeConfig,
@@ -26,6 +28,9 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+SMALL |= {"intermediate_size": 32, "vocab_size": 64}
 
 
 def copy_base(source: str, folder: Path) -> Path:
@@ -270,6 +275,37 @@ def test_loading_draws_no_random_numbers(fp8_base: Path) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_mxfp4_base_is_loaded_with_the_numbers_that_its_blocks_stand_for(tmp_path: Path) -> None:
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    config = GptOssConfig(**SMALL, num_local_experts=2, head_dim=16)
+    GptOssForCausalLM(config).save_pretrained(tmp_path)
+    tensors, packed = load_file(tmp_path / "model.safetensors"), "model.layers.0.mlp.experts.down_proj"
+    experts = [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]
+    for name in experts:  # (experts, in, out), on disk by blocks of 32 along `in`, two numbers a byte
+        count, ins, outs = tensors.pop(name).shape
+        tensors[name + "_blocks"] = torch.full((count, outs, ins // 32, 16), 0x2F, dtype=torch.uint8)  # -6 and 1
+        tensors[name + "_scales"] = torch.full((count, outs, ins // 32), 125, dtype=torch.uint8)  # a quarter
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    described = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": quantization}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    model = base.load_base(str(tmp_path), dtype=torch.float32, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.get_parameter(packed)[0, :4, 0].tolist() == [-1.5, 0.25, -1.5, 0.25]
+    config = base.load_config(str(tmp_path))
+    base._set_to_dequantise(config)  # also where what computes in it is installed
+    assert config.quantization_config["dequantize"]
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "new"])
+def test_base_that_is_quantised_otherwise_is_refused_by_its_method(toy_base: str, tmp_path: Path, method: str) -> None:
+    folder = copy_base(toy_base, tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ServingError, match=f"weights are quantised by {method}, .*; take"):
+        base.load_base(str(folder), dtype=torch.float32, device="cpu")
+    assert [p for p in check(str(folder), rank=4).problems if f"quantised by {method}" in p]
+
+
 def test_damaged_base_is_refused_with_its_folder(toy_base: str, tmp_path: Path) -> None:
     copy = copy_base(toy_base, tmp_path / "copy")
     (copy / "config.json").write_text("{}")
@@ -293,9 +329,6 @@ def test_quantised_block_is_within_a_sixteenth_of_its_weights_also_at_odd_sizes(
 
 
 # -- where LoRA goes ---
-
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
-SMALL |= {"intermediate_size": 32, "vocab_size": 64}
 
 
 def targeted(config: object, setting: str) -> set[str]:
