@@ -39,7 +39,7 @@ def locate(spec: str, weights: bool = False) -> Path:
     would fit it.
     """
     folder = _on_disk(spec)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path.is_dir it takes what cannot be looked at for missing
         if not (folder / CONFIG).exists():
             raise ServingError(f"base {spec}: {folder} has no config.json; give the folder of a checkpoint")
         return folder
@@ -49,7 +49,7 @@ def locate(spec: str, weights: bool = False) -> Path:
 
 
 def _on_disk(spec: str) -> Path:
-    return SEEDLING if spec == "seedling" else Path(spec).expanduser()
+    return SEEDLING if spec == "seedling" else Path(os.path.expanduser(spec))  # Path's raises where none is
 
 
 @lru_cache(maxsize=16)  # once a process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
@@ -33,11 +34,11 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, good, wanted in (
             ("max_tokens", self.max_tokens >= 1, "1 or more"),
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("temperature", 0 <= self.temperature < inf, "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("stop", not isinstance(self.stop, str) and all(self.stop), "a tuple of strings, none of them empty"),
             ("seed", abs(self.seed) < 2**40, "below 2**40"),  # rows of one call have seeds of their own
-            ("timeout_s", self.timeout_s >= 0, "0 (no limit) or more"),
+            ("timeout_s", 0 <= self.timeout_s <= 1e9, "0 (no limit) to 1e9"),
         ):
             if not good:
                 raise InputError(f"sampling: {name} is {getattr(self, name)!r}; it is {wanted}")

@@ -66,9 +66,10 @@ def logits(model) -> torch.Tensor:
 # -- finding ---
 
 
-def test_unknown_folder_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ServingError, match="no such folder"):
-        base.locate(str(tmp_path / "nowhere"))
+@pytest.mark.parametrize("spec", ["/tmp/nowhere/at/all", "~nobody-of-that-name/base", "long" * 100])
+def test_unknown_folder_is_refused_by_name(spec: str) -> None:
+    with pytest.raises(ServingError, match=rf"base {spec}: no such folder"):
+        base.locate(spec)
 
 
 def test_folder_without_config_is_refused(tmp_path: Path) -> None:
