@@ -13,9 +13,10 @@ from ..errors import GateRefused, StoreError
 from ..memory.conversations import answered_since
 from ..memory.store import MemoryStore
 from ..memory.types import Interaction, Satisfaction
+from ..serving.engine import WEIGHTS
 from . import dataset
 from .reception import met
-from .registry import WEIGHTS, Registry, read_adapter
+from .registry import Registry, read_adapter
 from .types import Adapter, Verdict
 
 

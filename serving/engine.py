@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from ..content import Message
-from ..errors import InputError
+from ..errors import InputError, ServingError
 
 Prompt = Sequence[Message]
 Pieces = Generator[str, None, None]  # of an answer, as they come; closing it ends the answer
 LEAST_PROMPT = 16  # tokens that must be left for the prompt
+CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "adapter.json"  # of an adapter
 ON_LATE = "allow more time (for replies serving.timeout_seconds) or fewer tokens"
 
 
@@ -57,6 +58,25 @@ class Score:
     @property
     def tokens(self) -> int:
         return len(self.token_logprobs)
+
+
+def room_for_prompt(context: int, reserved: int) -> int:
+    """Tokens of the context that an answer of `reserved` leaves."""
+    room = context - reserved
+    if room < LEAST_PROMPT:
+        raise ServingError(
+            f"an answer of {reserved} tokens leaves no room for a prompt in the context of {context}; ask for a shorter"
+            " one"
+        )
+    return room
+
+
+def of_another_base(adapter_id: str, made_for: object, serving: str) -> str:
+    """Why the adapter is refused, and what to do."""
+    return (
+        f"adapter {adapter_id} was trained on base {made_for}, but {serving} is serving;"
+        " set serving.base back, or run `nightschool night` to train for this base"
+    )
 
 
 class Engine(Protocol):

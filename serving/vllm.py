@@ -26,7 +26,7 @@ from ..settings import ServingSettings, without_user
 from . import parity
 from .base import base_id, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
-from .engine import LEAST_PROMPT, ON_LATE, Pieces, Prompt, Sampling, Score
+from .engine import MANIFEST, ON_LATE, Pieces, Prompt, Sampling, Score, of_another_base, room_for_prompt
 
 try:
     import httpx
@@ -157,13 +157,7 @@ class VLLMEngine:
         }
 
     def _prompt(self, prompt: Prompt, reserved: int) -> Ids:
-        room = self._context - reserved
-        if room < LEAST_PROMPT:
-            raise ServingError(
-                f"an answer of {reserved} tokens leaves no room for a prompt in the server's context of"
-                f" {self._context}; ask for a shorter one"
-            )
-        return prompt_ids(self._tokenizer, prompt, room)
+        return prompt_ids(self._tokenizer, prompt, room_for_prompt(self._context, reserved))
 
     # -- adapters ---
 
@@ -241,10 +235,7 @@ class VLLMEngine:
     def _check_base(self, adapter_id: str, path: Path) -> None:
         made_for = _manifest(adapter_id, path).get("base_id", self._base_id)
         if made_for != self._base_id:
-            raise ServingError(
-                f"adapter {adapter_id} was trained on base {made_for}, but {self._base_id} is serving;"
-                " set serving.base back, or run `nightschool night` to train for this base"
-            )
+            raise ServingError(of_another_base(adapter_id, made_for, self._base_id))
 
     def _load(self, adapter_id: str, path: Path) -> None:
         if adapter_id in self._listed():
@@ -444,7 +435,7 @@ class VLLMEngine:
 
 def _manifest(adapter_id: str, path: Path) -> dict[str, Any]:
     """Empty where the adapter has none, as one that was trained elsewhere."""
-    file = path / "adapter.json"
+    file = path / MANIFEST
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except (OSError, ValueError) as error:

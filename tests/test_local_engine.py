@@ -210,7 +210,7 @@ def test_control_tokens_that_somebody_typed_are_only_text(engine: LocalEngine) -
 
 
 def test_answer_longer_than_the_context_is_refused(engine: LocalEngine) -> None:
-    with pytest.raises(ServingError, match="no room for a prompt in the base's context of 512"):
+    with pytest.raises(ServingError, match="no room for a prompt in the context of 512"):
         engine.generate(PROMPTS, sampling=Sampling(max_tokens=512))
     with pytest.raises(ServingError, match="no room"):
         engine.score(PROMPTS[:1], ["x" * 600])
