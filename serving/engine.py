@@ -1,4 +1,8 @@
-"""What every engine does, embedded or served: answer, stream, score, and hold adapters under immutable ids."""
+"""What every engine does, embedded or served: answer, stream, score, and hold adapters under immutable ids.
+
+What is not covered: a call of `generate` ends with its answers or at its time limit, and one of `score`, which has no
+limit, with its figures; neither can be called off from outside. An answer that may be given up is streamed and closed.
+"""
 
 from __future__ import annotations
 
