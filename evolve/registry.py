@@ -34,13 +34,10 @@ from ..memory.tables import (
     VerdictRow,
 )
 from ..serving import parity
-from ..serving.engine import Engine
+from ..serving.engine import CONFIG, MANIFEST, WEIGHTS, Engine, of_another_base
 from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Phase, Snapshot, Verdict
 
 log = logging.getLogger("nightschool")
-WEIGHTS = "adapter_model.safetensors"
-MANIFEST = "adapter.json"
-CONFIG = "adapter_config.json"
 FILES, CONFIG_ID = (WEIGHTS, CONFIG), "config_id"  # the latter in an adapter's details
 DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
 
@@ -136,10 +133,7 @@ def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
     if adapter.id in engine.adapters():
         return
     if adapter.base_id != engine.base_id:
-        raise GateRefused(
-            f"adapter {adapter.id} was trained on base {adapter.base_id}, but {engine.base_id} is serving;"
-            " set serving.base back, or run `nightschool night` to train for this base"
-        )
+        raise GateRefused(of_another_base(adapter.id, adapter.base_id, engine.base_id))
     read_adapter(adapter.path)
     engine.load(adapter.id, adapter.path)
     recorded = adapter.details.get("parity")  # an adapter that was not trained here has none

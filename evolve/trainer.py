@@ -27,6 +27,7 @@ from ..errors import SettingsError, TrainingError
 from ..serving import parity
 from ..serving.base import base_id, choose_device, expert_share, load_base, load_tokenizer, lora_targets
 from ..serving.chat import answer_ids, prompt_ids
+from ..serving.engine import WEIGHTS
 from ..serving.lora import as_named
 from ..settings import NightSettings, Settings
 from . import registry
@@ -350,8 +351,8 @@ def save(
 ) -> Adapter:
     """Weights and config without a path of this machine in them, then the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_weights(student.model), str(folder / registry.WEIGHTS), metadata={"format": "pt"})
-    (folder / registry.WEIGHTS).chmod(0o644)  # as the other files: where the home is opened, a server may read it
+    save_file(adapter_weights(student.model), str(folder / WEIGHTS), metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # as the other files: where the home is opened, a server may read it
     config = student.model.peft_config["default"]
     config.base_model_name_or_path = student.base_id
     config.inference_mode = True

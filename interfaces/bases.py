@@ -63,7 +63,8 @@ def use(base: str, home: Home = None) -> None:
     from ..serving.checking import check as examine
 
     settings = load_settings(home)
-    chosen = str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
+    folder = os.path.expanduser(base)
+    chosen = os.path.realpath(folder) if os.path.isdir(folder) else base
     _check_environment(settings, chosen)
     if problems := examine(base, settings.night.lora_rank).problems:
         raise ServingError("; ".join(problems))

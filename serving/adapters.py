@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ServingError
+from .engine import CONFIG, MANIFEST, WEIGHTS, of_another_base
 
-CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "adapter.json"
 LORA_WEIGHT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # settings of PEFT under which an adapter is more, or other, than x·A·B at one scale
 OTHER_KINDS = (
@@ -53,10 +53,7 @@ def read(adapter_id: str, path: Path, base_id: str, modules: Mapping[str, nn.Mod
             raise ServingError(f"adapter {adapter_id}: {path} has no {file}; run `nightschool audit verify`")
     made_for = _json(adapter_id, path / MANIFEST).get("base_id") if (path / MANIFEST).exists() else base_id
     if made_for != base_id:
-        raise ServingError(
-            f"adapter {adapter_id} was trained on base {made_for}, but {base_id} is serving;"
-            " set serving.base back, or run `nightschool night` to train for this base"
-        )
+        raise ServingError(of_another_base(adapter_id, made_for, base_id))
     config = _json(adapter_id, path / CONFIG)
     tensors = _tensors(adapter_id, path)
     rank, scale = _rank_and_scale(adapter_id, config)

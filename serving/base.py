@@ -11,7 +11,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     import torch
 
 SEEDLING = Path(__file__).parent / "seedling"
-DESCRIBING = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # config, tokenizer, chat template
-WEIGHTS = "*.safetensors"
+CONFIG = "config.json"
+DESCRIBING = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # config, tokenizer, chat template
+WEIGHTS = "model.safetensors"  # of a checkpoint without an index
 INDEX = "model.safetensors.index.json"
+DEQUANTISED = ("fp8", "mxfp4")  # on loading, of the methods of transformers
 MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
 
 
@@ -37,8 +39,8 @@ def locate(spec: str, weights: bool = False) -> Path:
     would fit it.
     """
     folder = _on_disk(spec)
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
+    if os.path.isdir(folder):  # unlike Path.is_dir it takes what cannot be looked at for missing
+        if not (folder / CONFIG).exists():
             raise ServingError(f"base {spec}: {folder} has no config.json; give the folder of a checkpoint")
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", spec) or spec.startswith("."):
@@ -47,7 +49,7 @@ def locate(spec: str, weights: bool = False) -> Path:
 
 
 def _on_disk(spec: str) -> Path:
-    return SEEDLING if spec == "seedling" else Path(spec).expanduser()
+    return SEEDLING if spec == "seedling" else Path(os.path.expanduser(spec))  # Path's raises where none is
 
 
 @lru_cache(maxsize=16)  # once a process
@@ -56,12 +58,13 @@ def _from_hub(spec: str, weights: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, commit = spec.partition("@")
-    wanted: dict[str, Any] = {"repo_id": name, "allow_patterns": [*DESCRIBING, *([WEIGHTS] if weights else [])]}
+    fetched = partial(snapshot_download, repo_id=name)
     held: Path | None = None
-    with suppress(LocalEntryNotFoundError, OSError):
-        held = Path(snapshot_download(**wanted, revision=commit or None, local_files_only=True))
+    with suppress(LocalEntryNotFoundError, OSError):  # a commit that lacks anything that is asked for is not found
+        held = Path(fetched(revision=commit or None, allow_patterns=[CONFIG], local_files_only=True))
     try:  # of the commit that is held, what is missing
-        return Path(snapshot_download(**wanted, revision=held.name if held else commit or None))
+        held = Path(fetched(revision=held.name if held else commit or None, allow_patterns=DESCRIBING))
+        return Path(fetched(revision=held.name, allow_patterns=_weights(held))) if weights else held
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         if held and (not weights or has_weights(held)):
             return held
@@ -71,9 +74,13 @@ def _from_hub(spec: str, weights: bool) -> Path:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether all of them are there, as far as an index tells."""
-    named = set(_index(folder).get("weight_map", {}).values())
-    return all((folder / name).exists() for name in named) if named else any(folder.glob(WEIGHTS))
+    """Whether all that are loaded are there, as far as an index tells."""
+    return all((folder / name).exists() for name in _weights(folder))
+
+
+def _weights(folder: Path) -> list[str]:
+    """What transformers loads of it; others, as those in the layout of the model's maker, are none of ours."""
+    return sorted(set((_index(folder).get("weight_map") or {}).values())) or [WEIGHTS]
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -91,8 +98,8 @@ def base_id(spec: str) -> str:
         return f"hub:{spec.partition('@')[0]}@{folder.name}"
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return f"hub:{spec}@{folder.name}"  # a folder of the hub's own cache
-    paths = [folder / name for name in ("config.json", "tokenizer.json", "chat_template.jinja")]
-    paths = [*filter(Path.exists, paths), *sorted(folder.glob(WEIGHTS))]
+    paths = [folder / name for name in (CONFIG, "tokenizer.json", "chat_template.jinja")]
+    paths = [*filter(Path.exists, paths), *sorted(folder.glob("*.safetensors"))]
     return _hashed(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
 
 
@@ -107,7 +114,8 @@ def disk_bytes(spec: str) -> int:
     told = (_index(folder).get("metadata") or {}).get("total_size")
     if told and folder != _on_disk(spec) and not has_weights(folder):
         return int(told)
-    return sum(path.stat().st_size for path in locate(spec, weights=True).glob(WEIGHTS))
+    folder = locate(spec, weights=True)
+    return sum((folder / name).stat().st_size for name in _weights(folder) if (folder / name).exists())
 
 
 # -- loading ---
@@ -147,7 +155,10 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
     with loading():
         try:
             config = AutoConfig.from_pretrained(folder)
-            fp8 = _set_to_dequantise(config)
+            if reason := why_not_dequantised(spec, config):
+                raise ServingError(reason)
+            _set_to_dequantise(config)
+            fp8 = is_fp8(config)
             # the FP8 loader writes bfloat16 and stumbles over any other dtype
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16 if fp8 else dtype)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
@@ -187,15 +198,29 @@ def choose_device(device: str) -> str:
 
 
 def is_fp8(config: Any) -> bool:
-    quantization = getattr(config, "quantization_config", None) or {}
-    return bool(quantization.get("quant_method") == "fp8")
+    return quantised_by(config) == "fp8"
 
 
-def _set_to_dequantise(config: Any) -> bool:
-    if not is_fp8(config):
-        return False
-    config.quantization_config = {**config.quantization_config, "dequantize": True}
-    return True
+def quantised_by(config: Any) -> str:
+    """The method; empty for weights as they were trained."""
+    quantization = getattr(config, "quantization_config", None)
+    return str(quantization.get("quant_method", "no named method")) if quantization else ""
+
+
+def why_not_dequantised(spec: str, config: Any) -> str:
+    """Empty for a base that can be."""
+    method = quantised_by(config)
+    if method in {"", *DEQUANTISED}:
+        return ""
+    return (
+        f"base {spec}: its weights are quantised by {method}, which is not undone here; take the checkpoint in full"
+        f" precision, or one with quant_method {' or '.join(DEQUANTISED)}"
+    )
+
+
+def _set_to_dequantise(config: Any) -> None:
+    if quantised_by(config):
+        config.quantization_config = {**config.quantization_config, "dequantize": True}
 
 
 def _in_dtype(model: Any, dtype: torch.dtype) -> Any:

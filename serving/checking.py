@@ -21,6 +21,8 @@ from .base import (
     locate,
     lora_targets,
     modules_of,
+    quantised_by,
+    why_not_dequantised,
 )
 from .chat import answer_ids
 
@@ -59,6 +61,7 @@ def check(spec: str, rank: int) -> BaseReport:
     parameters = sum(sizes.parameters.values())
     on_disk = disk_bytes(spec) / GIB
     problems = _problems(spec, on_disk)
+    problems += filter(None, [why_not_dequantised(spec, config)])
     patterns = _patterns(config, problems)
     trained = max((_lora_parameters(sizes.linear, pattern, rank) for pattern in patterns.values()), default=0)
     text, share = config.get_text_config(), expert_share(config)
@@ -120,9 +123,9 @@ def _lora_parameters(linear: dict[str, tuple[int, int]], pattern: str, rank: int
 
 
 def _fp8(config: Any) -> str:
-    quantization = getattr(config, "quantization_config", None) or {}
     if not is_fp8(config):
-        return f"none; quantised by {quantization['quant_method']}" if "quant_method" in quantization else ""
+        return f"none; quantised by {method}" if (method := quantised_by(config)) else ""
+    quantization = config.quantization_config
     block = quantization.get("weight_block_size")
     return f"{quantization.get('fmt', 'e4m3')}, " + ("blocks of " + "×".join(map(str, block)) if block else "by tensor")
 

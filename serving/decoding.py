@@ -21,6 +21,7 @@ from .engine import Sampling
 from .graphs import Lent, is_plain
 
 Layers = list[tuple[Tensor, Tensor]]  # keys and values a layer: (rows, heads, width, size)
+HALF = "\N{REPLACEMENT CHARACTER}"  # of a character, the rest of which may come
 # what the adapters add, inputs → (rows, vocabulary) logits of the last position, cache
 Forward = Callable[..., tuple[Tensor, Any]]
 
@@ -31,6 +32,8 @@ class Answer:
     def __init__(self, tokenizer: Any, sampling: Sampling, row: int = 0, ends: frozenset[int] = frozenset()) -> None:
         self._tokenizer, self.sampling, self._ends = tokenizer, sampling, ends
         self._shown = 0
+        self._bytewise = _decodes_bytes(tokenizer)
+        self._settled, self._read = "", 0  # the text of so many first tokens, which need not be decoded again
         self.ids: list[int] = []
         self.text = ""
         self.done = False
@@ -44,7 +47,9 @@ class Answer:
             self.done = self.ended = True
             return
         self.ids.append(token)
-        self.text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        self.text = self._settled + self._tokenizer.decode(self.ids[self._read :], skip_special_tokens=True)
+        if self._bytewise and not self.text.endswith(HALF):
+            self._settled, self._read = self.text, len(self.ids)
         stops = [at for stop in self.sampling.stop if (at := self.text.find(stop)) >= 0]
         if stops:
             self.text, self.ended = self.text[: min(stops)], True
@@ -62,9 +67,19 @@ class Answer:
 
     def _unsettled(self) -> int:
         """The length of a tail that may be the beginning of a stop string, with half a character after it."""
-        whole = self.text.rstrip("\N{REPLACEMENT CHARACTER}")
+        whole = self.text.rstrip(HALF)
         starts = [n for stop in self.sampling.stop for n in range(1, len(stop)) if whole.endswith(stop[:n])]
         return len(self.text) - len(whole) + max([0, *starts])
+
+
+def _decodes_bytes(tokenizer: Any) -> bool:
+    """Whether a text is no more than the bytes of its tokens: then nothing after a whole character hangs on those
+    before it. Others strip a first space, look at runs of byte tokens, or tidy up the whole.
+    """
+    from tokenizers.decoders import ByteLevel
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and isinstance(backend.decoder, ByteLevel) and not tokenizer.clean_up_tokenization_spaces
 
 
 @dataclass(eq=False)

@@ -1,18 +1,24 @@
-"""What every engine does, embedded or served: answer, stream, score, and hold adapters under immutable ids."""
+"""What every engine does, embedded or served: answer, stream, score, and hold adapters under immutable ids.
+
+What is not covered: a call of `generate` ends with its answers or at its time limit, and one of `score`, which has no
+limit, with its figures; neither can be called off from outside. An answer that may be given up is streamed and closed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
 from ..content import Message
-from ..errors import InputError
+from ..errors import InputError, ServingError
 
 Prompt = Sequence[Message]
 Pieces = Generator[str, None, None]  # of an answer, as they come; closing it ends the answer
 LEAST_PROMPT = 16  # tokens that must be left for the prompt
+CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "adapter.json"  # of an adapter
 ON_LATE = "allow more time (for replies serving.timeout_seconds) or fewer tokens"
 
 
@@ -33,11 +39,11 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, good, wanted in (
             ("max_tokens", self.max_tokens >= 1, "1 or more"),
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("temperature", 0 <= self.temperature < inf, "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("stop", not isinstance(self.stop, str) and all(self.stop), "a tuple of strings, none of them empty"),
             ("seed", abs(self.seed) < 2**40, "below 2**40"),  # rows of one call have seeds of their own
-            ("timeout_s", self.timeout_s >= 0, "0 (no limit) or more"),
+            ("timeout_s", 0 <= self.timeout_s <= 1e9, "0 (no limit) to 1e9"),
         ):
             if not good:
                 raise InputError(f"sampling: {name} is {getattr(self, name)!r}; it is {wanted}")
@@ -56,6 +62,25 @@ class Score:
     @property
     def tokens(self) -> int:
         return len(self.token_logprobs)
+
+
+def room_for_prompt(context: int, reserved: int) -> int:
+    """Tokens of the context that an answer of `reserved` leaves."""
+    room = context - reserved
+    if room < LEAST_PROMPT:
+        raise ServingError(
+            f"an answer of {reserved} tokens leaves no room for a prompt in the context of {context}; ask for a shorter"
+            " one"
+        )
+    return room
+
+
+def of_another_base(adapter_id: str, made_for: object, serving: str) -> str:
+    """Why the adapter is refused, and what to do."""
+    return (
+        f"adapter {adapter_id} was trained on base {made_for}, but {serving} is serving;"
+        " set serving.base back, or run `nightschool night` to train for this base"
+    )
 
 
 class Engine(Protocol):

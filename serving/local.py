@@ -34,7 +34,7 @@ from .base import (
 from .batching import Batcher, Request, batches
 from .chat import Ids, answer_ids, prompt_ids
 from .decoding import Answer
-from .engine import LEAST_PROMPT, Pieces, Prompt, Sampling, Score
+from .engine import Pieces, Prompt, Sampling, Score, room_for_prompt
 from .graphs import Graphs, is_plain, use_attention
 from .latents import Expansion, worth_expanding
 
@@ -135,13 +135,7 @@ class LocalEngine:
             raise ServingError(f"the model failed: {error}") from error
 
     def _prompt(self, prompt: Prompt, reserved: int) -> Ids:
-        room = self._context - reserved
-        if room < LEAST_PROMPT:
-            raise ServingError(
-                f"an answer of {reserved} tokens leaves no room for a prompt in the base's context of {self._context};"
-                " ask for a shorter one"
-            )
-        return prompt_ids(self._tokenizer, prompt, room)
+        return prompt_ids(self._tokenizer, prompt, room_for_prompt(self._context, reserved))
 
     # -- the model; only the batcher's thread comes here ---
 

@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, RLock
@@ -25,7 +26,7 @@ from ..settings import ServingSettings, without_user
 from . import parity
 from .base import base_id, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
-from .engine import LEAST_PROMPT, ON_LATE, Pieces, Prompt, Sampling, Score
+from .engine import MANIFEST, ON_LATE, Pieces, Prompt, Sampling, Score, of_another_base, room_for_prompt
 
 try:
     import httpx
@@ -118,13 +119,14 @@ class VLLMEngine:
         """The pieces of what `generate` would return. Closing it ends the request on the server."""
         until = _deadline(sampling)
         body = {**self._asked(prompt, sampling, 0), "stream": True}
-        if adapter is not None:
-            self._require(adapter)
-        return self._streamed(body, adapter, until)
+        lease = ExitStack()
+        pieces = self._streamed({**body, "model": lease.enter_context(self._lease(adapter))}, lease, until)
+        weakref.finalize(pieces, lease.close)  # a generator that nobody begins to read does not come to its end
+        return pieces
 
-    def _streamed(self, body: dict[str, Any], adapter: str | None, until: Deadline | None) -> Pieces:
-        with self._lease(adapter) as model:
-            yield from self._pieces({**body, "model": model}, until)
+    def _streamed(self, body: dict[str, Any], lease: ExitStack, until: Deadline | None) -> Pieces:
+        with lease:
+            yield from self._pieces(body, until)
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
         """Log-probabilities of `answers`, each with its end of turn, given their prompts."""
@@ -155,13 +157,7 @@ class VLLMEngine:
         }
 
     def _prompt(self, prompt: Prompt, reserved: int) -> Ids:
-        room = self._context - reserved
-        if room < LEAST_PROMPT:
-            raise ServingError(
-                f"an answer of {reserved} tokens leaves no room for a prompt in the server's context of"
-                f" {self._context}; ask for a shorter one"
-            )
-        return prompt_ids(self._tokenizer, prompt, room)
+        return prompt_ids(self._tokenizer, prompt, room_for_prompt(self._context, reserved))
 
     # -- adapters ---
 
@@ -239,10 +235,7 @@ class VLLMEngine:
     def _check_base(self, adapter_id: str, path: Path) -> None:
         made_for = _manifest(adapter_id, path).get("base_id", self._base_id)
         if made_for != self._base_id:
-            raise ServingError(
-                f"adapter {adapter_id} was trained on base {made_for}, but {self._base_id} is serving;"
-                " set serving.base back, or run `nightschool night` to train for this base"
-            )
+            raise ServingError(of_another_base(adapter_id, made_for, self._base_id))
 
     def _load(self, adapter_id: str, path: Path) -> None:
         if adapter_id in self._listed():
@@ -356,25 +349,35 @@ class VLLMEngine:
             self._changing.release()
 
     def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Pieces:
-        if body["model"] not in self._listed(until):
-            self._load_again(body["model"], until)
-        self._await_check(body["model"], until)
-        stream = self._client.stream("POST", "/v1/completions", json=body, timeout=self._seconds(until))
-        with self._translated(until), stream as response:
-            if response.status_code != 200:
-                response.read()
-                raise ServingError(f"{self._url}: {_reason(response)}")
-            ended = False
-            for line in response.iter_lines():
-                if until:
-                    until.left()
-                field, _, data = line.partition(":")  # a line without a field is a comment
-                if field != "data":
-                    continue
-                piece, last = ("", True) if data.strip() == "[DONE]" else self._piece(data)
-                if piece:
-                    yield piece
-                ended = ended or last
+        """As `_complete` answers: what the server lacks is loaded again, and nothing comes of an adapter that is being
+        checked. The check needs a connection, so the first try does not hold one until it has ended.
+        """
+        model: str = body["model"]
+        for first in (True, False):
+            self._await_check(model, until)
+            stream = self._client.stream("POST", "/v1/completions", json=body, timeout=self._seconds(until))
+            with self._translated(until), stream as response:
+                if not first or (response.status_code != 404 and model not in self._checks):
+                    self._await_check(model, until)
+                    yield from self._read(response, until)
+                    return
+            self._load_again(model, until)
+
+    def _read(self, response: httpx.Response, until: Deadline | None) -> Pieces:
+        if response.status_code != 200:
+            response.read()
+            raise ServingError(f"{self._url}: {_reason(response)}")
+        ended = False
+        for line in response.iter_lines():
+            if until:
+                until.left()
+            field, _, data = line.partition(":")  # a line without a field is a comment
+            if field != "data":
+                continue
+            piece, last = ("", True) if data.strip() == "[DONE]" else self._piece(data)
+            if piece:
+                yield piece
+            ended = ended or last
         if not ended:
             raise ServingError(f"{self._url}: the answer broke off before its end; ask again")
 
@@ -432,7 +435,7 @@ class VLLMEngine:
 
 def _manifest(adapter_id: str, path: Path) -> dict[str, Any]:
     """Empty where the adapter has none, as one that was trained elsewhere."""
-    file = path / "adapter.json"
+    file = path / MANIFEST
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except (OSError, ValueError) as error:

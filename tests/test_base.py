@@ -2,12 +2,16 @@
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from nightschool.errors import ServingError, SettingsError
 from nightschool.serving import base
+from nightschool.serving.checking import check
 from nightschool.serving.pretrain.export import quantise
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -16,6 +20,7 @@ from transformers import (
     DeepseekV2Config,
     DeepseekV3Config,
     GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     MixtralConfig,
     OlmoeConfig,
@@ -23,6 +28,9 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+SMALL |= {"intermediate_size": 32, "vocab_size": 64}
 
 
 def copy_base(source: str, folder: Path) -> Path:
@@ -58,9 +66,10 @@ def logits(model) -> torch.Tensor:
 # -- finding ---
 
 
-def test_unknown_folder_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ServingError, match="no such folder"):
-        base.locate(str(tmp_path / "nowhere"))
+@pytest.mark.parametrize("spec", ["/tmp/nowhere/at/all", "~nobody-of-that-name/base", "long" * 100])
+def test_unknown_folder_is_refused_by_name(spec: str) -> None:
+    with pytest.raises(ServingError, match=rf"base {spec}: no such folder"):
+        base.locate(spec)
 
 
 def test_folder_without_config_is_refused(tmp_path: Path) -> None:
@@ -156,6 +165,61 @@ def test_weights_of_a_hub_base_are_fetched_when_it_is_loaded_and_not_to_describe
     base._from_hub.cache_clear()
 
 
+class Hub:
+    """A repository of these files and a cache of it. A `*` goes across folders, and a commit in the cache that lacks
+    something of what is asked for is not found there."""
+
+    def __init__(self, files: Path, cache: Path) -> None:
+        self.files, self.cache, self.newest, self.known = files, cache, "c0ffee", ""
+
+    def __call__(
+        self, repo_id: str, revision: str | None, allow_patterns: Sequence[str], local_files_only: bool = False
+    ) -> str:
+        commit = revision or (self.known if local_files_only else self.newest)
+        self.known = self.known if local_files_only or revision else commit
+        names = [str(path.relative_to(self.files)) for path in self.files.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=list(allow_patterns)):
+            held = self.cache / commit / name
+            if local_files_only and not held.exists():
+                raise LocalEntryNotFoundError("not found or incomplete")
+            held.parent.mkdir(parents=True, exist_ok=True)
+            held.write_bytes((self.files / name).read_bytes())
+        return str(self.cache / commit)
+
+
+@pytest.fixture
+def hub(toy_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    found = Hub(copy_base(toy_base, tmp_path / "hub"), tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", found)
+    base._from_hub.cache_clear()
+    yield found
+    base._from_hub.cache_clear()
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_of_a_hub_base_only_the_weights_that_are_loaded_are_fetched_and_counted(hub: Hub, indexed: bool) -> None:
+    loaded, others = "model.safetensors", ["consolidated.safetensors", "original/model.safetensors"]
+    weights = (hub.files / loaded).read_bytes()
+    if indexed:
+        loaded = "model-00001-of-00001.safetensors"
+        (hub.files / "model.safetensors").rename(hub.files / loaded)
+        index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(hub.files / loaded), loaded)}
+        (hub.files / base.INDEX).write_text(json.dumps(index))
+    (hub.files / "original").mkdir()
+    for name in others:
+        (hub.files / name).write_bytes(weights)
+    assert base.load_base("some/model", dtype=torch.float32, device="cpu")
+    fetched = [str(path.relative_to(hub.cache / "c0ffee")) for path in hub.cache.rglob("*.safetensors")]
+    assert fetched == [loaded] and base.disk_bytes("some/model") == len(weights)
+    assert base.has_weights(hub.files) and base.disk_bytes(str(hub.files)) == len(weights)
+
+
+def test_the_commit_that_is_held_without_its_weights_gets_its_own(hub: Hub) -> None:
+    before = base.base_id("some/model")
+    hub.newest = "decaf"
+    assert base.locate("some/model", weights=True).name == "c0ffee" and base.base_id("some/model") == before
+
+
 def test_an_index_alone_is_no_base(toy_base: str, tmp_path: Path) -> None:
     folder = copy_base(toy_base, tmp_path / "half")
     (folder / "model.safetensors").unlink()
@@ -212,6 +276,37 @@ def test_loading_draws_no_random_numbers(fp8_base: Path) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_mxfp4_base_is_loaded_with_the_numbers_that_its_blocks_stand_for(tmp_path: Path) -> None:
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    config = GptOssConfig(**SMALL, num_local_experts=2, head_dim=16)
+    GptOssForCausalLM(config).save_pretrained(tmp_path)
+    tensors, packed = load_file(tmp_path / "model.safetensors"), "model.layers.0.mlp.experts.down_proj"
+    experts = [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]
+    for name in experts:  # (experts, in, out), on disk by blocks of 32 along `in`, two numbers a byte
+        count, ins, outs = tensors.pop(name).shape
+        tensors[name + "_blocks"] = torch.full((count, outs, ins // 32, 16), 0x2F, dtype=torch.uint8)  # -6 and 1
+        tensors[name + "_scales"] = torch.full((count, outs, ins // 32), 125, dtype=torch.uint8)  # a quarter
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    described = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": quantization}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    model = base.load_base(str(tmp_path), dtype=torch.float32, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.get_parameter(packed)[0, :4, 0].tolist() == [-1.5, 0.25, -1.5, 0.25]
+    config = base.load_config(str(tmp_path))
+    base._set_to_dequantise(config)  # also where what computes in it is installed
+    assert config.quantization_config["dequantize"]
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "new"])
+def test_base_that_is_quantised_otherwise_is_refused_by_its_method(toy_base: str, tmp_path: Path, method: str) -> None:
+    folder = copy_base(toy_base, tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ServingError, match=f"weights are quantised by {method}, .*; take"):
+        base.load_base(str(folder), dtype=torch.float32, device="cpu")
+    assert [p for p in check(str(folder), rank=4).problems if f"quantised by {method}" in p]
+
+
 def test_damaged_base_is_refused_with_its_folder(toy_base: str, tmp_path: Path) -> None:
     copy = copy_base(toy_base, tmp_path / "copy")
     (copy / "config.json").write_text("{}")
@@ -235,9 +330,6 @@ def test_quantised_block_is_within_a_sixteenth_of_its_weights_also_at_odd_sizes(
 
 
 # -- where LoRA goes ---
-
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
-SMALL |= {"intermediate_size": 32, "vocab_size": 64}
 
 
 def targeted(config: object, setting: str) -> set[str]:

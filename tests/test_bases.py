@@ -56,6 +56,11 @@ def test_base_that_cannot_be_used_is_not_written(tmp_path: Path) -> None:
     assert "no *.safetensors" in str(result.exception)
 
 
+@pytest.mark.parametrize("command", ["check", "use"])
+def test_home_folder_of_nobody_is_a_clear_error(command: str) -> None:
+    assert "no such folder" in str(run(app, ["base", command, "~nobody-of-that-name/base"]).exception)
+
+
 def bases_folder() -> Path:
     from nightschool.serving.base import SEEDLING
 

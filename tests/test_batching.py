@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -336,10 +337,12 @@ def test_closed_engine_lets_go_of_the_model_and_says_so(toy_base: str) -> None:
     [
         {"max_tokens": 0},
         {"temperature": -1.0},
+        {"temperature": inf},
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"stop": ("",)},
         {"timeout_s": -1.0},
+        {"timeout_s": inf},
         {"seed": 2**62},
     ],
 )

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from nightschool.content import Message
 from nightschool.errors import ServingError
 from nightschool.serving.adapters import blended
-from nightschool.serving.base import load_base, lora_targets
+from nightschool.serving.base import load_base, load_tokenizer, lora_targets
 from nightschool.serving.batching import batches
 from nightschool.serving.chat import answer_ids, prompt_ids
 from nightschool.serving.decoding import Answer, left_padded
@@ -20,6 +22,9 @@ from nightschool.serving.lora import as_named
 from nightschool.settings import ServingSettings
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 SHORT = Sampling(max_tokens=12)
 PROMPTS: list[list[Message]] = [
@@ -117,6 +122,50 @@ def test_beginning_of_a_stop_string_is_held_back_also_before_half_a_character() 
     assert "".join(pieces) == answer.text == "Yes "
 
 
+def tokenizers() -> list[Any]:
+    """The seedling's, those of SentencePiece with and without bytes, and one that tidies up."""
+    pieces = ["▁a", "a", "▁", ".", "é", *(f"<0x{byte:02X}>" for byte in (*"ü—🎉".encode(), 0x20, 0xFF))]
+    of_bytes = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made: list[Any] = [load_tokenizer("seedling")]
+    for decoder, tidy in ((decoders.Metaspace(), False), (decoders.Sequence(of_bytes), False), (None, True)):
+        backend = Tokenizer(WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="a"))
+        if decoder:
+            backend.decoder = decoder
+        made.append(PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=tidy))
+    return made
+
+
+@pytest.mark.parametrize("tokenizer", tokenizers())
+@given(data=st.data())
+def test_text_of_an_answer_is_at_every_token_what_all_its_tokens_say(tokenizer: Any, data: st.DataObject) -> None:
+    one = st.integers(0, len(tokenizer) - 1) | st.integers(0, min(len(tokenizer), 270) - 1)
+    words = st.text().map(lambda text: tokenizer(text)["input_ids"])
+    ids = [token for part in data.draw(st.lists(st.lists(one) | words)) for token in part]
+    answer = Answer(tokenizer, Sampling(max_tokens=1 << 20))
+    for i, token in enumerate(ids, 1):
+        answer.add(token)
+        assert answer.text == tokenizer.decode(ids[:i], skip_special_tokens=True)
+
+
+def test_a_long_answer_is_not_decoded_anew_at_every_token_and_stops_where_it_should() -> None:
+    tokenizer, decoded = load_tokenizer("seedling"), list[int]()
+
+    class Counting:
+        backend_tokenizer, clean_up_tokenization_spaces = tokenizer.backend_tokenizer, False
+
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            decoded.append(len(ids))
+            return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    text = "Grüße 🎉 from 東京 and Köln. " * 20
+    answer = Answer(Counting(), Sampling(max_tokens=1 << 20, stop=("the end of it",)))
+    for token in tokenizer(text + "This is the end of it, at last.")["input_ids"]:
+        if not answer.done:
+            answer.add(token)
+    assert answer.text == text + "This is " and answer.ended
+    assert max(decoded) <= 4  # the bytes of a character
+
+
 def test_stop_string_ends_the_answer_and_is_left_out_also_of_the_stream(engine: LocalEngine) -> None:
     (whole,) = engine.generate(PROMPTS[:1], sampling=SHORT)
     stop = whole[4:6]
@@ -161,7 +210,7 @@ def test_control_tokens_that_somebody_typed_are_only_text(engine: LocalEngine) -
 
 
 def test_answer_longer_than_the_context_is_refused(engine: LocalEngine) -> None:
-    with pytest.raises(ServingError, match="no room for a prompt in the base's context of 512"):
+    with pytest.raises(ServingError, match="no room for a prompt in the context of 512"):
         engine.generate(PROMPTS, sampling=Sampling(max_tokens=512))
     with pytest.raises(ServingError, match="no room"):
         engine.score(PROMPTS[:1], ["x" * 600])

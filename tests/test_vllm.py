@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
@@ -172,6 +173,18 @@ def test_unloaded_adapter_stays_on_the_server_until_its_last_call_ends(
     assert server.loaded == {}
 
 
+def test_unloaded_adapter_stays_for_a_stream_that_nobody_has_begun_to_read(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    engine.load("b2:one", tmp_path)
+    read, dropped = (engine.stream(PROMPT, adapter="b2:one") for _ in range(2))
+    engine.unload("b2:one")
+    assert list(read) == ["Hi", " there"]
+    assert engine.adapters() == [] and "b2:one" in server.loaded
+    del dropped
+    assert server.loaded == {}
+
+
 def test_an_unload_that_failed_is_made_good_at_the_next_load(
     engine: VLLMEngine, server: Server, tmp_path: Path
 ) -> None:
@@ -203,6 +216,31 @@ def test_server_that_was_started_anew_is_given_the_adapter_again(
     assert engine.generate([PROMPT], adapter="b2:one") == ["b2:one"]
     server.loaded.clear()
     assert list(engine.stream(PROMPT, adapter="b2:one")) == ["Hi", " there"]
+
+
+def test_stream_is_given_the_adapter_again_that_the_server_loses_as_it_is_asked(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    engine.load("b2:one", tmp_path)
+    asked: list[str] = []
+
+    def lose(request: httpx.Request) -> None:
+        asked.append(request.url.path)
+        if asked.count("/v1/completions") == 1:
+            server.loaded.clear()
+
+    server.fails = lose
+    assert list(engine.stream(PROMPT, adapter="b2:one")) == ["Hi", " there"]
+    asked[:] = ["/v1/completions"]
+    assert list(engine.stream(PROMPT, adapter="b2:one")) == ["Hi", " there"]
+    assert asked[1:] == ["/v1/completions"]  # and nothing else of one that the server has
+
+
+def test_stream_of_a_base_that_the_server_has_no_more_says_so(engine: VLLMEngine, server: Server) -> None:
+    missing = httpx.Response(404, json={"error": {"message": "no such model"}})
+    server.fails = lambda request: only_completions(request, missing)
+    with pytest.raises(ServingError, match="no such model"):
+        list(engine.stream(PROMPT))
 
 
 def record_parity(engine: VLLMEngine, folder: Path, off: float = 0.0) -> None:
@@ -248,6 +286,31 @@ def test_nobody_is_answered_by_an_adapter_that_is_being_checked(
             with pytest.raises(ServingError, match=r"took up no module|refused|no whole answer"):
                 job.result()
     assert server.loaded == {}
+
+
+@pytest.mark.parametrize(("off", "heard"), [(0.0, ["Hi", " there"]), (100.0, [])])
+def test_stream_that_was_asked_for_as_the_check_began_waits_for_its_end(
+    engine: VLLMEngine, server: Server, tmp_path: Path, off: float, heard: list[str]
+) -> None:
+    record_parity(engine, tmp_path, off)
+    engine.load("b2:one", tmp_path)
+    server.loaded.clear()
+    others, loaded = list[Future[list[str]]](), Event()
+
+    def meanwhile(request: httpx.Request) -> None:
+        if b"prompt_logprobs" in request.content:
+            loaded.set()
+            time.sleep(0.2)
+        elif b'"stream"' in request.content and not others:
+            others.append(pool.submit(engine.generate, [PROMPT], adapter="b2:one"))
+            assert loaded.wait(5)
+
+    server.fails = meanwhile
+    found: list[str] = []
+    with ThreadPoolExecutor() as pool, suppress(ServingError):
+        for piece in engine.stream(PROMPT, adapter="b2:one"):
+            found.append(piece)
+    assert found == heard and ("b2:one" in engine.adapters()) == bool(heard)
 
 
 def test_adapter_that_another_process_loaded_is_not_loaded_twice(
