@@ -18,7 +18,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from ..content import content_id
-from .conversations import request_of
+from .conversations import request_of, turn_memory_id
 from .reading import by_id, shown
 from .rows import chunks, from_memory, to_memory
 from .statements import Period, Said, periods, stated
@@ -169,20 +169,21 @@ def _restate(
             before = rows[subject]
             if held is not None:
                 before = [m for m in held[user_id, agent_id] if m.subject == subject]
-            renamed |= _renamed(before, wanted, set(forgotten))
+            renamed |= _renamed(before, wanted, turns.keys(), set(forgotten))
             gone += _write(session, rows[subject], wanted)
     rename_shown(session, renamed, spared)
     return gone
 
 
-def _renamed(before: Iterable[Memory], now: Iterable[Memory], forgotten: Set[str]) -> dict[str, str]:
+def _renamed(before: Iterable[Memory], now: Iterable[Memory], turns: Set[str], forgotten: Set[str]) -> dict[str, str]:
     """By which id a reply goes on to name what it was shown: that of the row that has its first turn.
 
+    Where a version of later rules finds no statement in that turn any more, it is that of the turn itself.
     What was first stated in one of the `forgotten` turns goes by an id that nothing has: others may state the same, but
     the reply was shown words that are gone. A row that only loses a repeat is still named, so that forgetting its first
     turn later reaches the reply.
     """
-    has = {source: memory.id for memory in now for source in memory.source_ids}
+    has = {i: turn_memory_id(i) for i in turns} | {source: memory.id for memory in now for source in memory.source_ids}
     renamed = {m.id: has.get(m.source_ids[0], m.id) for m in before}
     renamed |= {m.id: content_id(["forgotten", m.id]) for m in before if m.source_ids[0] in forgotten}
     return {old: new for old, new in renamed.items() if old != new}

@@ -11,9 +11,12 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 from nightschool.content import Message
 from nightschool.interfaces.cli import app
-from nightschool.memory.conversations import Conversation, Owner
+from nightschool.memory.conversations import Conversation, Owner, turn_memory_id
+from nightschool.memory.rows import from_memory
 from nightschool.memory.store import MemoryStore
-from sqlalchemy import text
+from nightschool.memory.tables import MemoryRow
+from nightschool.memory.types import Memory
+from sqlalchemy import insert, text
 from typer.testing import CliRunner
 
 
@@ -32,6 +35,23 @@ def test_newer_statement_supersedes_and_both_stay_in_the_history(quick_store: Me
     say(quick_store, "I live in Oslo.", 100.0)
     say(quick_store, "I moved to Rome.", 200.0)
     assert history(quick_store) == [("I live in Oslo.", 100.0, 200.0, 1), ("I moved to Rome.", 200.0, None, 1)]
+
+
+@pytest.mark.parametrize(
+    ("true", "ordinary", "asked"),
+    [
+        ("My birthday is 5 May.", "My birthday is coming up.", "When is my birthday?"),
+        ("My email is ada@x.org", "My email is not working.", "What is my email?"),
+        ("My name is Ada.", "My name is misspelled on the invoice.", "What is my name?"),
+    ],
+)
+def test_ordinary_sentence_about_the_same_does_not_end_what_is_true(
+    store: MemoryStore, true: str, ordinary: str, asked: str
+) -> None:
+    say(store, true, 1.0)
+    say(store, ordinary, 2.0, session_id="later")
+    assert history(store) == [(true, 1.0, None, 1)]
+    assert any(true in r.memory.text for r in store.recall(asked, user_id="ada"))
 
 
 def test_repetition_raises_a_count_and_makes_no_row(quick_store: MemoryStore) -> None:
@@ -199,6 +219,17 @@ def test_rebuild_takes_in_what_was_stated_before_there_were_statements(quick_sto
     quick_store.rebuild_index()
     assert history(quick_store) == [("I live in Oslo.", 100.0, None, 1)]
     assert quick_store.verify() == []
+
+
+def test_reply_that_was_shown_what_earlier_rules_took_for_a_statement_names_the_turn(quick_store: MemoryStore) -> None:
+    turn = say(quick_store, "My birthday is coming up.", 1.0)
+    reply = answer(quick_store, "b2:junk")
+    junk = Memory("b2:junk", "ada", "", "s", "fact", "My birthday is coming up.", 1.0, (turn,), subject="my birthday")
+    with quick_store.database.writing() as session:
+        session.execute(insert(MemoryRow), [from_memory(junk)])
+    quick_store.rebuild_index()
+    assert history(quick_store) == [] and quick_store.verify() == []
+    assert quick_store.interaction(reply).memory_ids == (turn_memory_id(turn),)
 
 
 def test_history_of_one_subject_leaves_out_the_others(quick_store: MemoryStore) -> None:
