@@ -18,7 +18,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from ..content import content_id
-from .conversations import request_of, turn_memory_id
+from .conversations import request_of, turn_memory_id, user_words
 from .reading import by_id, shown
 from .rows import chunks, from_memory, to_memory
 from .statements import Period, Said, periods, stated
@@ -107,6 +107,24 @@ def statements_of(session: Session, user_id: str, agent_id: str, subject: str | 
         rows = rows.where(MemoryRow.subject == subject)
     found = (to_memory(row) for row in session.scalars(rows.order_by(MemoryRow.id)))
     return sorted(found, key=lambda m: (m.subject, m.created_utc, inf if m.valid_to is None else m.valid_to))
+
+
+def ended_by_turn(session: Session, turns: Sequence[Memory]) -> dict[str, Memory]:
+    """The statement that was superseded, by the memory of each of these turns that says nothing else."""
+    subjects = {i.id: only for i in by_id(session, [t.source_ids[0] for t in turns]) if (only := _only_subject(i))}
+    users, agents = {turn.user_id for turn in turns}, {turn.agent_id for turn in turns}
+    row = MemoryRow
+    ended = select(row).where(row.user_id.in_(users), row.agent_id.in_(agents), row.valid_to.is_not(None))
+    found: dict[str, Memory] = {}
+    for some in chunks(sorted(set(subjects.values()))):
+        for memory in map(to_memory, session.scalars(ended.where(row.subject.in_(some)))):
+            found |= {source: memory for source in memory.source_ids if subjects.get(source) == memory.subject}
+    return {turn.id: found[turn.source_ids[0]] for turn in turns if turn.source_ids[0] in found}
+
+
+def _only_subject(interaction: Interaction) -> str | None:
+    words = user_words(interaction.turn).strip()
+    return next((s.subject for s in stated(words) if s.text == words), None)
 
 
 def derived(user_id: str, agent_id: str, subject: str, sources: Iterable[Interaction]) -> list[Memory]:

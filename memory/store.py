@@ -43,7 +43,6 @@ from .conversations import (
     plan,
     request_of,
     turn_memory_id,
-    user_words,
 )
 from .database import Database
 from .embed import Embedder, MiniLM
@@ -58,7 +57,7 @@ from .recalling import CANDIDATES, Filters, asking, best_of, candidates, checked
 from .restoring import Restored, Restoring, batches
 from .restoring import new_texts as new_texts_of
 from .rows import from_memory, from_review, to_feedback, to_memory
-from .stated_rows import add_statements, name_again, naming_due, restate_all
+from .stated_rows import add_statements, ended_by_turn, name_again, naming_due, restate_all
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release
@@ -330,7 +329,7 @@ class MemoryStore(Facts):
         if not checked_text("query", query).strip():
             return []
         fits = [fit for fit in self._fits(query, user_id, agent_id, filters) if fit.score >= least]
-        return best_of(fits, most, self.memories, lambda i: user_words(self.interaction(i).turn), filters)
+        return best_of(fits, most, self.memories, self._ended, filters)
 
     # -- reading, where SQL alone does not do ---
 
@@ -400,6 +399,10 @@ class MemoryStore(Facts):
         asked = asking(query, self.embedder)
         found = candidates(self._indexing.index, asked, user_id, agent_id, filters, most)
         return [fit for fit in found.ranked(self.weights) if filters.admit(fit.row)]
+
+    def _ended(self, turns: Sequence[Memory]) -> dict[str, Memory]:
+        with self.database.reading() as session:
+            return ended_by_turn(session, turns)
 
     def _erase_bytes(self) -> None:
         erase_bytes(self.settings.home, self.database, self._indexing, self.clock())

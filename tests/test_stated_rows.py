@@ -88,6 +88,47 @@ def test_turn_that_only_says_what_is_superseded_is_not_recalled_either(store: Me
     assert any("Rome" in text for text in texts) and not any("Oslo" in text for text in texts)
 
 
+def chat(store: MemoryStore) -> None:
+    """In which the turn of Oslo gets more by its neighbours than its statement, which has none."""
+    words = ("In which city do you think my flat is?", "I live in Oslo.", "My flat is in which city, guess again?")
+    for n, said in enumerate(words):
+        say(store, said, float(n), session_id="m")
+    say(store, "I live in Rome.", 200.0, session_id="later")
+
+
+@pytest.mark.parametrize("threshold", [None, 0.2, 0.0])
+@pytest.mark.parametrize("whole", [2000, 3])
+def test_superseded_turn_stays_out_though_its_statement_is_not_among_what_fits(
+    store: MemoryStore, monkeypatch, threshold: float | None, whole: int
+) -> None:
+    monkeypatch.setattr("nightschool.memory.recalling.RANKED_WHOLE", whole)
+    monkeypatch.setattr("nightschool.memory.recalling.CANDIDATES", 3)
+    chat(store)
+    found = store.recall("In which city is my flat?", user_id="ada", threshold=threshold, limit=10)
+    assert found and not any("Oslo" in r.memory.text for r in found)
+    then = store.recall("In which city is my flat?", user_id="ada", threshold=threshold, limit=10, as_of=100.0)
+    assert any("Oslo" in r.memory.text for r in then)
+
+
+def test_repetition_of_what_is_superseded_is_not_recalled_either(store: MemoryStore) -> None:
+    say(store, "I live in Oslo.", 100.0)
+    say(store, "I live in Oslo now!", 150.0, session_id="again")
+    say(store, "I live in Rome.", 200.0, session_id="later")
+    found = store.recall("Where do I live?", user_id="ada", threshold=0.0, limit=10)
+    assert found and not any("Oslo" in r.memory.text for r in found)
+
+
+def test_what_is_superseded_is_looked_up_at_once_however_many_fit(quick_store: MemoryStore, executed) -> None:
+    def asked(sessions: range) -> int:
+        for n in sessions:
+            say(quick_store, f"I live in {'Oslo' if n % 2 else 'Rome'}.", float(n), session_id=str(n))
+        with executed(quick_store) as statements:
+            quick_store.recall("I live in", user_id="ada", threshold=0.0, limit=200)
+        return len(statements)
+
+    assert asked(range(4)) == asked(range(4, 40))
+
+
 def test_turn_is_a_record_of_what_was_said_and_shown_when_turns_are_asked_for(store: MemoryStore) -> None:
     say(store, "I live in Oslo.", 100.0)
     say(store, "I live in Rome.", 200.0, session_id="later")
