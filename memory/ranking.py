@@ -1,7 +1,7 @@
 """How well a memory fits a query, in [0, 1]. Pure.
 
     S      = ½ max_v cos(v, memory) + ½ max_w cos(query, w) + ½ max_w cover(w)
-    S'     = S + .3 max(0, best S at ±1 − S) + ¼ max(0, best S at ±2 − S)          (turns of the same session)
+    S'     = S + .3 max(0, best S at ±1 − S) + ¼ max(0, best S at ±2 − S)          (turns and notes of the same session)
     score  = S' / 1.5
 
 over the windows v of the query and w of the memory. `cover` is the idf mass of the query's terms in the window over
@@ -18,16 +18,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .passages import IndexRow
+from .statements import StatementKind
 from .types import Recall
 from .words import stem, terms, words
 
 Array = NDArray[np.float32]
 
+STATED = get_args(StatementKind)
 POLITE = frozenset("hello hey hi ok please quick thank thanks".split())
 _ON_THE_REPLY = re.compile(r"\b(?:you|your|assistant|bot)(?:'ve|’ve)?\b", re.IGNORECASE)
 
@@ -128,9 +131,10 @@ def _mass(wanted: dict[str, float], line: str) -> float:
 
 
 def _excess(scores: Array, rows: Sequence[IndexRow], weights: Weights) -> Array:
-    """What each gains from the better of its neighbours in the same session."""
-    order = sorted(range(len(rows)), key=lambda n: (rows[n].session, rows[n].created_utc, rows[n].position))
-    sessions = [rows[n].session if rows[n].session_id else n for n in order]
+    """What each gains from the better of its neighbours in its session. A statement repeats a turn and has none."""
+    alone = [row.kind in STATED or not row.session_id for row in rows]
+    order = sorted(range(len(rows)), key=lambda n: (alone[n], rows[n].session, rows[n].created_utc, rows[n].position))
+    sessions = [n if alone[n] else rows[n].session for n in order]
     ordered = scores[order]
     gained = np.zeros_like(ordered)
     for distance, weight in ((1, weights.next), (2, weights.after_next)):

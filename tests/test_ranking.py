@@ -104,6 +104,14 @@ def test_other_sessions_and_notes_of_none_lift_nothing(mine, theirs):
     assert ranked("what", row("a", 0.0, session=mine), row("b", 0.8, session=theirs))["a"] == 0.0
 
 
+def test_statement_of_a_session_lifts_nothing_and_does_not_stand_between_its_turns():
+    turns = [row("question", 0.8, session="s", position=0), row("answer", 0.0, session="s", position=1)]
+    stated = [replace(row(kind, 0.9, session="s", position=0), kind=kind) for kind in ("fact", "preference")]
+    alone, among = ranked("what", *turns), ranked("what", *turns, *stated)
+    assert among["answer"] == alone["answer"] > 0
+    assert (among["question"], among["fact"]) == (pytest.approx(0.8), pytest.approx(0.9))
+
+
 def test_neighbours_go_by_time_then_by_position_whatever_order_they_come_in():
     rows = [row("first", 0.8, session="s", utc=1.0, position=5), row("second", session="s", utc=2.0, position=0)]
     rows += [row("third", session="s", utc=2.0, position=1), row("fourth", session="s", utc=2.0, position=2)]

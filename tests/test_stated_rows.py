@@ -141,6 +141,23 @@ def test_turn_is_a_record_of_what_was_said_and_shown_when_turns_are_asked_for(st
     assert places() == places(kind="fact") == {"Rome"}
 
 
+@pytest.mark.parametrize("whole", [2000, 0])
+def test_statement_is_recalled_within_its_session_until_it_is_superseded(
+    store: MemoryStore, monkeypatch, whole: int
+) -> None:
+    monkeypatch.setattr("nightschool.memory.recalling.RANKED_WHOLE", whole)
+
+    def found(session_id: str, **filters: str) -> list[str]:
+        recalled = store.recall("Where do I live?", user_id="ada", session_id=session_id, **filters)
+        return [r.memory.text for r in recalled]
+
+    say(store, "I live in Oslo.", 100.0, session_id="q")
+    assert found("q", kind="fact") == ["I live in Oslo."]
+    say(store, "I live in Rome.", 200.0, session_id="later")
+    assert found("q") == found("q", kind="fact") == []
+    assert found("later", kind="fact") == ["I live in Rome."]
+
+
 def test_statement_falls_with_its_turn_and_the_one_before_holds_again(quick_store: MemoryStore) -> None:
     say(quick_store, "I live in Oslo.", 100.0)
     rome = say(quick_store, "I live in Rome.", 200.0, session_id="later")
