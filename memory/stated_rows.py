@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from math import inf
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import ColumnElement, delete, insert, select
 from sqlalchemy.orm import Session
 
 from ..content import content_id
@@ -207,9 +207,14 @@ def _renamed(before: Iterable[Memory], now: Iterable[Memory], turns: Set[str], f
     return {old: new for old, new in renamed.items() if old != new}
 
 
-def rename_shown(session: Session, renamed: Mapping[str, str], spared: Set[str]) -> None:
+def rename_shown(
+    session: Session,
+    renamed: Mapping[str, str],
+    spared: Set[str] = frozenset(),
+    among: Iterable[ColumnElement[bool]] = (),
+) -> None:
     """Replies go on to name what they were shown by its new id."""
-    for some in chunks([i for i in shown(session, renamed) if i not in spared]):
+    for some in chunks([i for i in shown(session, renamed, among) if i not in spared]):
         for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some))):
             row.memory_ids = [renamed.get(i, i) for i in row.memory_ids]
     session.flush()

@@ -229,6 +229,23 @@ def test_replies_that_were_shown_an_unanswered_turn_and_snapshots_made_of_it_fol
     assert quick_store.forget(interaction_ids=[dogs.id]).tainted_snapshots == ("b2:s",)
 
 
+def test_many_unanswered_turns_are_answered_in_as_many_statements_of_sql_as_a_few(quick_store, executed):
+    def answered(user_id, count):
+        places = [Owner(user_id, "", str(n)) for n in range(count)]
+        asked, reply = user("Is it open?"), {"role": "assistant", "content": "Yes."}
+        quick_store.record_many([Conversation(place, (asked,), (0.0,)) for place in places])
+        first = next(i for i in quick_store.newest(1, user_id=user_id))
+        note = quick_store.remember(f"{user_id} asks", user_id=user_id, source_ids=[first.id])
+        with executed(quick_store) as statements:
+            quick_store.record_many([Conversation(place, (asked, reply), (0.0, 0.0)) for place in places])
+        (source,) = quick_store.memories([note.id])[note.id].source_ids
+        assert quick_store.interaction(source).reply == "Yes."
+        return len(statements)
+
+    assert answered("ann", 5) == answered("bo", 60)
+    assert quick_store.verify() == []
+
+
 def test_turn_that_left_and_one_that_came_are_seen_by_a_process_that_had_loaded_the_topics(settings, embedder, clock):
     given = {"embedder": embedder, "clock": clock}
     with MemoryStore(settings, **given) as one, MemoryStore(settings, **given) as other:
