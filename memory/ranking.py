@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import fsum, log
 from typing import get_args
 
 import numpy as np
@@ -112,9 +112,11 @@ def _of_reply(rows: Sequence[IndexRow]) -> Array:
 
 def _idf(text: str, rows: Sequence[IndexRow], visible: int) -> dict[str, float]:
     """The weight of each term of the query."""
-    held = [" ".join(("", *row.lines, "")) for row in rows]
+    counts = dict.fromkeys(terms(text), 0)
+    for row in rows:
+        for term in {word for line in row.lines for word in line.split() if word in counts}:
+            counts[term] += 1
     total = max(visible, len(rows))
-    counts = {term: sum(f" {term} " in line for line in held) for term in dict.fromkeys(terms(text))}
     return {term: log(1 + (total - n + 0.5) / (n + 0.5)) for term, n in counts.items()}
 
 
@@ -126,8 +128,7 @@ def _coverage(wanted: dict[str, float], rows: Sequence[IndexRow]) -> Array:
 
 
 def _mass(wanted: dict[str, float], line: str) -> float:
-    padded = f" {line} "
-    return sum(weight for term, weight in wanted.items() if f" {term} " in padded)
+    return fsum(wanted[term] for term in wanted.keys() & line.split())  # a set has no order, and `fsum` needs none
 
 
 def _excess(scores: Array, rows: Sequence[IndexRow], weights: Weights) -> Array:

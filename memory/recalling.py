@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RANKED_WHOLE = 2000  # a store of at most so many memories
 CANDIDATES = 200  # of a larger one: by cosine, and as many by words
+MOST_TERMS = 400  # that a larger one is searched for
 SESSIONS = 20  # whose other turns are looked at too
 ROWS_OF_SESSIONS = 2000
 
@@ -80,11 +81,17 @@ def candidates(
     sessions = None if filters.session_id is None else [filters.session_id]
     condition = narrowed(scope, sessions=sessions, kind=filters.kind, since=filters.since, until=filters.until)
     near = index.near(query.vectors[0], condition, most)
-    found = _joined(near, index.matching(list(dict.fromkeys(terms(query.text))), condition, most))
+    found = _joined(near, index.matching(_searched(query.text), condition, most))
     first = (fit.row.session_id for fit in rank(query, found, count) if fit.row.session_id)
     around = list(dict.fromkeys(first))[:SESSIONS]
     more = index.rows(narrowed(scope, sessions=around), ROWS_OF_SESSIONS) if around else []
     return Candidates(query, _joined(found, more), count)
+
+
+def _searched(text: str) -> list[str]:
+    """The terms of it; of very many the first and the last, where the question stands if the rest was pasted."""
+    found = list(dict.fromkeys(terms(text)))
+    return found if len(found) <= MOST_TERMS else found[: MOST_TERMS // 2] + found[-MOST_TERMS // 2 :]
 
 
 def best_of(

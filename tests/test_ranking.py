@@ -60,6 +60,20 @@ def test_query_of_stop_words_is_scored_by_cosine_alone():
     assert (fit.score, fit.parts["words"]) == (pytest.approx(0.4), 0.0)
 
 
+WORDS = st.lists(st.sampled_from("red green blue garden gardens o'neil ring rings 12 1 the".split()), max_size=8)
+
+
+@given(WORDS.map(" ".join), st.lists(WORDS.map(" ".join), min_size=1, max_size=6), st.integers(0, 50))
+def test_words_are_the_idf_of_the_terms_of_the_query_that_stand_in_the_best_line(query, given, visible):
+    rows = [row(text, 0.0, id=str(n)) for n, text in enumerate(given)]
+    asked, total = set(terms(query)), max(visible, len(rows))
+    held = {term: sum(f" {term} " in f" {r.lines[0]} " for r in rows) for term in asked}
+    idf = {term: np.log(1 + (total - n + 0.5) / (n + 0.5)) for term, n in held.items()}
+    for fit in rank(Query(query, QUERY), rows, visible):
+        there = sum(weight for term, weight in idf.items() if f" {term} " in f" {fit.row.lines[0]} ")
+        assert fit.parts["words"] == pytest.approx(there / sum(idf.values()) / 3 if asked else 0.0)
+
+
 def test_words_count_where_they_stand_together_in_one_window():
     found = ranked("red house", row("red house/a dog", 0, 0, 0), row("red dog/a house", 0, 0, 0))
     assert found["red house/a dog"] > found["red dog/a house"]

@@ -115,6 +115,16 @@ def test_large_store_looks_at_the_turns_around_the_best(quick_store, monkeypatch
     assert texts(quick_store)[:2] == ["any zebra at home", "yes two"]
 
 
+def test_question_before_or_after_what_was_pasted_is_what_a_large_store_is_searched_for(quick_store, monkeypatch):
+    for name, value in (("RANKED_WHOLE", 0), ("CANDIDATES", 1), ("MOST_TERMS", 4), ("SESSIONS", 0)):
+        monkeypatch.setattr(f"{MODULE}.{name}", value)
+    for n, words in enumerate(["zebra", "log line seven", "nothing"]):
+        quick_store.remember(words, user_id="ann", session_id=str(n))
+    pasted = " ".join(f"filler{n}" for n in range(50))
+    for query in (f"zebra {pasted}", f"{pasted} zebra"):
+        assert "zebra" in texts(quick_store, query)
+
+
 def test_memory_that_sql_does_not_know_is_not_given(quick_store):
     note = quick_store.remember("the zebra", user_id="ann")
     row = quick_store._indexing.index.rows(f"id = '{note.id}'", 1)
