@@ -246,6 +246,21 @@ def test_many_unanswered_turns_are_answered_in_as_many_statements_of_sql_as_a_fe
     assert quick_store.verify() == []
 
 
+def test_time_that_lies_ahead_is_refused_since_no_night_would_teach_it(quick_store, clock):
+    ahead = {"created_utc": clock.now * 1000}
+    made = said(quick_store, "hi", created_utc=clock.now + 3600)
+    messages = [user("hi"), {"role": "assistant", "content": "hello"}]
+    for keep in (
+        lambda: quick_store.record([user("hi")], "hello", **ANN, **ahead),
+        lambda: quick_store.record_conversation(messages, user_id="ann", session_id="t", **ahead),
+        lambda: quick_store.remember("a note", user_id="ann", **ahead),
+        lambda: quick_store.rate(made.id, rating=1, **ahead),
+    ):
+        with pytest.raises(InputError, match=r"created_utc is 17\d+.*more than a day ahead.*milliseconds"):
+            keep()
+    assert quick_store.counts()["interactions"] == 1 and quick_store.feedback() == {}
+
+
 def test_turn_that_left_and_one_that_came_are_seen_by_a_process_that_had_loaded_the_topics(settings, embedder, clock):
     given = {"embedder": embedder, "clock": clock}
     with MemoryStore(settings, **given) as one, MemoryStore(settings, **given) as other:
