@@ -16,6 +16,7 @@ from nightschool.memory.conversations import Conversation, Owner, Review, draft_
 from nightschool.memory.database import Database, file_of
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import SnapshotRow, SnapshotSourceRow
+from nightschool.memory.topic_rows import states
 from nightschool.memory.types import Draft
 from nightschool.pipelines.lock import NightRunning, night_lock
 from nightschool.settings import DatasetSettings, MemorySettings, Settings
@@ -272,6 +273,30 @@ def test_turn_that_left_and_one_that_came_are_seen_by_a_process_that_had_loaded_
         said(one, "When do you open the shop on Mondays?")
         assert one.verify() == other.verify() == []
         assert sorted(t.label for t in one.topics(0)) == sorted(t.label for t in other.topics(0))
+
+
+def test_processes_that_record_in_turns_load_what_the_other_moved_and_no_other_topic(
+    settings, hash_embedder, clock, monkeypatch
+):
+    loaded = []
+    monkeypatch.setattr(
+        "nightschool.memory.topic_rows.states", lambda *given: loaded.append(len(found := states(*given))) or found
+    )
+    given = {"embedder": hash_embedder, "clock": clock}
+    with MemoryStore(settings, **given) as one, MemoryStore(settings, **given) as other:
+        for n in range(30):
+            said(one, f"apple{n} pear{n} plum{n}", session_id=str(n))
+        said(other, "apple0 pear0 plum0")
+        assert loaded == [0, 30]
+        said(one, "apple1 pear1 plum1 fig1", session_id="x")
+        said(other, "a new thing", session_id="y")
+        said(one, "a new thing", session_id="z")
+        assert loaded == [0, 30, 1, 1, 1]
+        assert one.verify() == other.verify() == []
+        one.forget_apply(one.forget(user_id="ann", session_id="1"))
+        said(other, "apple2 pear2 plum2", session_id="u")
+        assert loaded[-1] == 31
+        assert one.verify() == other.verify() == []
 
 
 def test_live_turn_after_an_unanswered_one_takes_it_in(quick_store):
