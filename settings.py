@@ -15,12 +15,13 @@ from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from .errors import SettingsError
 
 PREFIX = "NIGHTSCHOOL_"
 MOST_EXPANDED = 0.3
+SQLITE_FILE = re.compile(r"(?P<driver>sqlite(\+\w+)?:///)(?!:memory:|file:)(?P<path>[^?]+)(?P<options>.*)")
 LORA_TARGETS = ("attention", "attention+mlp")
 
 
@@ -46,7 +47,7 @@ def _require_one_of(section: str, stage: object, name: str, *choices: str) -> No
 @dataclass(frozen=True)
 class MemorySettings:
     # where: empty = inside the home
-    database_url: str = ""
+    database_url: str = ""  # as SQLAlchemy takes it: sqlite:///file, postgresql+psycopg://…
     index_url: str = ""  # a folder, or as LanceDB takes it: s3://, gs://, az://, see docs/object-storage.md
     # recall
     recall_limit: int = 5  # memories given to a reply
@@ -204,7 +205,12 @@ class Settings:
 
     @property
     def database_url(self) -> str:
-        return self.memory.database_url or f"sqlite:///{quote(str(self.home / 'nightschool.db'))}"
+        """A file of SQLite's is told from the home, unless its path is a whole one."""
+        url = self.memory.database_url or "sqlite:///nightschool.db"
+        named = SQLITE_FILE.fullmatch(url)
+        if named is None:
+            return url
+        return f"{named['driver']}{quote(str(self.home / Path(unquote(named['path'])).expanduser()))}{named['options']}"
 
     @property
     def index_url(self) -> str:

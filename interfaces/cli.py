@@ -365,7 +365,7 @@ def audit_answers(
     """The latest answers, newest first, with the ids by which the others know them."""
     with assistant(home) as nightschool:
         found = nightschool.store.newest(limit, user_id=user)
-        none = _no_answers(nightschool, user) if not found else ""
+        none = _no_answers(nightschool, user) if not (found or as_json) else ""
     lines = [
         f"{i.id}  {when(i.created_utc)}  {i.user_id}  {i.adapter_id or ELSEWHERE}\n"
         f"  {_short(i.text)}\n  → {_short(i.reply)}"

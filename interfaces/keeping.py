@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -156,7 +157,8 @@ def _receipt_lines(receipt: ForgetReceipt) -> list[str]:
 
 
 def _seconds(age: str) -> float:
-    unit = UNITS.get(age[-1:])
-    if unit is None or not age[:-1].isdecimal():
-        raise InputError(f"--older-than is {age!r}, not a number with one of {', '.join(UNITS)}, such as 90d")
-    return int(age[:-1]) * unit
+    given = re.fullmatch(rf"(\d{{1,9}})([{''.join(UNITS)}])", age)
+    if given is None:
+        few = f"a number of at most nine digits with one of {', '.join(UNITS)}, such as 90d"
+        raise InputError(f"--older-than is {age[:20]!r}, not {few}")
+    return int(given[1]) * UNITS[given[2]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import NamedTuple, get_args
 
 from ..content import Message, Role, content_id
@@ -18,6 +18,8 @@ from .types import FeedbackEvent, Interaction
 ROLES: tuple[str, ...] = get_args(Role)
 EVENTS: tuple[str, ...] = get_args(FeedbackEvent)
 NAME_LENGTH = 255
+AHEAD = 86_400.0  # seconds that the clock of another machine may be ahead of the one here
+TOO_LATE = "more than a day ahead of the clock of this machine"
 
 
 class Owner(NamedTuple):
@@ -223,13 +225,13 @@ def checked_owner(user_id: str, agent_id: str, session_id: str) -> Owner:
     return Owner(user_id, agent_id, session_id)
 
 
-def checked_conversation(conversation: Conversation) -> Conversation:
+def checked_conversation(conversation: Conversation, now: float = inf) -> Conversation:
     """The same, if every part can be kept and every review is of a reply."""
     messages = checked_messages(conversation.messages)
     if len(conversation.created_utc) != len(messages):
         raise InputError(f"created_utc has {len(conversation.created_utc)} times for {len(messages)} messages")
     for time in conversation.created_utc:
-        checked_time("created_utc", time)
+        checked_past("created_utc", time, now)
     for index in conversation.reviews:
         if not 0 <= index < len(messages) or messages[index]["role"] != "assistant":
             raise InputError(f"message {index}: only a message of the assistant can be rated or corrected")
@@ -268,6 +270,16 @@ def checked_time(where: str, value: float) -> float:
         return float(value)
     except (ValueError, OverflowError):  # the latter of hundreds of digits
         raise InputError(f"{where} is not a finite number of seconds since 1970") from None
+
+
+def checked_past(where: str, value: float, now: float) -> float:
+    """The same, if it can have been: what lies ahead would be kept, and taught by no night until then."""
+    time = checked_time(where, value)
+    if time > now + AHEAD:
+        raise InputError(
+            f"{where} is {str(value)[:40]}, {TOO_LATE}; it is in seconds since 1970: are these milliseconds?"
+        )
+    return time
 
 
 def checked_review(review: Review) -> Review:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..content import Message, Role, canonical_json, content_id
 from ..errors import InputError
-from .conversations import Conversation, Owner, Review, checked_time
+from .conversations import AHEAD, TOO_LATE, Conversation, Owner, Review, checked_past
 from .types import DEFAULT_USER
 
 ROLES_HERE: dict[str, Role] = {
@@ -34,7 +34,6 @@ OTHER_NAMES = {
     **{"user": "user_id", "username": "user_id", "agent": "agent_id", "session": "session_id"},
     **dict.fromkeys(("createdat", "timestamp"), "created_utc"),
 }
-AHEAD = 86_400.0  # seconds that the clock of another machine may be ahead of the one here
 # What ChatGPT shows to nobody, or keeps beside the talk.
 NOT_SAID = {"thoughts", "reasoning_recap", "user_editable_context", "model_editable_context"}
 
@@ -241,16 +240,11 @@ def _time(record: dict[str, Any], default: float, now: float, key: str = "create
     value = record.get(key)
     if value is None:
         return default
-    if isinstance(value, str):
-        time, shown, hint = _from_iso(key, value), "a date", ""
-    else:
-        time, shown, hint = (
-            checked_time(key, value),
-            str(value),
-            "; it is in seconds since 1970: are these milliseconds?",
-        )
+    if not isinstance(value, str):
+        return checked_past(key, value, now)
+    time = _from_iso(key, value)
     if time > now + AHEAD:
-        raise InputError(f"{key} is {shown[:40]}, more than a day ahead of the clock of this machine{hint}")
+        raise InputError(f"{key} is a date, {TOO_LATE}")
     return time
 
 

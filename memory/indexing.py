@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -227,9 +227,7 @@ class Indexing:
             sources = [memory.source_ids[0] for memory in memories if memory.kind == "turn"]
             found = session.scalars(select(InteractionRow).where(InteractionRow.id.in_(sources)))
             asked = {row.id: to_interaction(row) for row in found}
-        # a statement is no neighbour of the turns it was made in
-        alone = [replace(m, session_id="") if m.subject else m for m in memories]
-        there = [m for m in alone if m.kind != "turn" or m.source_ids[0] in asked]  # it may be forgotten just now
+        there = [m for m in memories if m.kind != "turn" or m.source_ids[0] in asked]  # it may be forgotten just now
         return [_of_turn(m, asked[m.source_ids[0]]) if m.kind == "turn" else Waiting(m, of_note(m)) for m in there]
 
     def _add(self, waiting: Sequence[Waiting], vectors: dict[str, Vector], *, afresh: bool = False) -> None:

@@ -1,7 +1,7 @@
 """How well a memory fits a query, in [0, 1]. Pure.
 
     S      = ½ max_v cos(v, memory) + ½ max_w cos(query, w) + ½ max_w cover(w)
-    S'     = S + .3 max(0, best S at ±1 − S) + ¼ max(0, best S at ±2 − S)          (turns of the same session)
+    S'     = S + .3 max(0, best S at ±1 − S) + ¼ max(0, best S at ±2 − S)          (turns and notes of the same session)
     score  = S' / 1.5
 
 over the windows v of the query and w of the memory. `cover` is the idf mass of the query's terms in the window over
@@ -17,17 +17,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import fsum, log
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .passages import IndexRow
+from .statements import StatementKind
 from .types import Recall
 from .words import stem, terms, words
 
 Array = NDArray[np.float32]
 
+STATED = get_args(StatementKind)
 POLITE = frozenset("hello hey hi ok please quick thank thanks".split())
 _ON_THE_REPLY = re.compile(r"\b(?:you|your|assistant|bot)(?:'ve|’ve)?\b", re.IGNORECASE)
 
@@ -109,9 +112,11 @@ def _of_reply(rows: Sequence[IndexRow]) -> Array:
 
 def _idf(text: str, rows: Sequence[IndexRow], visible: int) -> dict[str, float]:
     """The weight of each term of the query."""
-    held = [" ".join(("", *row.lines, "")) for row in rows]
+    counts = dict.fromkeys(terms(text), 0)
+    for row in rows:
+        for term in {word for line in row.lines for word in line.split() if word in counts}:
+            counts[term] += 1
     total = max(visible, len(rows))
-    counts = {term: sum(f" {term} " in line for line in held) for term in dict.fromkeys(terms(text))}
     return {term: log(1 + (total - n + 0.5) / (n + 0.5)) for term, n in counts.items()}
 
 
@@ -123,14 +128,14 @@ def _coverage(wanted: dict[str, float], rows: Sequence[IndexRow]) -> Array:
 
 
 def _mass(wanted: dict[str, float], line: str) -> float:
-    padded = f" {line} "
-    return sum(weight for term, weight in wanted.items() if f" {term} " in padded)
+    return fsum(wanted[term] for term in wanted.keys() & line.split())  # a set has no order, and `fsum` needs none
 
 
 def _excess(scores: Array, rows: Sequence[IndexRow], weights: Weights) -> Array:
-    """What each gains from the better of its neighbours in the same session."""
-    order = sorted(range(len(rows)), key=lambda n: (rows[n].session, rows[n].created_utc, rows[n].position))
-    sessions = [rows[n].session if rows[n].session_id else n for n in order]
+    """What each gains from the better of its neighbours in its session. A statement repeats a turn and has none."""
+    alone = [row.kind in STATED or not row.session_id for row in rows]
+    order = sorted(range(len(rows)), key=lambda n: (alone[n], rows[n].session, rows[n].created_utc, rows[n].position))
+    sessions = [n if alone[n] else rows[n].session for n in order]
     ordered = scores[order]
     gained = np.zeros_like(ordered)
     for distance, weight in ((1, weights.next), (2, weights.after_next)):

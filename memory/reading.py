@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from sqlalchemy import Select, String, Subquery, cast, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, String, Subquery, cast, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from ..settings import DatasetSettings
@@ -108,12 +108,12 @@ def memories(session: Session, ids: Iterable[str]) -> dict[str, Memory]:
     return found
 
 
-def shown(session: Session, memory_ids: Collection[str]) -> list[str]:
-    """The interactions whose reply was given one of these memories."""
+def shown(session: Session, memory_ids: Collection[str], among: Iterable[ColumnElement[bool]] = ()) -> list[str]:
+    """The interactions, of all or of those that these conditions are true of, whose reply was given one of these."""
     if not memory_ids:
         return []
     wanted, given = set(memory_ids), select(InteractionRow.id, InteractionRow.memory_ids)
-    some = session.execute(given.where(cast(InteractionRow.memory_ids, String) != "[]"))
+    some = session.execute(given.where(cast(InteractionRow.memory_ids, String) != "[]", *among))
     return [i for i, ids in some if not wanted.isdisjoint(ids)]
 
 

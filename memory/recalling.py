@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RANKED_WHOLE = 2000  # a store of at most so many memories
 CANDIDATES = 200  # of a larger one: by cosine, and as many by words
+MOST_TERMS = 400  # that a larger one is searched for
 SESSIONS = 20  # whose other turns are looked at too
 ROWS_OF_SESSIONS = 2000
 
@@ -80,33 +81,39 @@ def candidates(
     sessions = None if filters.session_id is None else [filters.session_id]
     condition = narrowed(scope, sessions=sessions, kind=filters.kind, since=filters.since, until=filters.until)
     near = index.near(query.vectors[0], condition, most)
-    found = _joined(near, index.matching(list(dict.fromkeys(terms(query.text))), condition, most))
+    found = _joined(near, index.matching(_searched(query.text), condition, most))
     first = (fit.row.session_id for fit in rank(query, found, count) if fit.row.session_id)
     around = list(dict.fromkeys(first))[:SESSIONS]
     more = index.rows(narrowed(scope, sessions=around), ROWS_OF_SESSIONS) if around else []
     return Candidates(query, _joined(found, more), count)
 
 
+def _searched(text: str) -> list[str]:
+    """The terms of it; of very many the first and the last, where the question stands if the rest was pasted."""
+    found = list(dict.fromkeys(terms(text)))
+    return found if len(found) <= MOST_TERMS else found[: MOST_TERMS // 2] + found[-MOST_TERMS // 2 :]
+
+
 def best_of(
     fits: Sequence[Fit],
     most: int,
     memories: Callable[[Iterable[str]], Mapping[str, Memory]],
-    asked: Callable[[str], str],
+    ended: Callable[[Sequence[Memory]], Mapping[str, Memory]],
     filters: Filters,
 ) -> list[Recall]:
-    """The first `most` that say different things and hold; `asked` gives the user's words of an interaction.
+    """The first `most` that say different things and hold.
 
-    SQL has the last word on what exists, and until when.
+    SQL has the last word on what exists, and until when: `ended` gives the statements that were superseded, each by the
+    turn that says nothing else. They need not be among the fits, since a turn may fit better by its neighbours.
     """
     found: list[Recall] = []
-    ended: list[Memory] = []
     for start in range(0, len(fits), most + 5):
         some = fits[start : start + most + 5]
         held = memories([fit.row.id for fit in some])
+        over = {} if filters.kind == "turn" else ended([m for m in held.values() if m.kind == "turn"])
         made = [Recall(held[fit.row.id], fit.score, fit.parts) for fit in some if fit.row.id in held]
-        ended += [recall.memory for recall in made if not _holds(recall.memory, filters.as_of)]
-        made = [r for r in made if _holds(r.memory, filters.as_of) and not filters.at_hand(r.memory)]
-        found = _said_once(folded([*found, *made]), ended, asked)
+        made = [r for r in made if _holds(over.get(r.memory.id, r.memory), filters.as_of)]
+        found = _said_once(folded([*found, *(r for r in made if not filters.at_hand(r.memory))]))
         if len(found) >= most:
             break
     return found[:most]
@@ -116,23 +123,14 @@ def _holds(memory: Memory, as_of: float | None) -> bool:
     return memory.valid_to is None or (as_of is not None and as_of < memory.valid_to)
 
 
-def _said_once(recalls: Iterable[Recall], ended: Sequence[Memory], asked: Callable[[str], str]) -> list[Recall]:
-    """No statement after its own turn, and no turn of which all that the user said does not hold any more."""
+def _said_once(recalls: Iterable[Recall]) -> list[Recall]:
+    """No statement after its own turn."""
     kept: list[Recall] = []
     for recall in recalls:
-        memory = recall.memory
         turns = {other.memory.source_ids[0] for other in kept if other.memory.kind == "turn"}
-        if memory.kind == "turn":
-            known = any(_says_only(memory, statement, asked) for statement in ended)
-        else:
-            known = bool(memory.subject) and not turns.isdisjoint(memory.source_ids)
-        if not known:
+        if not recall.memory.subject or turns.isdisjoint(recall.memory.source_ids):
             kept.append(recall)
     return kept
-
-
-def _says_only(turn: Memory, statement: Memory, asked: Callable[[str], str]) -> bool:
-    return turn.source_ids[0] in statement.source_ids and asked(turn.source_ids[0]).strip() == statement.text
 
 
 def checked_filters(filters: Filters) -> Filters:

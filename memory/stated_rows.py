@@ -14,11 +14,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from math import inf
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import ColumnElement, delete, insert, select
 from sqlalchemy.orm import Session
 
 from ..content import content_id
-from .conversations import request_of
+from .conversations import request_of, turn_memory_id, user_words
 from .reading import by_id, shown
 from .rows import chunks, from_memory, to_memory
 from .statements import Period, Said, periods, stated
@@ -109,6 +109,24 @@ def statements_of(session: Session, user_id: str, agent_id: str, subject: str | 
     return sorted(found, key=lambda m: (m.subject, m.created_utc, inf if m.valid_to is None else m.valid_to))
 
 
+def ended_by_turn(session: Session, turns: Sequence[Memory]) -> dict[str, Memory]:
+    """The statement that was superseded, by the memory of each of these turns that says nothing else."""
+    subjects = {i.id: only for i in by_id(session, [t.source_ids[0] for t in turns]) if (only := _only_subject(i))}
+    users, agents = {turn.user_id for turn in turns}, {turn.agent_id for turn in turns}
+    row = MemoryRow
+    ended = select(row).where(row.user_id.in_(users), row.agent_id.in_(agents), row.valid_to.is_not(None))
+    found: dict[str, Memory] = {}
+    for some in chunks(sorted(set(subjects.values()))):
+        for memory in map(to_memory, session.scalars(ended.where(row.subject.in_(some)))):
+            found |= {source: memory for source in memory.source_ids if subjects.get(source) == memory.subject}
+    return {turn.id: found[turn.source_ids[0]] for turn in turns if turn.source_ids[0] in found}
+
+
+def _only_subject(interaction: Interaction) -> str | None:
+    words = user_words(interaction.turn).strip()
+    return next((s.subject for s in stated(words) if s.text == words), None)
+
+
 def derived(user_id: str, agent_id: str, subject: str, sources: Iterable[Interaction]) -> list[Memory]:
     """The rows that a subject has, given the turns in which it was stated."""
     said = [
@@ -169,28 +187,34 @@ def _restate(
             before = rows[subject]
             if held is not None:
                 before = [m for m in held[user_id, agent_id] if m.subject == subject]
-            renamed |= _renamed(before, wanted, set(forgotten))
+            renamed |= _renamed(before, wanted, turns.keys(), set(forgotten))
             gone += _write(session, rows[subject], wanted)
     rename_shown(session, renamed, spared)
     return gone
 
 
-def _renamed(before: Iterable[Memory], now: Iterable[Memory], forgotten: Set[str]) -> dict[str, str]:
+def _renamed(before: Iterable[Memory], now: Iterable[Memory], turns: Set[str], forgotten: Set[str]) -> dict[str, str]:
     """By which id a reply goes on to name what it was shown: that of the row that has its first turn.
 
+    Where a version of later rules finds no statement in that turn any more, it is that of the turn itself.
     What was first stated in one of the `forgotten` turns goes by an id that nothing has: others may state the same, but
     the reply was shown words that are gone. A row that only loses a repeat is still named, so that forgetting its first
     turn later reaches the reply.
     """
-    has = {source: memory.id for memory in now for source in memory.source_ids}
+    has = {i: turn_memory_id(i) for i in turns} | {source: memory.id for memory in now for source in memory.source_ids}
     renamed = {m.id: has.get(m.source_ids[0], m.id) for m in before}
     renamed |= {m.id: content_id(["forgotten", m.id]) for m in before if m.source_ids[0] in forgotten}
     return {old: new for old, new in renamed.items() if old != new}
 
 
-def rename_shown(session: Session, renamed: Mapping[str, str], spared: Set[str]) -> None:
+def rename_shown(
+    session: Session,
+    renamed: Mapping[str, str],
+    spared: Set[str] = frozenset(),
+    among: Iterable[ColumnElement[bool]] = (),
+) -> None:
     """Replies go on to name what they were shown by its new id."""
-    for some in chunks([i for i in shown(session, renamed) if i not in spared]):
+    for some in chunks([i for i in shown(session, renamed, among) if i not in spared]):
         for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some))):
             row.memory_ids = [renamed.get(i, i) for i in row.memory_ids]
     session.flush()

@@ -1,9 +1,10 @@
 """What users state of themselves: facts and preferences, by conservative rules. Pure.
 
 A statement has a `subject`, of which one value holds at a time, so that a newer one supersedes an older: "I live in
-Oslo" and "I moved to Rome" are both of `home`. The rules want a plain first-person sentence and would rather miss one
-than keep junk: questions, wishes, conditions, quotations and what hangs on the talk around it ("I like the ending")
-are passed over. English only. What is kept is the user's sentence, word for word.
+Oslo" and "I moved to Rome" are both of `home`. The rules want a plain first-person sentence and a value of the shape
+that its subject has (a birthday is a date), and would rather miss one than keep junk, which would end what is true:
+questions, wishes, conditions, quotations and what hangs on the talk around it ("I like the ending") are passed over.
+English only. What is kept is the user's sentence, word for word.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
+
+from .words import MONTHS
 
 StatementKind = Literal["fact", "preference"]
 
@@ -52,20 +55,50 @@ I_AM, I_DO, MY = r"i(?:['’]m|\s+am)\s+" + ADVERBS, r"i\s+" + ADVERBS, r"my\s+"
 SINCE = r"(?:\s+(?:last|this|in|a|two|three)\s[\w ]+)?"
 BREAKS = r"it|this|that|them|these|those|to|you|your|when|if|how|what|because|but"
 THING = rf"((?:(?!\b(?:{BREAKS})\b)[^,.;:!?()])+)"
-NAME = r"([^\W\d_][\w'’-]*(?:\s+[^\W\d_][\w'’.-]*){0,3})"
-PLACE = r"(?-i:((?:the\s+)?[A-Z][\w'’.-]*(?:(?:\s+|,\s*)(?:[A-Z][\w'’.-]*|de|of|the|la|upon|on))*))"
-OF_MINE = (
-    r"((?:e-?mail|phone|birthday|wedding anniversary|shoe size|blood type|time ?zone|home ?town|job|occupation"
-    r"|profession|native language|mother tongue)(?:\s+(?:address|number))?)"
+# What follows "is" and is said of a thing, where its value would be another word. In small letters: Gone is a film.
+NO_VALUE = (
+    r"(?-i:(?:not|no|never|none|being|becoming|getting|going|coming|dying|killing|driving|playing|losing|winning|broken"
+    r"|dead|down|gone|closed|lost|missing|wrong|full|changed|unknown|different|terrible|awful|stressful)\b)"
 )
-FAVOURITE = r"favou?rite\s+(?!(?:one|part|thing|character|scene|moment)\b)((?:\w+\s?){1,3}?)\s+(?:is|are)\s+"
+NO_NAME = (
+    rf"(?:{NO_VALUE}|(?-i:(?:misspel\w+|mispronounced|mistaken|spel\w+|written|pronounced|listed|taken|known|hard"
+    r"|difficult|easy|long|short|common|rare|unusual|unique|weird|strange|funny|boring|ugly|pretty|important|irrelevant"
+    r"|private|secret|confidential|fine|good|great|bad|ok|okay|really|very|so|too|quite|rather|almost|already|still"
+    r"|again|only|just|often|always|every|everywhere|here|there|away|back|up|off|out|on|in|at|under|over|for|from|with"
+    r"|without|of|by|after|before|near|next|to|as|like|today|tomorrow|tonight|soon|later|attached|above|below)\b))"
+)
+WORD = rf"(?!{NO_NAME})[^\W\d_][\w'’-]*"
+# Two words in any letters, since people type small ones, or up to four in capitals.
+NAME = (
+    rf"((?!not?\b|never\b)(?:{WORD}(?:\s+{WORD})?"
+    r"|(?-i:[A-ZÀ-Þ][\w'’-]*(?:\s+(?:[A-ZÀ-Þ][\w'’.-]*|de|da|di|du|la|le|van|von|der|den|al|bin|of)){1,3})))"
+)
+NO_CALLER = (
+    rf"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day|{'|'.join(MONTHS)}|today|tonight|tomorrow|back|later"
+    r"|(?-i:[A-Z]{3,}))\b"
+)
+PLACE = r"(?-i:((?:the\s+)?[A-Z][\w'’.-]*(?:(?:\s+|,\s*)(?:[A-Z][\w'’.-]*|de|of|the|la|upon|on))*))"
+IS = r"\s+is\s+(?:(?:now|still|currently|actually)\s+)?"
+NUMBER = r"(\+?[\d(][\d\s()./-]{3,}\d)"
+SIZE = r"((?:(?:eu|uk|us)\s+)?\d{1,2}(?:[.,]\d|½)?(?:\s+(?:eu|uk|us))?)"
+BLOOD = r"((?:ab|a|b|o)\s?(?:[+−-]|(?:rh\s)?(?:positive|negative))?)"
+MONTH = rf"(?:{'|'.join(MONTHS)}|{'|'.join(month[:3] for month in MONTHS)}|sept)\.?"
+DAY, YEAR = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,?\s+\d{4})?"
+DATE = (
+    rf"(?:on\s+)?(?:the\s+)?({DAY}\s+(?:of\s+)?{MONTH}{YEAR}|{MONTH}\s+(?:the\s+)?{DAY}{YEAR}"
+    r"|\d{1,4}[./-]\d{1,2}(?:[./-]\d{1,4})?)"
+)
+FAVOURITE = (
+    r"favou?rite\s+(?!(?:one|part|thing|character|scene|moment)\b)((?:\w+\s?){1,3}?)\s+(?:is|are)\s+"
+    rf"(?!{NO_VALUE})"
+)
 MANNER = r"((?:answer|reply|respond|use|give me|write|keep|call|speak|explain|format)\b[^?]*?)"
 
 LATER = r"(?:always|from now on,?|in (?:the )?future,?)\s+(?:please\s+)?"
 
 RULES = (
     _rule("fact", "name", MY, r"name(?:['’]s|\s+is)\s+", NAME),
-    _rule("fact", "name", r"call me\s+(?-i:(?=[A-Z]))", NAME),
+    _rule("fact", "name", r"call me\s+(?-i:(?=[A-Z]))", rf"(?!{NO_CALLER})", NAME),
     _rule("fact", "age", I_AM, r"(\d{1,3})\s+years?\s+old"),
     _rule("fact", "home", I_DO, r"(?:live|reside)\s+(?:in|near)\s+", PLACE),
     _rule("fact", "home", r"i(?:['’]ve|\s+have)?\s+(?:just\s+|recently\s+)?moved\s+to\s+", PLACE, SINCE),
@@ -78,7 +111,15 @@ RULES = (
     _rule("fact", "diet", I_AM, r"(?:an?\s+)?(vegetarian|vegan|pescatarian)"),
     _rule("fact", "{0}", I_AM, r"(gluten[- ]free|lactose[- ]intolerant)", value="yes"),
     _rule("fact", "my {0}'s name", MY, r"(\w+(?:\s\w+)?)(?:['’]s\s+name\s+is|\s+is\s+(?:called|named))\s+", NAME),
-    _rule("fact", "my {0}", MY, OF_MINE, r"\s+is\s+(\S[^!?]*?)"),
+    _rule("fact", "my {0}", MY, r"(e-?mail(?:\s+address)?)", IS, r"([^\s@]+@[^\s@]+)"),
+    _rule("fact", "my {0}", MY, r"(phone(?:\s+number)?)", IS, NUMBER),
+    _rule("fact", "my {0}", MY, r"(birthday|wedding anniversary)", IS, DATE),
+    _rule("fact", "my {0}", MY, r"(shoe size)", IS, SIZE),
+    _rule("fact", "my {0}", MY, r"(blood type)", IS, BLOOD),
+    _rule("fact", "my {0}", MY, r"(home ?town)", IS, PLACE),
+    _rule("fact", "my {0}", MY, r"(time ?zone)", IS, r"(?-i:(?=[A-Z]))", THING),
+    _rule("fact", "my {0}", MY, r"(occupation|profession)", IS, rf"(?!{NO_NAME})", THING),
+    _rule("fact", "my {0}", MY, r"(native language|mother tongue)", IS, NAME),
     _rule("preference", "favourite {0}", MY, FAVOURITE, THING),
     _rule("preference", "taste: {0}", I_DO, r"(?:like|love|enjoy|adore|prefer)\s+", THING, value="likes"),
     _rule("preference", "taste: {0}", I_DO, r"(?:hate|dislike|detest|can['’]?t stand)\s+", THING, value="dislikes"),

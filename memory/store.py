@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import isnan
 from pathlib import Path
 from threading import RLock
 
@@ -33,9 +34,9 @@ from .conversations import (
     checked_conversation,
     checked_messages,
     checked_owner,
+    checked_past,
     checked_review,
     checked_text,
-    checked_time,
     continued,
     interactions_of,
     made_interaction,
@@ -43,7 +44,6 @@ from .conversations import (
     plan,
     request_of,
     turn_memory_id,
-    user_words,
 )
 from .database import Database
 from .embed import Embedder, MiniLM
@@ -58,7 +58,7 @@ from .recalling import CANDIDATES, Filters, asking, best_of, candidates, checked
 from .restoring import Restored, Restoring, batches
 from .restoring import new_texts as new_texts_of
 from .rows import from_memory, from_review, to_feedback, to_memory
-from .stated_rows import add_statements, name_again, naming_due, restate_all
+from .stated_rows import add_statements, ended_by_turn, name_again, naming_due, restate_all
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release
@@ -158,7 +158,7 @@ class MemoryStore(Facts):
                 "turn: a message is of the assistant; give what was said since the reply before it, or the whole"
                 " conversation to store.record_conversation"
             )
-        now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
+        now = self._moment(created_utc)
         made = made_interaction(owner, 0, said, request_of(said), reply, now)
         made = replace(made, adapter_id=adapter_id, memory_ids=tuple(memory_ids))
         vectors = self._vectors(of_turn(made).texts if request_of(said) else ())
@@ -197,9 +197,10 @@ class MemoryStore(Facts):
         """Keep many in one transaction. One that is malformed or contradicts what is held is left out whole."""
         errors: dict[int, InputError] = {}
         sound: dict[int, Conversation] = {}
+        now = self.clock()
         for i, conversation in enumerate(conversations):
             try:
-                sound[i] = checked_conversation(conversation)
+                sound[i] = checked_conversation(conversation, now)
             except InputError as error:
                 errors[i] = error
         with self.database.reading() as session:
@@ -239,7 +240,7 @@ class MemoryStore(Facts):
         """
         checked_text("interaction_id", interaction_id)
         review = checked_review(Review(rating, correction, comment, event))
-        given = None if created_utc is None else checked_time("created_utc", created_utc)
+        given = None if created_utc is None else self._moment(created_utc)
         with self._writing() as session:
             held = session.get(InteractionRow, interaction_id)
             if held is None or user_id not in (None, held.user_id):
@@ -273,7 +274,7 @@ class MemoryStore(Facts):
         if not checked_text("text", text).strip():
             raise InputError("text is blank; give what is to be remembered")
         named = note_id(user_id, agent_id, shared, text)
-        now = self.clock() if created_utc is None else checked_time("created_utc", created_utc)
+        now = self._moment(created_utc)
         _ = self._indexing.index  # a StoreError here comes before anything is written
         note = Memory(named, *owner, "note", text, now, tuple(source_ids), shared)
         with self._writing() as session:
@@ -326,11 +327,13 @@ class MemoryStore(Facts):
         least = memory.recall_threshold if threshold is None else threshold
         if limit is None and not memory.recall_limit:
             raise InputError("memory.recall_limit is 0, so that nothing is recalled; give a limit")
+        if isnan(least):
+            raise InputError("threshold is nan, below which nothing is; give a number")
         most = checked_limit(memory.recall_limit if limit is None else limit)
         if not checked_text("query", query).strip():
             return []
         fits = [fit for fit in self._fits(query, user_id, agent_id, filters) if fit.score >= least]
-        return best_of(fits, most, self.memories, lambda i: user_words(self.interaction(i).turn), filters)
+        return best_of(fits, most, self.memories, self._ended, filters)
 
     # -- reading, where SQL alone does not do ---
 
@@ -401,6 +404,10 @@ class MemoryStore(Facts):
         found = candidates(self._indexing.index, asked, user_id, agent_id, filters, most)
         return [fit for fit in found.ranked(self.weights) if filters.admit(fit.row)]
 
+    def _ended(self, turns: Sequence[Memory]) -> dict[str, Memory]:
+        with self.database.reading() as session:
+            return ended_by_turn(session, turns)
+
     def _erase_bytes(self) -> None:
         erase_bytes(self.settings.home, self.database, self._indexing, self.clock())
 
@@ -451,6 +458,10 @@ class MemoryStore(Facts):
         return disagreements(self.database, self.interactions(), self._indexing)
 
     # -- inside ---
+
+    def _moment(self, created_utc: float | None) -> float:
+        now = self.clock()
+        return now if created_utc is None else checked_past("created_utc", created_utc, now)
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:

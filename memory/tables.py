@@ -187,7 +187,7 @@ class TombstoneRow(Base):
 
 class StateRow(Base):
     """What the store knows of itself: the `salt` of its tombstones, a `rebuild` under way, a `naming` due, how often
-    `topics` changed, and the name of the `store`, which its index bears."""
+    `topics` changed and which `topics moved` lately, and the name of the `store`, which its index bears."""
 
     __tablename__ = "store_state"
     name: Mapped[str] = mapped_column(ID, primary_key=True)

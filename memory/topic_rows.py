@@ -5,8 +5,9 @@ The invariant: a topic's row is the sum, the count and the label of turns that s
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,12 @@ from .types import Interaction
 
 Vector = NDArray[np.float32]
 REVISION = "topics"  # how often they were changed
+MOVED = "topics moved"  # which were founded or moved by the latest of these changes, that did nothing else
+CHANGES, FEW = 32, 16  # so many are kept, of those that moved few topics
 
 
 class TopicRows:
-    """The topic index, loaded when first needed and again when another process has changed the rows."""
+    """The topic index, loaded when first needed; what another process has changed since is loaded anew."""
 
     def __init__(self, cosine_threshold: float, dimension: int) -> None:
         self._threshold, self._dimension = cosine_threshold, dimension
@@ -45,7 +48,7 @@ class TopicRows:
         if moved := [row for row in changed if row["id"] in self._ids]:
             session.execute(update(TopicRow), moved)
         self._ids.update(str(row["id"]) for row in new)
-        self._seen = revise(session)
+        self._seen = revise(session, [str(row["id"]) for row in changed])
         return assigned
 
     def reload(self) -> None:
@@ -54,17 +57,23 @@ class TopicRows:
 
     def _loaded(self, session: Session) -> TopicIndex:
         held = _revision(session)
-        if self._index is None or held != self._seen:
+        moved = _moved(session, self._seen, held)
+        if self._index is None or moved is None:
             found = states(session, self._dimension)
             self._index, self._ids = TopicIndex(found, self._threshold), {topic.id for topic in found}
-            self._seen = held
+        elif moved:
+            self._index.put(states(session, self._dimension, moved))
+            self._ids |= moved
+        self._seen = held
         return self._index
 
 
-def states(session: Session, dimension: int) -> list[TopicState]:
-    """Every topic, oldest first."""
+def states(session: Session, dimension: int, ids: Collection[str] | None = None) -> list[TopicState]:
+    """Every topic, or those of `ids`, oldest first."""
     row = TopicRow
     columns = select(row.id, row.label, row.centroid, row.size, row.created_utc).order_by(row.created_utc, row.id)
+    if ids is not None:
+        columns = columns.where(row.id.in_(ids))
     found = session.execute(columns)
     return [TopicState(i, label, _vector(i, centroid, dimension), n, t) for i, label, centroid, n, t in found]
 
@@ -148,11 +157,29 @@ def _revision(session: Session) -> int:
     return int(held.value) if held else 0
 
 
-def revise(session: Session) -> int:
-    """Tell other processes that topics changed, so that they load them anew; in the transaction that changed them."""
+def revise(session: Session, moved: Sequence[str] = ()) -> int:
+    """Tell other processes that topics changed, so that they load those `moved` anew, or all if none are named.
+
+    In the transaction that changed them.
+    """
     made = _revision(session) + 1
     session.merge(StateRow(name=REVISION, value=str(made)))
+    known = [*_changes(session), (made, list(moved))] if 0 < len(moved) <= FEW else []  # what is forgotten goes, too
+    session.merge(StateRow(name=MOVED, value=json.dumps(known[-CHANGES:])))
     return made
+
+
+def _moved(session: Session, seen: int, now: int) -> set[str] | None:
+    """What was founded or moved after the revision `seen`; None where it is not known, or something else was done."""
+    if seen == now:
+        return set()
+    changes = {revision: ids for revision, ids in _changes(session) if seen < revision <= now}
+    return set().union(*changes.values()) if len(changes) == now - seen else None
+
+
+def _changes(session: Session) -> list[tuple[int, list[str]]]:
+    held = session.get(StateRow, MOVED)
+    return json.loads(held.value) if held else []
 
 
 def _to_row(state: TopicState) -> dict[str, object]:

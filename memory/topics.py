@@ -61,7 +61,7 @@ class TopicIndex:
         self._threshold, self._most = cosine_threshold, most
         self._topics: list[TopicState] = []  # `centroid_sum` and `size` here are as loaded; the arrays are current
         self._sizes: list[int] = []
-        self._ids: set[str] = set()
+        self._places: dict[str, int] = {}  # by id
         self._sums: Vector = np.zeros((0, 0), dtype=np.float32)
         self._units: Vector = np.zeros((0, 0), dtype=np.float32)
         self._changed: set[int] = set()
@@ -80,10 +80,19 @@ class TopicIndex:
         self._changed.clear()
         return states
 
+    def put(self, rows: Iterable[TopicState]) -> None:
+        """Take these topics as they are now: another process founded or moved them."""
+        for row in rows:
+            if (n := self._places.get(row.id)) is None:
+                self._append(row)
+            else:
+                self._topics[n], self._sizes[n] = row, row.size
+                self._sums[n], self._units[n] = row.centroid_sum, _unit(row.centroid_sum)
+
     def _place(self, text: str, vector: Vector, now: float) -> int:
         nearest = self._nearest(vector)
         if nearest is None:
-            topic_id = topic_id_of(text, self._ids)
+            topic_id = topic_id_of(text, self._places)
             nearest = self._append(TopicState(topic_id, label_of(text), vector, 1, now))
         else:
             self._sums[nearest] += vector
@@ -109,7 +118,7 @@ class TopicIndex:
         self._units[n] = _unit(self._sums[n])
         self._sizes.append(topic.size)
         self._topics.append(topic)
-        self._ids.add(topic.id)
+        self._places[topic.id] = n
         return n
 
     def _state(self, i: int) -> TopicState:

@@ -21,6 +21,7 @@ from .passages import of_turn
 from .reading import before, by_id, memories, owner_of
 from .reading import drafts as read_drafts
 from .rows import chunks, from_draft, from_interaction, from_memory, from_review, to_interaction, turn_memory
+from .stated_rows import rename_shown
 from .tables import DraftRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotSourceRow
 from .topic_rows import TopicRows, release
 from .types import Draft, Interaction, Memory
@@ -163,28 +164,24 @@ def remove_replaced(
     session: Session, gone: Sequence[Interaction], replaced: Mapping[str, str], vectors: Mapping[str, Vector]
 ) -> None:
     """Delete unanswered rows with their memories and places in topics; notes made from them follow their successors."""
-    for interaction in gone:
-        session.execute(delete(MemoryRow).where(MemoryRow.id == turn_memory_id(interaction.id)))
-        session.execute(delete(InteractionRow).where(InteractionRow.id == interaction.id))
-        if interaction.id in replaced:
-            _follow_shown(session, interaction, replaced[interaction.id])
-        notes = select(MemoryRow).where(MemoryRow.kind == "note", MemoryRow.user_id == interaction.user_id)
-        for note in session.scalars(notes):
-            if interaction.id in note.source_ids:
-                note.source_ids = [replaced.get(i, i) for i in note.source_ids]
+    memories = {turn_memory_id(i.id): turn_memory_id(replaced[i.id]) for i in gone}
+    for some in chunks(list(memories)):
+        session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
+    for some in chunks([i.id for i in gone]):
+        session.execute(delete(InteractionRow).where(InteractionRow.id.in_(some)))
+    first = min(i.created_utc for i in gone)
+    for users in chunks(sorted({i.user_id for i in gone})):
+        rename_shown(session, memories, among=(InteractionRow.user_id.in_(users), InteractionRow.created_utc >= first))
+        _follow_notes(session, users, replaced)
     _follow_snapshots(session, replaced)
     release(session, gone, vectors)
 
 
-def _follow_shown(session: Session, gone: Interaction, successor: str) -> None:
-    """Replies that were shown the turn before it was answered name it by its new id."""
-    later = select(InteractionRow).where(
-        InteractionRow.user_id == gone.user_id, InteractionRow.created_utc >= gone.created_utc
-    )
-    old, new = turn_memory_id(gone.id), turn_memory_id(successor)
-    for row in session.scalars(later):
-        if old in row.memory_ids:
-            row.memory_ids = [new if i == old else i for i in row.memory_ids]
+def _follow_notes(session: Session, users: Sequence[str], replaced: Mapping[str, str]) -> None:
+    notes = select(MemoryRow.id, MemoryRow.source_ids).where(MemoryRow.kind == "note", MemoryRow.user_id.in_(users))
+    for note_id, sources in session.execute(notes).all():
+        if not replaced.keys().isdisjoint(sources):
+            session.get_one(MemoryRow, note_id).source_ids = [replaced.get(i, i) for i in sources]
 
 
 def _follow_snapshots(session: Session, replaced: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from nightschool.memory.store import MemoryStore
 from nightschool.memory.types import Memory
 from nightschool.settings import Settings
 from numpy.typing import NDArray
+from sqlalchemy import event
 
 
 class HashEmbedder:
@@ -113,6 +115,26 @@ def bytes_in_home(tmp_path: Path) -> Callable[[bytes], list[str]]:
         return [str(path.relative_to(tmp_path)) for path in files if wanted in path.read_bytes()]
 
     return search
+
+
+@pytest.fixture
+def executed() -> Callable[[MemoryStore], AbstractContextManager[list[str]]]:
+    """The statements of SQL that a store executes meanwhile."""
+
+    @contextmanager
+    def counting(store: MemoryStore) -> Iterator[list[str]]:
+        seen: list[str] = []
+
+        def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            seen.append(statement)
+
+        event.listen(store.sql, "before_cursor_execute", note)
+        try:
+            yield seen
+        finally:
+            event.remove(store.sql, "before_cursor_execute", note)
+
+    return counting
 
 
 @pytest.fixture

@@ -138,13 +138,15 @@ def test_plan_is_applied_by_its_token_and_by_no_other(run: Run, tmp_path: Path) 
 def test_age_without_a_unit_is_refused(run: Run) -> None:
     assert "give --user, --session" in str(run("forget").exception)
     done = run("forget", "--older-than", "90")
-    assert "--older-than is '90', not a number with one of h, d, w, such as 90d" in str(done.exception)
+    why = "--older-than is '90', not a number of at most nine digits with one of h, d, w, such as 90d"
+    assert why in str(done.exception)
 
 
 @pytest.mark.parametrize(
     ("empty", "message"),
     [
         (["--older-than", ""], "--older-than is '', not a number"),
+        (["--older-than", "9" * 320 + "d"], "--older-than is '99999999999999999999', not a number of at most nine"),
         (["--apply", ""], "--apply is '', not a token"),
         (["--apply", "", "--yes"], "--apply is '', not a token"),
         (["--id", ""], "nothing of user_id 'ada' has the id"),
@@ -211,6 +213,7 @@ def test_answers_are_listed_with_ids_whose_start_is_enough(run: Run, tmp_path: P
     assert run("audit", "answers", "--user", "adda").stdout == "nothing is held of user 'adda'\n"
     run("remember", "I like trains.", "--user", "eve")
     assert run("audit", "answers", "--user", "eve").stdout == "nothing was answered to user 'eve'\n"
+    assert json.loads(run("audit", "answers", "--user", "", "--json").stdout) == []
     assert run("rate", found["id"][:9], "1").exit_code == run("audit", "why", found["id"][:9]).exit_code == 0
     assert "audit answers" in str(run("audit", "why", "b2:0").exception)
 

@@ -60,6 +60,20 @@ def test_query_of_stop_words_is_scored_by_cosine_alone():
     assert (fit.score, fit.parts["words"]) == (pytest.approx(0.4), 0.0)
 
 
+WORDS = st.lists(st.sampled_from("red green blue garden gardens o'neil ring rings 12 1 the".split()), max_size=8)
+
+
+@given(WORDS.map(" ".join), st.lists(WORDS.map(" ".join), min_size=1, max_size=6), st.integers(0, 50))
+def test_words_are_the_idf_of_the_terms_of_the_query_that_stand_in_the_best_line(query, given, visible):
+    rows = [row(text, 0.0, id=str(n)) for n, text in enumerate(given)]
+    asked, total = set(terms(query)), max(visible, len(rows))
+    held = {term: sum(f" {term} " in f" {r.lines[0]} " for r in rows) for term in asked}
+    idf = {term: np.log(1 + (total - n + 0.5) / (n + 0.5)) for term, n in held.items()}
+    for fit in rank(Query(query, QUERY), rows, visible):
+        there = sum(weight for term, weight in idf.items() if f" {term} " in f" {fit.row.lines[0]} ")
+        assert fit.parts["words"] == pytest.approx(there / sum(idf.values()) / 3 if asked else 0.0)
+
+
 def test_words_count_where_they_stand_together_in_one_window():
     found = ranked("red house", row("red house/a dog", 0, 0, 0), row("red dog/a house", 0, 0, 0))
     assert found["red house/a dog"] > found["red dog/a house"]
@@ -102,6 +116,14 @@ def test_turn_after_next_is_lifted_less_and_the_one_beyond_not_at_all():
 @pytest.mark.parametrize(("mine", "theirs"), [("s", "t"), ("", "")])
 def test_other_sessions_and_notes_of_none_lift_nothing(mine, theirs):
     assert ranked("what", row("a", 0.0, session=mine), row("b", 0.8, session=theirs))["a"] == 0.0
+
+
+def test_statement_of_a_session_lifts_nothing_and_does_not_stand_between_its_turns():
+    turns = [row("question", 0.8, session="s", position=0), row("answer", 0.0, session="s", position=1)]
+    stated = [replace(row(kind, 0.9, session="s", position=0), kind=kind) for kind in ("fact", "preference")]
+    alone, among = ranked("what", *turns), ranked("what", *turns, *stated)
+    assert among["answer"] == alone["answer"] > 0
+    assert (among["question"], among["fact"]) == (pytest.approx(0.8), pytest.approx(0.9))
 
 
 def test_neighbours_go_by_time_then_by_position_whatever_order_they_come_in():

@@ -53,7 +53,7 @@ def test_short_answer_is_found_by_its_question(store):
 
 def test_day_is_found_by_its_name(quick_store):
     for n in range(8):
-        said(quick_store, f"walk {n}", session=str(n), utc=1_683_554_400.0 + n * 400 * DAY)
+        said(quick_store, f"walk {n}", session=str(n), utc=1_683_554_400.0 - n * 400 * DAY)
     assert texts(quick_store, "which walk in May 2023", limit=1) == ["walk 0"]
 
 
@@ -84,6 +84,7 @@ def test_as_of_a_time_is_what_recall_gave_then(either_store, clock):
         ({"since": float("nan")}, "since is not a finite number"),
         ({"as_of": "today"}, "as_of is not a finite number"),
         ({"since": 2.0, "until": 2.0}, r"since \(2.0\) is not before until \(2.0\)"),
+        ({"threshold": float("nan")}, "threshold is nan"),
         ({"limit": 0}, "limit is 0; give a whole number from 1"),
         ({"session_id": "a\0"}, "session_id holds a NUL"),
     ],
@@ -113,6 +114,16 @@ def test_large_store_looks_at_the_turns_around_the_best(quick_store, monkeypatch
     for n in range(5):
         said(quick_store, f"filler {n}", session=str(n))
     assert texts(quick_store)[:2] == ["any zebra at home", "yes two"]
+
+
+def test_question_before_or_after_what_was_pasted_is_what_a_large_store_is_searched_for(quick_store, monkeypatch):
+    for name, value in (("RANKED_WHOLE", 0), ("CANDIDATES", 1), ("MOST_TERMS", 4), ("SESSIONS", 0)):
+        monkeypatch.setattr(f"{MODULE}.{name}", value)
+    for n, words in enumerate(["zebra", "log line seven", "nothing"]):
+        quick_store.remember(words, user_id="ann", session_id=str(n))
+    pasted = " ".join(f"filler{n}" for n in range(50))
+    for query in (f"zebra {pasted}", f"{pasted} zebra"):
+        assert "zebra" in texts(quick_store, query)
 
 
 def test_memory_that_sql_does_not_know_is_not_given(quick_store):

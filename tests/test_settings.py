@@ -23,6 +23,27 @@ def test_home_stays_where_it_was_when_the_process_goes_elsewhere(
     assert settings.home == tmp_path / "mine" and settings.index_url == str(tmp_path / "mine" / "vectors")
 
 
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("sqlite:///memory.db", "sqlite:///{home}/memory.db"),
+        ("sqlite+pysqlite:///a%20b/c%3Fd.db?timeout=5", "sqlite+pysqlite:///{home}/a%20b/c%3Fd.db?timeout=5"),
+        ("sqlite:///~/memory.db", "sqlite:///{user}/memory.db"),
+        ("sqlite:////var/lib/memory.db", "sqlite:////var/lib/memory.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("sqlite://", "sqlite://"),
+        ("sqlite:///file:memory.db?uri=true", "sqlite:///file:memory.db?uri=true"),
+        ("postgresql+psycopg://ann@host/memory", "postgresql+psycopg://ann@host/memory"),
+    ],
+)
+def test_database_is_the_same_wherever_the_process_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, named: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    settings = load_settings(tmp_path, {"NIGHTSCHOOL_DATABASE_URL": url})
+    assert settings.database_url == named.format(home=tmp_path, user="/home/ann")
+
+
 @pytest.mark.parametrize("name", ["a?b", "c#d%20e", "x?mode=ro&uri=true", "ü é"])
 def test_database_is_in_the_home_whatever_that_is_called(tmp_path: Path, name: str) -> None:
     assert make_url(Settings(home=tmp_path / name).database_url).database == str(tmp_path / name / "nightschool.db")

@@ -11,9 +11,12 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 from nightschool.content import Message
 from nightschool.interfaces.cli import app
-from nightschool.memory.conversations import Conversation, Owner
+from nightschool.memory.conversations import Conversation, Owner, turn_memory_id
+from nightschool.memory.rows import from_memory
 from nightschool.memory.store import MemoryStore
-from sqlalchemy import text
+from nightschool.memory.tables import MemoryRow
+from nightschool.memory.types import Memory
+from sqlalchemy import insert, text
 from typer.testing import CliRunner
 
 
@@ -32,6 +35,23 @@ def test_newer_statement_supersedes_and_both_stay_in_the_history(quick_store: Me
     say(quick_store, "I live in Oslo.", 100.0)
     say(quick_store, "I moved to Rome.", 200.0)
     assert history(quick_store) == [("I live in Oslo.", 100.0, 200.0, 1), ("I moved to Rome.", 200.0, None, 1)]
+
+
+@pytest.mark.parametrize(
+    ("true", "ordinary", "asked"),
+    [
+        ("My birthday is 5 May.", "My birthday is coming up.", "When is my birthday?"),
+        ("My email is ada@x.org", "My email is not working.", "What is my email?"),
+        ("My name is Ada.", "My name is misspelled on the invoice.", "What is my name?"),
+    ],
+)
+def test_ordinary_sentence_about_the_same_does_not_end_what_is_true(
+    store: MemoryStore, true: str, ordinary: str, asked: str
+) -> None:
+    say(store, true, 1.0)
+    say(store, ordinary, 2.0, session_id="later")
+    assert history(store) == [(true, 1.0, None, 1)]
+    assert any(true in r.memory.text for r in store.recall(asked, user_id="ada"))
 
 
 def test_repetition_raises_a_count_and_makes_no_row(quick_store: MemoryStore) -> None:
@@ -68,6 +88,47 @@ def test_turn_that_only_says_what_is_superseded_is_not_recalled_either(store: Me
     assert any("Rome" in text for text in texts) and not any("Oslo" in text for text in texts)
 
 
+def chat(store: MemoryStore) -> None:
+    """In which the turn of Oslo gets more by its neighbours than its statement, which has none."""
+    words = ("In which city do you think my flat is?", "I live in Oslo.", "My flat is in which city, guess again?")
+    for n, said in enumerate(words):
+        say(store, said, float(n), session_id="m")
+    say(store, "I live in Rome.", 200.0, session_id="later")
+
+
+@pytest.mark.parametrize("threshold", [None, 0.2, 0.0])
+@pytest.mark.parametrize("whole", [2000, 3])
+def test_superseded_turn_stays_out_though_its_statement_is_not_among_what_fits(
+    store: MemoryStore, monkeypatch, threshold: float | None, whole: int
+) -> None:
+    monkeypatch.setattr("nightschool.memory.recalling.RANKED_WHOLE", whole)
+    monkeypatch.setattr("nightschool.memory.recalling.CANDIDATES", 3)
+    chat(store)
+    found = store.recall("In which city is my flat?", user_id="ada", threshold=threshold, limit=10)
+    assert found and not any("Oslo" in r.memory.text for r in found)
+    then = store.recall("In which city is my flat?", user_id="ada", threshold=threshold, limit=10, as_of=100.0)
+    assert any("Oslo" in r.memory.text for r in then)
+
+
+def test_repetition_of_what_is_superseded_is_not_recalled_either(store: MemoryStore) -> None:
+    say(store, "I live in Oslo.", 100.0)
+    say(store, "I live in Oslo now!", 150.0, session_id="again")
+    say(store, "I live in Rome.", 200.0, session_id="later")
+    found = store.recall("Where do I live?", user_id="ada", threshold=0.0, limit=10)
+    assert found and not any("Oslo" in r.memory.text for r in found)
+
+
+def test_what_is_superseded_is_looked_up_at_once_however_many_fit(quick_store: MemoryStore, executed) -> None:
+    def asked(sessions: range) -> int:
+        for n in sessions:
+            say(quick_store, f"I live in {'Oslo' if n % 2 else 'Rome'}.", float(n), session_id=str(n))
+        with executed(quick_store) as statements:
+            quick_store.recall("I live in", user_id="ada", threshold=0.0, limit=200)
+        return len(statements)
+
+    assert asked(range(4)) == asked(range(4, 40))
+
+
 def test_turn_is_a_record_of_what_was_said_and_shown_when_turns_are_asked_for(store: MemoryStore) -> None:
     say(store, "I live in Oslo.", 100.0)
     say(store, "I live in Rome.", 200.0, session_id="later")
@@ -78,6 +139,23 @@ def test_turn_is_a_record_of_what_was_said_and_shown_when_turns_are_asked_for(st
 
     assert places(kind="turn") == {"Oslo", "Rome"}
     assert places() == places(kind="fact") == {"Rome"}
+
+
+@pytest.mark.parametrize("whole", [2000, 0])
+def test_statement_is_recalled_within_its_session_until_it_is_superseded(
+    store: MemoryStore, monkeypatch, whole: int
+) -> None:
+    monkeypatch.setattr("nightschool.memory.recalling.RANKED_WHOLE", whole)
+
+    def found(session_id: str, **filters: str) -> list[str]:
+        recalled = store.recall("Where do I live?", user_id="ada", session_id=session_id, **filters)
+        return [r.memory.text for r in recalled]
+
+    say(store, "I live in Oslo.", 100.0, session_id="q")
+    assert found("q", kind="fact") == ["I live in Oslo."]
+    say(store, "I live in Rome.", 200.0, session_id="later")
+    assert found("q") == found("q", kind="fact") == []
+    assert found("later", kind="fact") == ["I live in Rome."]
 
 
 def test_statement_falls_with_its_turn_and_the_one_before_holds_again(quick_store: MemoryStore) -> None:
@@ -199,6 +277,17 @@ def test_rebuild_takes_in_what_was_stated_before_there_were_statements(quick_sto
     quick_store.rebuild_index()
     assert history(quick_store) == [("I live in Oslo.", 100.0, None, 1)]
     assert quick_store.verify() == []
+
+
+def test_reply_that_was_shown_what_earlier_rules_took_for_a_statement_names_the_turn(quick_store: MemoryStore) -> None:
+    turn = say(quick_store, "My birthday is coming up.", 1.0)
+    reply = answer(quick_store, "b2:junk")
+    junk = Memory("b2:junk", "ada", "", "s", "fact", "My birthday is coming up.", 1.0, (turn,), subject="my birthday")
+    with quick_store.database.writing() as session:
+        session.execute(insert(MemoryRow), [from_memory(junk)])
+    quick_store.rebuild_index()
+    assert history(quick_store) == [] and quick_store.verify() == []
+    assert quick_store.interaction(reply).memory_ids == (turn_memory_id(turn),)
 
 
 def test_history_of_one_subject_leaves_out_the_others(quick_store: MemoryStore) -> None:

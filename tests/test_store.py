@@ -16,6 +16,7 @@ from nightschool.memory.conversations import Conversation, Owner, Review, draft_
 from nightschool.memory.database import Database, file_of
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import SnapshotRow, SnapshotSourceRow
+from nightschool.memory.topic_rows import states
 from nightschool.memory.types import Draft
 from nightschool.pipelines.lock import NightRunning, night_lock
 from nightschool.settings import DatasetSettings, MemorySettings, Settings
@@ -229,6 +230,38 @@ def test_replies_that_were_shown_an_unanswered_turn_and_snapshots_made_of_it_fol
     assert quick_store.forget(interaction_ids=[dogs.id]).tainted_snapshots == ("b2:s",)
 
 
+def test_many_unanswered_turns_are_answered_in_as_many_statements_of_sql_as_a_few(quick_store, executed):
+    def answered(user_id, count):
+        places = [Owner(user_id, "", str(n)) for n in range(count)]
+        asked, reply = user("Is it open?"), {"role": "assistant", "content": "Yes."}
+        quick_store.record_many([Conversation(place, (asked,), (0.0,)) for place in places])
+        first = next(i for i in quick_store.newest(1, user_id=user_id))
+        note = quick_store.remember(f"{user_id} asks", user_id=user_id, source_ids=[first.id])
+        with executed(quick_store) as statements:
+            quick_store.record_many([Conversation(place, (asked, reply), (0.0, 0.0)) for place in places])
+        (source,) = quick_store.memories([note.id])[note.id].source_ids
+        assert quick_store.interaction(source).reply == "Yes."
+        return len(statements)
+
+    assert answered("ann", 5) == answered("bo", 60)
+    assert quick_store.verify() == []
+
+
+def test_time_that_lies_ahead_is_refused_since_no_night_would_teach_it(quick_store, clock):
+    ahead = {"created_utc": clock.now * 1000}
+    made = said(quick_store, "hi", created_utc=clock.now + 3600)
+    messages = [user("hi"), {"role": "assistant", "content": "hello"}]
+    for keep in (
+        lambda: quick_store.record([user("hi")], "hello", **ANN, **ahead),
+        lambda: quick_store.record_conversation(messages, user_id="ann", session_id="t", **ahead),
+        lambda: quick_store.remember("a note", user_id="ann", **ahead),
+        lambda: quick_store.rate(made.id, rating=1, **ahead),
+    ):
+        with pytest.raises(InputError, match=r"created_utc is 17\d+.*more than a day ahead.*milliseconds"):
+            keep()
+    assert quick_store.counts()["interactions"] == 1 and quick_store.feedback() == {}
+
+
 def test_turn_that_left_and_one_that_came_are_seen_by_a_process_that_had_loaded_the_topics(settings, embedder, clock):
     given = {"embedder": embedder, "clock": clock}
     with MemoryStore(settings, **given) as one, MemoryStore(settings, **given) as other:
@@ -240,6 +273,30 @@ def test_turn_that_left_and_one_that_came_are_seen_by_a_process_that_had_loaded_
         said(one, "When do you open the shop on Mondays?")
         assert one.verify() == other.verify() == []
         assert sorted(t.label for t in one.topics(0)) == sorted(t.label for t in other.topics(0))
+
+
+def test_processes_that_record_in_turns_load_what_the_other_moved_and_no_other_topic(
+    settings, hash_embedder, clock, monkeypatch
+):
+    loaded = []
+    monkeypatch.setattr(
+        "nightschool.memory.topic_rows.states", lambda *given: loaded.append(len(found := states(*given))) or found
+    )
+    given = {"embedder": hash_embedder, "clock": clock}
+    with MemoryStore(settings, **given) as one, MemoryStore(settings, **given) as other:
+        for n in range(30):
+            said(one, f"apple{n} pear{n} plum{n}", session_id=str(n))
+        said(other, "apple0 pear0 plum0")
+        assert loaded == [0, 30]
+        said(one, "apple1 pear1 plum1 fig1", session_id="x")
+        said(other, "a new thing", session_id="y")
+        said(one, "a new thing", session_id="z")
+        assert loaded == [0, 30, 1, 1, 1]
+        assert one.verify() == other.verify() == []
+        one.forget_apply(one.forget(user_id="ann", session_id="1"))
+        said(other, "apple2 pear2 plum2", session_id="u")
+        assert loaded[-1] == 31
+        assert one.verify() == other.verify() == []
 
 
 def test_live_turn_after_an_unanswered_one_takes_it_in(quick_store):

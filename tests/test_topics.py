@@ -130,3 +130,15 @@ def test_recurrence_never_exceeds_the_sessions_and_ignores_the_order(visits: lis
     forward, backward = recurrence(visits, 1e8, 30), recurrence(reversed(visits), 1e8, 30)
     assert forward == backward
     assert all(0 <= r.value <= r.sessions for r in forward.values())
+
+
+def test_topics_that_another_moved_or_founded_are_taken_as_they_are() -> None:
+    texts, vectors, _ = clouds(4, 10)
+    one = TopicIndex([], 0.65)
+    one.assign(texts[:20], vectors[:20], 0.0)
+    other = TopicIndex(one.changed(), 0.65)
+    other.assign(texts[20:], vectors[20:], 1.0)
+    one.put(other.changed())
+    again = [index.assign(texts, vectors, 2.0) for index in (one, other)]
+    assert again[0] == again[1]
+    assert {t.id: t.size for t in one.changed()} == {t.id: t.size for t in other.changed()}
