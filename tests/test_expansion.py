@@ -138,7 +138,9 @@ def test_rows_hold_no_text_and_load_to_the_same_id(rated: MemoryStore):
     assert not any(text in json.dumps(rows) for text in ("pleasure", "Go away", "When do you open", "rides"))
     registry = Registry(rated.database, rated.settings.home / "adapters", rated.clock)
     registry.add_snapshot(snapshot, rows)
-    assert from_rows(rated, registry.snapshot_rows(snapshot.id)) == replace(snapshot, excluded=(), censor="")
+    assert from_rows(rated, registry.snapshot_rows(snapshot.id)) == replace(
+        snapshot, excluded=(), censor="", reader_ids=()
+    )
     assert {i for p in synthetic(snapshot) for i in p.interaction_ids} <= registry.sources(snapshot.id)
 
 

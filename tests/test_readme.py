@@ -28,7 +28,8 @@ def test_example_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys) -> None:
 def test_line_to_import_is_taken(store: MemoryStore, tmp_path: Path) -> None:
     line = " ".join(block("json").split("\n"))
     (tmp_path / "in.jsonl").write_text(line + "\n")
-    report = import_files(store, [tmp_path / "in.jsonl"], now=datetime(2026, 1, 6, tzinfo=UTC).timestamp())
+    store.clock = datetime(2026, 1, 6, tzinfo=UTC).timestamp
+    report = import_files(store, [tmp_path / "in.jsonl"], now=store.clock())
     assert (report.errors, report.interactions_new, report.feedback_new) == ((), 1, 1)
 
 
