@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
@@ -16,8 +15,41 @@ from .errors import InputError, ServingError
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
-Heard = Callable[[str], object]  # takes each piece as it comes
-Answering = Callable[[Heard, Event], "Reply"]  # ServingError soon after the event is set
+
+class Listener:
+    """Whoever waits for a reply as a whole. `dropped` is set by one who does not want it any more."""
+
+    def __init__(self) -> None:
+        self.dropped = Event()
+
+    def hear(self, piece: str) -> None:
+        """Take the next piece."""
+
+    def heard_all(self) -> None:
+        """Returns when every piece was taken, or nobody wants it any more."""
+
+    def drop(self) -> None:
+        self.dropped.set()
+
+
+class Reading(Listener):
+    """Pieces that are read one by one, each when the reader asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: SimpleQueue[str | None] = SimpleQueue()  # None: they have ended, and then: it is recorded
+        self.asked_on = Event()
+
+    def hear(self, piece: str) -> None:
+        self.pieces.put(piece)
+
+    def heard_all(self) -> None:
+        self.pieces.put(None)
+        self.asked_on.wait()
+
+    def drop(self) -> None:
+        super().drop()
+        self.asked_on.set()
 
 
 @dataclass(frozen=True)
@@ -37,18 +69,15 @@ class Reply:
 class ReplyStream:
     """The pieces of one reply in order. When they end it is recorded, and `reply` tells of it.
 
-    What `Assistant.reply` would raise, the loop over it raises. Use it in a `with`: an answer that is left before its
+    What `Assistant.reply` would raise, the loop over it raises. Use it in a `with`: an answer that is not read to its
     end is broken off and not kept.
     """
 
-    def __init__(self, answering: Answering) -> None:
-        self._pieces: SimpleQueue[str | None] = SimpleQueue()
-        self._reply: Future[Reply] = Future()
-        self._dropped = Event()
-        finalize(self, self._dropped.set)  # where it is left without being closed
-        work = partial(_answer, answering, self._pieces, self._reply, self._dropped)
+    def __init__(self, answering: Callable[[Listener], Reply]) -> None:
+        self._reading, self._reply = Reading(), Future[Reply]()
+        finalize(self, self._reading.drop)  # where it is left without being closed
         try:
-            Thread(target=work, name="nightschool-reply").start()
+            Thread(target=_answer, args=(answering, self._reading, self._reply), name="nightschool-reply").start()
         except RuntimeError as error:  # no more threads in this container
             raise ServingError(f"the reply cannot start its thread: {error}") from error
 
@@ -59,16 +88,16 @@ class ReplyStream:
         self.close()
 
     def close(self) -> None:
-        """Break the answer off, unless it is recorded already."""
-        self._dropped.set()
+        """Break the answer off, unless it was read to its end."""
+        self._reading.drop()
 
     def __iter__(self) -> ReplyStream:
         return self
 
     def __next__(self) -> str:
-        if (piece := self._pieces.get()) is not None:
+        if not self._reading.asked_on.is_set() and (piece := self._reading.pieces.get()) is not None:
             return piece
-        self._pieces.put(None)  # for whoever asks again
+        self._reading.asked_on.set()
         self._reply.result()
         raise StopIteration
 
@@ -80,19 +109,21 @@ class ReplyStream:
         return self._reply.result()
 
 
-def _answer(
-    answering: Answering, pieces: SimpleQueue[str | None], reply: Future[Reply], dropped: Event
-) -> None:  # knows nothing of the stream, which could not be given up otherwise
+def _answer(answering: Callable[[Listener], Reply], reading: Reading, reply: Future[Reply]) -> None:
+    """Knows nothing of the stream, which could not be given up otherwise."""
     try:
-        reply.set_result(answering(pieces.put, dropped))
+        reply.set_result(answering(reading))
     except BaseException as error:  # it belongs to whoever reads, whatever it is
         reply.set_exception(error)
     finally:
-        pieces.put(None)
+        reading.pieces.put(None)
 
 
 class AsyncReplyStream:
-    """The same for `async for`; each piece is awaited in a thread of `limiter`."""
+    """The same for `async for`; each piece is awaited in a thread of `limiter`.
+
+    A wait that is cancelled breaks the answer off: its piece would be lost.
+    """
 
     def __init__(self, stream: ReplyStream, limiter: CapacityLimiter) -> None:
         self._stream, self._limiter = stream, limiter
@@ -101,9 +132,13 @@ class AsyncReplyStream:
         return self
 
     async def __anext__(self) -> str:
-        from anyio import to_thread
+        from anyio import get_cancelled_exc_class, to_thread
 
-        piece = await to_thread.run_sync(next, self._stream, None, abandon_on_cancel=True, limiter=self._limiter)
+        try:
+            piece = await to_thread.run_sync(next, self._stream, None, abandon_on_cancel=True, limiter=self._limiter)
+        except get_cancelled_exc_class():
+            self._stream.close()
+            raise
         if piece is None:
             raise StopAsyncIteration
         return piece

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import BoundedSemaphore, Event, Lock, RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from .content import Message
 from .errors import InputError, ServingError, StoreError
@@ -36,7 +36,7 @@ from .memory.types import (
     Recall,
     with_notes,
 )
-from .replies import AsyncReplyStream, Heard, Reply, ReplyStream
+from .replies import AsyncReplyStream, Listener, Reply, ReplyStream
 from .settings import ServingSettings, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class Assistant:
         self._session_id = uuid4().hex
         self._turns: WeakValueDictionary[tuple[str, ...], _Turns] = WeakValueDictionary()  # that are being answered
         self._naming = Lock()  # of `_turns`
+        self._streams: WeakSet[ReplyStream] = WeakSet()  # that somebody may still read
 
     def __enter__(self) -> Assistant:
         return self
@@ -106,6 +107,8 @@ class Assistant:
         self.close()
 
     def close(self) -> None:
+        for stream in list(self._streams):
+            stream.close()
         self.store.close()
         if self._opened_engine:
             self._opened_engine.close()
@@ -138,7 +141,7 @@ class Assistant:
         what it was shown was forgotten meanwhile; then nothing is recorded. Turns of one session are answered one after
         another. While another process makes the index anew, it answers without notes, and the log tells.
         """
-        return self._reply(text, user_id, agent_id, session_id or self._session_id, lambda piece: None, Event())
+        return self._reply(text, user_id, agent_id, session_id or self._session_id, Listener())
 
     def stream(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
@@ -147,29 +150,32 @@ class Assistant:
 
         `answer.reply` is what `reply` returns, once they have ended. Left before, the answer is broken off.
         """
-        return ReplyStream(partial(self._reply, text, user_id, agent_id, session_id or self._session_id))
+        stream = ReplyStream(partial(self._reply, text, user_id, agent_id, session_id or self._session_id))
+        self._streams.add(stream)
+        return stream
 
-    def _reply(self, text: str, user_id: str, agent_id: str, session: str, heard: Heard, dropped: Event) -> Reply:
-        """`dropped` is set by whoever will not read it: an answer that nobody saw is no part of the session."""
+    def _reply(self, text: str, user_id: str, agent_id: str, session: str, listener: Listener) -> Reply:
+        """An answer that nobody saw to its end is no part of the session."""
         if not checked_text("text", text).strip():
             raise InputError("reply: text is empty; give the user's words")
         owner = checked_owner(user_id, agent_id, session)
         turn: list[Message] = [{"role": "user", "content": text}]
-        with self._turn_of(owner, dropped):
+        with self._turn_of(owner, listener.dropped):
             self.store.require_index()  # what could not be recorded is not answered
             earlier = self.store.latest_interactions(*owner, REACH)
             memories = self._known(text, user_id, agent_id, earlier)
             prompt = with_notes([*messages_of(earlier), *turn], [m.text for m in memories])
             with self._following().hold() as adapter_id:
-                answer = self._said(prompt, adapter_id, heard, dropped)
+                answer = self._said(prompt, adapter_id, listener)
             if not answer.strip():
                 raise ServingError(f"{adapter_id or 'the base'} answered nothing, so nothing was recorded; ask again")
-            _require_wanted(dropped)
+            listener.heard_all()
+            _require_wanted(listener.dropped)
             shown: dict[str, Any] = {"memory_ids": [m.id for m in memories], "after": [i.id for i in earlier]}
             kept = self.store.record(turn, answer, **owner._asdict(), adapter_id=adapter_id, **shown)
         return Reply(answer, kept.id, session, adapter_id, kept.memory_ids)
 
-    def _said(self, prompt: Sequence[Message], adapter_id: str | None, heard: Heard, dropped: Event) -> str:
+    def _said(self, prompt: Sequence[Message], adapter_id: str | None, listener: Listener) -> str:
         """What the engine answers, which ends it where it is not wanted any more."""
         from .serving.engine import Sampling
 
@@ -177,8 +183,8 @@ class Assistant:
         sampling = Sampling(serving.max_tokens, serving.temperature, timeout_s=serving.timeout_seconds)
         with closing(self.engine.stream(prompt, adapter=adapter_id, sampling=sampling)) as pieces:
             for piece in pieces:
-                _require_wanted(dropped)
-                heard(piece)
+                _require_wanted(listener.dropped)
+                listener.hear(piece)
                 said.append(piece)
         return "".join(said)
 
@@ -405,12 +411,12 @@ class AsyncAssistant:
         """As `Assistant.reply`. One that is cancelled returns at once, and is not recorded."""
         from anyio import to_thread
 
-        dropped, session = Event(), session_id or self.sync._session_id
-        answer = partial(self.sync._reply, text, user_id, agent_id, session, lambda piece: None, dropped)
+        listener, session = Listener(), session_id or self.sync._session_id
+        answer = partial(self.sync._reply, text, user_id, agent_id, session, listener)
         try:
             return await to_thread.run_sync(answer, abandon_on_cancel=True, limiter=self._replying)
         finally:
-            dropped.set()
+            listener.drop()
 
     @asynccontextmanager
     async def stream(

@@ -210,7 +210,9 @@ class Settings:
         named = SQLITE_FILE.fullmatch(url)
         if named is None:
             return url
-        return f"{named['driver']}{quote(str(self.home / Path(unquote(named['path'])).expanduser()))}{named['options']}"
+        return (
+            f"{named['driver']}{quote(str(self.home / os.path.expanduser(unquote(named['path']))))}{named['options']}"
+        )
 
     @property
     def index_url(self) -> str:

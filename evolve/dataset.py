@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from math import log
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..content import content_id
 from ..errors import NotFound, StoreError
@@ -330,6 +330,12 @@ def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]], *, follow: 
     return resolve(rows, Prompts(interactions, memories), texts, ids_now)
 
 
+def require_held(store: MemoryStore, interaction_ids: Iterable[str]) -> None:
+    """NotFound if one of these is forgotten."""
+    if gone := sorted(set(interaction_ids) - store.held(interaction_ids)):
+        _tell_forgotten(gone)
+
+
 def _named(rows: Iterable[Mapping[str, Any]]) -> set[str]:
     return {i for row in rows for i in row["interaction_ids"]}
 
@@ -382,8 +388,12 @@ def _require_remembered(rows: Sequence[Mapping[str, Any]], prompts: Prompts, tex
     }
     gone = [f"{kind} {name}" for kind, names in missing.items() for name in sorted(names)]
     if gone:
-        more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
-        raise NotFound(
-            f"the snapshot was made of what is forgotten now: {', '.join(gone[:5])}{more};"
-            " run `nightschool night` to learn again from what is left"
-        )
+        _tell_forgotten(gone)
+
+
+def _tell_forgotten(gone: Sequence[str]) -> NoReturn:
+    more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+    raise NotFound(
+        f"the snapshot was made of what is forgotten now: {', '.join(gone[:5])}{more};"
+        " run `nightschool night` to learn again from what is left"
+    )

@@ -15,7 +15,7 @@ from ..memory.store import MemoryStore
 from ..memory.types import Interaction, Satisfaction
 from . import dataset
 from .reception import met
-from .registry import Registry, is_held, read_adapter
+from .registry import PRUNED, Registry, is_held, read_adapter
 from .types import Adapter, Verdict
 
 
@@ -142,9 +142,9 @@ def _bad_snapshots(store: MemoryStore, registry: Registry) -> list[str]:
 
 def _bad_adapters(registry: Registry) -> list[str]:
     found: list[str] = []
-    live = registry.live()
+    live, tainted = registry.live(), registry.tainted()
     for adapter in registry.adapters():
-        if adapter != live and not is_held(adapter):
+        if not is_held(adapter) and (adapter.id in tainted or (adapter.path / PRUNED).exists()):
             continue  # erased with what taught them, or pruned
         try:
             on_disk = read_adapter(adapter.path)

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,6 +40,7 @@ from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Phase, Snapsh
 log = logging.getLogger("nightschool")
 FILES, CONFIG_ID = (WEIGHTS, CONFIG), "config_id"  # the latter in an adapter's details
 DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
+PRUNED = "pruned"  # beside a manifest: its weights were erased on purpose
 
 
 def seal(
@@ -180,20 +181,24 @@ class Registry:
         return path
 
     def sweep(self) -> int:
-        """Remove what a crash left: folders of ours that no row names, or without a manifest.
+        """Remove what a crash left: folders of ours that are not whole, or of a snapshot of ours and in no record.
 
-        Only the night calls it, under its lock. Folders that bear no name of ours stay.
+        Only the night calls it, under its lock. What is whole and made elsewhere stays: the database may be the wrong
+        one.
         """
-        with self.database.reading() as session:
-            recorded = set(session.scalars(select(AdapterRow.folder)))
-        ours = (
-            p for name in (DEBRIS, SEALED) for p in self.folder.glob(name + "*") if p.is_dir() and not p.is_symlink()
-        )
-        debris = [p for p in ours if p.name not in recorded or not (p / MANIFEST).exists()]
+        ours = (p for name in (DEBRIS, SEALED) for p in self.folder.glob(name + "*") if p.is_dir())
+        debris = [p for p in ours if not p.is_symlink() and self._is_debris(p)]
         for path in debris:
             log.warning("%s is no whole adapter and is removed: a night was interrupted", path)
             shutil.rmtree(path)
         return len(debris)
+
+    def _is_debris(self, path: Path) -> bool:
+        if path.name.startswith(DEBRIS) or not (path / MANIFEST).exists():
+            return True
+        with self.database.reading() as session:
+            recorded = session.scalars(select(AdapterRow.id).where(AdapterRow.folder == path.name)).first()
+            return recorded is None and intact(path) and bool(session.get(SnapshotRow, read_adapter(path).snapshot_id))
 
     # -- snapshots ---
 
@@ -301,22 +306,23 @@ class Registry:
     def prunable(self, keep: int) -> list[Adapter]:
         """Those whose weights are held and needed by nothing, oldest first.
 
-        Needed is what serves, the `keep` that served before it and still may, the newest, which may be judged again,
+        Needed is what serves, the `keep` others that served last and still may, the newest, which may be judged again,
         and what these were trained from.
         """
-        found = self.adapters()
-        kept, served = {a.id for a in found[-1:]}, self.live()
-        for _ in range(keep + 1):
-            if served:
-                kept.add(served.id)
-                served = self.predecessor(served.id)
+        found, live = self.adapters(), self.live()
+        kept = {a.id for a in (*found[-1:], *([live] if live else []))}
+        deployed = dict.fromkeys(d["adapter_id"] for d in reversed(self.deployments()) if d["adapter_id"])
+        kept |= set(islice((i for i in deployed if i not in kept and self._servable(self.adapter(i))), keep))
         while more := {a.parent_id for a in found if a.id in kept and a.parent_id} - kept:
             kept |= more
         return [a for a in found if a.id not in kept and is_held(a)]
 
     def prune(self, keep: int) -> list[str]:
         """Erase the weights of what is `prunable`, and say whose; manifests and rows stay, for lineage."""
-        return [adapter.id for adapter in self.prunable(keep) if _erased(adapter.path / WEIGHTS)]
+        going = self.prunable(keep)
+        for adapter in going:
+            (adapter.path / PRUNED).touch()
+        return [adapter.id for adapter in going if _erased(adapter.path / WEIGHTS)]
 
     def taint(self, adapter_id: str, reason: str) -> None:
         with self.database.writing() as session:

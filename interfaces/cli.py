@@ -248,7 +248,7 @@ def rollback(home: Home = None) -> None:
 @adapters.command()
 def prune(
     home: Home = None,
-    keep: Annotated[int, typer.Option(min=0, help="How many that served before the live one to keep.")] = 3,
+    keep: Annotated[int, typer.Option(min=0, help="How many others that served last to keep.")] = 3,
     apply: Annotated[bool, typer.Option("--apply", help="Erase them; without it they are only listed.")] = False,
     as_json: AsJson = False,
 ) -> None:

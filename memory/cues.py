@@ -147,8 +147,10 @@ def is_correction(said: str, answers: bool) -> bool:
 
 
 def _content(said: str) -> bool:
-    """Whether somebody thanks, praises or has all they want."""
-    return bool(GRATITUDE.search(said) or ENOUGH.search(said) or sentiment(said) > 0)
+    """Whether somebody thanks, praises or has all they want, and says nothing else."""
+    if AGAINST.search(said):
+        return False
+    return bool(GRATITUDE.search(said) or ENOUGH.match(said) or sentiment(said) > 0)
 
 
 def sentiment(text: str) -> float:
@@ -190,8 +192,9 @@ CORRECTION = re.compile(
 DENIAL = re.compile(r"(?:no|nope|nah|wrong|incorrect)(?:$|[,.!;:-]+(?:$|\s)|\s+(?:i|not|that|it|you)\b)")
 NO = re.compile(r"^(?:no|nope|nah)[,.!;:-]+\s*")
 ENOUGH = re.compile(
-    r"\b(?:that'?s|that is|that was|that will be|that'?ll be) (?:all|it|everything|fine|enough|ok|okay)\b"
+    r"(?:that'?s|that is|that was|that will be|that'?ll be) (?:all|it|everything|fine|enough|ok|okay)\b\W*$"
 )
+AGAINST = re.compile(r"\b(?:but|asked|meant|wanted|needed a|wrong|instead|rather|other)\b")
 CONFUSION = re.compile(
     r"^(?:what|huh|eh|sorry|pardon|excuse me|come again)\s*[?!.]+|\?\?|\bmak(?:es?|ing) no sense\b"
     r"|\b(?:what do you mean|do(?:n'?t| not) understand|what are you (?:talking|saying))\b"
@@ -221,7 +224,8 @@ that this what how so have has had with as if about can will would just
 """
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
 NEGATIONS = frozenset("not no never isn't wasn't don't doesn't didn't can't couldn't ain't hardly".split(" "))
-WISHES, WISHED = frozenset("would should could wish please want need prefer rather if".split()), 6  # words before
+WISHES = frozenset("would should could wish please want need prefer rather if".split())
+WISHED = 6  # so many words after one of them
 _PRAISE = """
 amazing awesome brilliant cool delighted excellent exactly fantastic good great glad happy helped helpful
 interesting impressive love lovely nice perfect perfectly pleased smart solved super sweet useful

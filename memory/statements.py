@@ -89,7 +89,7 @@ DATE = (
     r"|\d{1,4}[./-]\d{1,2}(?:[./-]\d{1,4})?)"
 )
 FAVOURITE = (
-    r"favou?rite\s+(?!(?:one|part|thing|character|scene|moment)\b)((?:\w+\s?){1,3}?)\s+(?:is|are)\s+"
+    r"favou?rite\s+(?!(?:one|part|thing|character|scene|moment)\b)(\w+(?:\s\w+){0,2}?)\s+(?:is|are)\s+"
     rf"(?!{NO_VALUE})"
 )
 MANNER = r"((?:answer|reply|respond|use|give me|write|keep|call|speak|explain|format)\b[^?]*?)"

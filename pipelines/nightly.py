@@ -8,10 +8,11 @@ the rules have changed: the gate's settings or the operator's probes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict
 
 from ..content import plain
-from ..errors import GateRefused, NotFound, ServingError
+from ..errors import GateRefused, NotFound, ServingError, StoreError
 from ..evolve import dataset, gate
 from ..evolve.expansion import base_of
 from ..evolve.live import for_now
@@ -46,9 +47,10 @@ def run(
         except BaseException as error:  # an unattended night must record why it ended, whatever it was
             why = f"{type(error).__name__}: {error}".removesuffix(": ")
             registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why)
+            with suppress(StoreError):  # that would hide what ended it
+                registry.erase_tainted()
             raise
-        finally:
-            registry.erase_tainted()  # also what was trained on what was forgotten meanwhile
+        registry.erase_tainted()  # what was trained on what was forgotten meanwhile
         registry.update_cycle(cycle_id, finished_utc=store.clock())
         return registry.cycle(cycle_id)
 
@@ -151,6 +153,7 @@ def _gather(
     try:
         # what is forgotten from now on finds the snapshot, and taints what it teaches, but not by an id of before
         dataset.from_rows(store, rows, follow=False)
+        dataset.require_held(store, snapshot.reader_ids)
     except NotFound:
         if tries == 1:
             raise
@@ -191,7 +194,7 @@ def _judge(
         ensure_loaded(engine, adapter, settings.serving.parity_tolerance)
     incumbent = _incumbent(candidate, registry, engine, settings, progress)
     progress(f"judging against {incumbent.id if incumbent else 'the base'}")
-    known = _taught(incumbent, store, registry) if incumbent else frozenset()
+    known = _taught(incumbent, store, registry, progress) if incumbent else frozenset()
     if seen := len(snapshot.held_out) - len(gate.unknown(snapshot.held_out, known)):
         progress(f"  {seen} of {len(snapshot.held_out)} held-out answers do not count: they taught what serves")
     verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate, probes, known)
@@ -203,9 +206,13 @@ def _judge(
     return verdict
 
 
-def _taught(adapter: Adapter, store: MemoryStore, registry: Registry) -> Set[Words]:
+def _taught(adapter: Adapter, store: MemoryStore, registry: Registry, progress: Progress) -> Set[Words]:
     rows = [row for row in registry.snapshot_rows(adapter.snapshot_id) if row["part"] != "held_out"]
-    return dataset.taught(dataset.from_rows(store, rows))
+    try:
+        return dataset.taught(dataset.from_rows(store, rows))
+    except NotFound:  # forgotten since it was looked up, so it will not serve much longer
+        progress(f"  what {adapter.id} was taught is not all held any more: it is judged on all that is held out")
+        return frozenset()
 
 
 def _incumbent(

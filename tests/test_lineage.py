@@ -89,6 +89,18 @@ def test_forgetting_the_answered_reaction_reaches_what_it_taught_before(
         from_rows(quick_store, registry.snapshot_rows(taught.snapshot_id))
 
 
+def test_weights_that_were_pruned_are_sound_and_those_that_are_lost_are_not(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter
+) -> None:
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(b"newer")
+    facts = {"base_id": "base", "snapshot_id": taught.snapshot_id, "parent_id": None, "details": {}}
+    registry.add(seal(folder, phase="sft", created_utc=2.0, **facts))
+    assert registry.prune(0) == [taught.id] and verify(quick_store, registry) == []
+    (registry.adapters()[-1].path / WEIGHTS).unlink()
+    assert any("its weights are gone" in line for line in verify(quick_store, registry))
+
+
 def test_what_is_just_frozen_is_not_followed_to_turns_that_forgetting_would_not_find_it_by(
     quick_store: MemoryStore, registry: Registry, taught: Adapter
 ) -> None:

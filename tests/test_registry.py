@@ -95,6 +95,23 @@ def test_what_a_crash_left_is_swept_and_folders_of_others_stay(registry: Registr
     assert left == {adapter.path.name, "kept before the move", "b2-link"}
 
 
+def test_nothing_whole_is_swept_where_the_database_is_another(registry: Registry, tmp_path: Path) -> None:
+    adapter = promoted(registry, b"one")
+    database = Database(f"sqlite:///{tmp_path / 'other.db'}")
+    assert Registry(database, registry.folder, registry.clock).sweep() == 0
+    database.close()
+    assert registry.live() == adapter and read_adapter(adapter.path) == adapter
+
+
+def test_what_was_rolled_back_from_is_not_pruned(registry: Registry) -> None:
+    _, two = promoted(registry, b"one"), promoted(registry, b"two")
+    judged(registry, trained(registry, b"newest"), accepted=False)
+    registry.rollback()
+    registry.rollback()
+    assert registry.live() is None and registry.prunable(3) == [] and registry.prunable(1) == [two]
+    assert registry.promote(two.id) == two
+
+
 def test_rejected_candidate_never_serves(registry: Registry) -> None:
     adapter = judged(registry, trained(registry, b"one"), accepted=False)
     with pytest.raises(GateRefused, match="rejected: because"):

@@ -375,6 +375,45 @@ def test_error_of_a_reply_in_pieces_is_raised_where_it_is_read(
     assert not list(assistant.store.interactions())
 
 
+def test_reply_that_is_not_read_to_its_end_is_not_kept_however_long_it_is_made(assistant: Assistant) -> None:
+    with assistant.stream("Hello there", session_id="one") as answer:
+        assert next(answer) == "None: "
+        time.sleep(0.2)  # the engine has long ended
+        with pytest.raises(InputError, match="read its pieces to the end"):
+            assert answer.reply
+    with pytest.raises(ServingError, match="cancelled"):
+        list(answer)
+    assert "assistant=" not in assistant.reply("Hello again", session_id="one").text
+    assert [i.text for i in assistant.store.interactions()] == ["Hello again"]
+
+
+def test_wait_for_a_piece_that_is_given_up_breaks_the_answer_off(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, _ = held_back(assistant, monkeypatch)
+    front = AsyncAssistant(assistant)
+
+    async def talk() -> None:
+        async with front.stream("Hello") as answer:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(anext(answer), 0.1)
+            gate.set()
+            with pytest.raises(ServingError, match="cancelled"):
+                await anext(answer)
+
+    asyncio.run(talk())
+    assert not list(assistant.store.interactions())
+
+
+def test_closing_breaks_off_what_is_still_read(assistant: Assistant) -> None:
+    other = Assistant(assistant.settings, assistant.store, assistant.registry, assistant.engine)
+    stream = other.stream("Hello")
+    assert next(stream)
+    other.close()
+    with pytest.raises(ServingError, match="cancelled"):
+        list(stream)
+
+
 class Endless:
     """Goes on until it is closed, which `ended` tells."""
 

@@ -29,6 +29,7 @@ def test_home_stays_where_it_was_when_the_process_goes_elsewhere(
         ("sqlite:///memory.db", "sqlite:///{home}/memory.db"),
         ("sqlite+pysqlite:///a%20b/c%3Fd.db?timeout=5", "sqlite+pysqlite:///{home}/a%20b/c%3Fd.db?timeout=5"),
         ("sqlite:///~/memory.db", "sqlite:///{user}/memory.db"),
+        ("sqlite:///~nobody-here.db", "sqlite:///{home}/~nobody-here.db"),
         ("sqlite:////var/lib/memory.db", "sqlite:////var/lib/memory.db"),
         ("sqlite:///:memory:", "sqlite:///:memory:"),
         ("sqlite://", "sqlite://"),

@@ -179,12 +179,20 @@ def test_a_session_that_may_go_on_has_not_ended():
         "I just told you that",
         "Please try again.",
         "You gave me the wrong one",
+        "No, that is all wrong.",
+        "No, that's fine but I asked for the other file.",
     ],
 )
 def test_a_correcting_turn_is_dislike(reaction: str):
     satisfaction = after(reaction)
     assert Signal("correction_cue", -1.0) in satisfaction.signals
     assert label(satisfaction, SETTINGS) == "disliked"
+
+
+@pytest.mark.parametrize("reaction", ["No, I asked about the nice hotel in Oslo.", "No, I wanted the good one."])
+def test_praise_of_something_else_takes_no_denial_back(reaction: str):
+    satisfaction = after(reaction)
+    assert Signal("correction_cue", -1.0) in satisfaction.signals and satisfaction.score < 0
 
 
 @pytest.mark.parametrize("reaction", ["no", "No, the front one", "nothing else", "I know that already, thanks"])
