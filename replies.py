@@ -77,7 +77,9 @@ class ReplyStream:
         self._reading, self._reply = Reading(), Future[Reply]()
         finalize(self, self._reading.drop)  # where it is left without being closed
         try:
-            Thread(target=_answer, args=(answering, self._reading, self._reply), name="nightschool-reply").start()
+            given = answering, self._reading, self._reply
+            # a process that ends does not wait for what nobody reads any more
+            Thread(target=_answer, args=given, name="nightschool-reply", daemon=True).start()
         except RuntimeError as error:  # no more threads in this container
             raise ServingError(f"the reply cannot start its thread: {error}") from error
 

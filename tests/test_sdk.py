@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -403,6 +405,21 @@ def test_wait_for_a_piece_that_is_given_up_breaks_the_answer_off(
 
     asyncio.run(talk())
     assert not list(assistant.store.interactions())
+
+
+def test_process_ends_though_a_reply_is_not_read_to_its_end() -> None:
+    script = """
+from nightschool.replies import ReplyStream
+
+def answering(listener):
+    listener.hear("Well, ")
+    listener.heard_all()
+
+stream = ReplyStream(answering)
+print(next(stream))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "Well, \n"
 
 
 def test_closing_breaks_off_what_is_still_read(assistant: Assistant) -> None:
