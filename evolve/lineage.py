@@ -92,10 +92,8 @@ def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:
     while (parents[-1] if parents else adapter).parent_id:
         parents.append(registry.adapter((parents[-1] if parents else adapter).parent_id or ""))
     rows, named = registry.snapshot_rows(adapter.snapshot_id), registry.sources(adapter.snapshot_id)
-    judged, taught = (
-        {i for row in rows if (row["part"] == "held_out") is held for i in row["interaction_ids"]}
-        for held in (True, False)
-    )
+    taught = {i for row in rows if row["part"] != "held_out" for i in row["interaction_ids"]}
+    judged = {i for row in rows if row["part"] == "held_out" for i in row["interaction_ids"]}
     taught |= named - judged  # those that taught it through the reader alone are in no row
     interactions = list(store.interactions())
     ids_now = answered_since(named | taught, interactions)

@@ -299,8 +299,9 @@ class Registry:
 
         What cannot be erased is told in the log, with the file, and tried again by the next night.
         """
-        tainted = self.tainted()
-        held = [a for a in self.adapters() if a.id in tainted and is_held(a)]
+        with self.database.reading() as session:  # at every start, so of the tainted alone
+            rows = select(AdapterRow).where(AdapterRow.tainted.is_not(None)).order_by(AdapterRow.created_utc)
+            held = [a for a in map(self._adapter, session.scalars(rows)) if is_held(a)]
         return [adapter.id for adapter in held if _erased(adapter.path / WEIGHTS)]
 
     def prunable(self, keep: int) -> list[Adapter]:
