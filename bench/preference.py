@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 Conversation = dict[str, Any]
 Rows = list[dict[str, Any]]  # prompt (messages), answer, liked, cluster
 STOCK = ("trl_dpo", "trl_kto")
-ARMS = ("full", "equal", "shuffled", "hostile", "sft", "dpo", *STOCK)
+ARMS = ("full", *STOCK, "sft", "dpo", "equal", "shuffled", "hostile")  # in the order in which they are run
 SPEAKERS = {"full": ("phase 1", "full"), "sft": ("sft",)}  # the adapters of an arm that answer
 UNTOUCHED = (2, 3)  # folds of Taskmaster-4 that had no part in choosing settings
 HOSTILE_SHARE = 0.1
