@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from nightschool.content import Message
 from nightschool.errors import ServingError
 from nightschool.evolve import sft
+from nightschool.evolve.live import Live
 from nightschool.evolve.registry import ensure_loaded
 from nightschool.evolve.types import Adapter, Example, Snapshot
 from nightschool.serving.engine import Sampling
@@ -82,29 +85,48 @@ def settings(qwen: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return replace(plain, serving=replace(serving, parity_tolerance=0.01), night=night)
 
 
+class Server:
+    """A real server that can be started anew; its engine stays the same."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        _, _, base, *flags = vllm_command(
+            settings, ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
+        )
+        # the package for CPUs has no working `vllm serve`; this is what that runs
+        self.command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", base, *flags]
+        self.settings, self.log = settings, log
+
+    def start(self) -> VLLMEngine:
+        """An engine, as soon as the server answers."""
+        with self.log.open("wb") as file:
+            env = {**os.environ, **ENVIRONMENT, **ON_A_CPU}
+            self.process = subprocess.Popen(self.command, stdout=file, stderr=subprocess.STDOUT, env=env)
+        until = time.monotonic() + 240
+        while time.monotonic() < until and self.process.poll() is None:
+            try:
+                return VLLMEngine(self.settings.serving)
+            except ServingError:
+                time.sleep(2)
+        pytest.fail(f"no server: {self.log.read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+
 @pytest.fixture(scope="module")
-def server(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMEngine]:
-    _, _, base, *flags = vllm_command(settings, ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"])
-    # the package for CPUs has no working `vllm serve`; this is what that runs
-    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", base, *flags]
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    env = {**os.environ, **ENVIRONMENT, **ON_A_CPU}
-    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env) as process:
-        try:
-            with closing(started(process, settings, log)) as engine:
-                yield engine
-        finally:
-            process.terminate()
+def process(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    found = Server(settings, tmp_path_factory.mktemp("log") / "server.log")
+    try:
+        yield found
+    finally:
+        found.stop()
 
 
-def started(process: subprocess.Popen[bytes], settings: Settings, log: Path) -> VLLMEngine:
-    until = time.monotonic() + 240
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            return VLLMEngine(settings.serving)
-        except ServingError:
-            time.sleep(2)
-    pytest.fail(f"no server: {log.read_text()[-2000:]}")
+@pytest.fixture(scope="module")
+def server(process: Server) -> Iterator[VLLMEngine]:
+    with closing(process.start()) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +136,19 @@ def local(settings: Settings) -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def adapter(settings: Settings) -> Adapter:
+    return taught("it is {}", settings)
+
+
+@pytest.fixture(scope="module")
+def successor(settings: Settings) -> Adapter:
+    return taught("nobody knows {}", settings)
+
+
+def taught(answer: str, settings: Settings) -> Adapter:
     rows = [
-        Example(({"role": "user", "content": f"what is {i}?"},), f"it is {i}", 1.0, (f"b2:{i}",)) for i in range(16)
+        Example(({"role": "user", "content": f"what is {i}?"},), answer.format(i), 1.0, (f"b2:{i}",)) for i in range(16)
     ]
-    folder = settings.home / "adapters" / "new"
+    folder = settings.home / "adapters" / answer[:2]
     return sft.run(Snapshot(tuple(rows), (), (), ()), settings, folder=folder, progress=lambda _: None)
 
 
@@ -155,3 +186,78 @@ def test_damaged_adapter_is_refused_and_the_server_goes_on(
     with pytest.raises(ServingError, match="the server cannot load"):
         server.load("b2:damaged", tmp_path)
     assert server.generate(PROMPTS, sampling=SHORT)
+
+
+class Alias:
+    """What `Live` asks of a registry."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+
+    def live(self) -> Adapter:
+        return self.adapter
+
+    def tainted(self) -> dict[str, str]:
+        return {}
+
+
+def test_requests_end_on_the_adapter_they_began_with_while_the_alias_moves(
+    server: VLLMEngine, adapter: Adapter, successor: Adapter, settings: Settings
+) -> None:
+    both, alias = {a.id: a for a in (adapter, successor)}, Alias(adapter)
+    alone: dict[str | None, list[str]] = {}
+    for one in both.values():
+        ensure_loaded(server, one, settings.serving.parity_tolerance)
+        alone[one.id] = server.generate(PROMPTS, adapter=one.id, sampling=SHORT)
+        server.unload(one.id)
+    assert alone[adapter.id] != alone[successor.id]
+    live = Live(alias, server, settings.serving.parity_tolerance)  # type: ignore[arg-type]
+    asked: Counter[str | None] = Counter()
+
+    def ask(number: int) -> None:
+        if number % 20 == 19:
+            alias.adapter = successor if alias.adapter is adapter else adapter
+        with live.hold() as held:
+            assert server.generate(PROMPTS, adapter=held, sampling=SHORT) == alone[held]
+        asked[held] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(100)))
+    assert set(asked) == set(both)
+    with live.hold() as held:
+        pass
+    assert server.adapters() == [held]
+    assert {name for name in server._listed() if name in both} == {held}  # nor does the server keep the other
+
+
+def test_server_that_is_started_anew_is_given_its_adapter_again(
+    process: Server, server: VLLMEngine, adapter: Adapter, settings: Settings
+) -> None:
+    ensure_loaded(server, adapter, settings.serving.parity_tolerance)
+    before = server.generate(PROMPTS, adapter=adapter.id, sampling=SHORT)
+    for ask in (
+        lambda: server.generate(PROMPTS, adapter=adapter.id, sampling=SHORT),
+        lambda: ["".join(server.stream(prompt, adapter=adapter.id, sampling=SHORT)) for prompt in PROMPTS],
+    ):
+        process.stop()
+        with pytest.raises(ServingError, match="cannot be reached"):
+            server.generate(PROMPTS, adapter=adapter.id, sampling=SHORT)
+        process.start().close()
+        assert ask() == before
+
+
+def test_stream_that_is_left_ends_on_the_server(server: VLLMEngine) -> None:
+    stream = server.stream(PROMPTS[0], sampling=Sampling(max_tokens=900, temperature=1.0))
+    next(stream)
+    assert _running(server) == 1
+    stream.close()
+    until = time.monotonic() + 10
+    while _running(server) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not _running(server)
+
+
+def _running(server: VLLMEngine) -> int:
+    told = server._client.get("/metrics").text
+    (line,) = [line for line in told.splitlines() if line.startswith("vllm:num_requests_running{")]
+    return round(float(line.rsplit(" ", 1)[1]))
