@@ -151,6 +151,8 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from . import blocks
+
     folder = locate(spec, weights=True)
     with loading():
         try:
@@ -160,7 +162,9 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
             _set_to_dequantise(config)
             fp8 = is_fp8(config)
             # the FP8 loader writes bfloat16 and stumbles over any other dtype
-            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16 if fp8 else dtype)
+            with blocks.of_size(_block_size(config)):
+                kind = torch.bfloat16 if fp8 else dtype
+                model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=kind)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             missing = "; run `pip install 'nightschool[serve]'`" if isinstance(error, ImportError) else ""
             raise ServingError(f"base {spec}: cannot be loaded from {folder}: {error}{missing}") from error
@@ -199,6 +203,12 @@ def choose_device(device: str) -> str:
 
 def is_fp8(config: Any) -> bool:
     return quantised_by(config) == "fp8"
+
+
+def _block_size(config: Any) -> tuple[int, int] | None:
+    """Rows and columns that have one scale, in an FP8 checkpoint of blocks."""
+    size = config.quantization_config.get("weight_block_size") if is_fp8(config) else None
+    return (int(size[0]), int(size[1])) if size else None
 
 
 def quantised_by(config: Any) -> str:

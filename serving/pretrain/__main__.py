@@ -22,15 +22,18 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     if not (args.export_only or args.evaluate):
-        wanted = {"minutes": args.minutes, "steps": args.steps, "tokens": args.tokens, "workers": args.threads}
-        train(Plan(seed=args.seed, **wanted), args.dialogues, args.checkpoint, resume=args.resume, device=args.device)
+        wanted = {name: getattr(args, name) for name in ("seed", "minutes", "steps", "tokens", "peak", "float32")}
+        plan = Plan(workers=args.threads, **wanted)
+        train(plan, args.dialogues, args.checkpoint, resume=args.resume, start=args.start, device=args.device)
     if args.out:
         export(args.checkpoint, args.out)
     if args.evaluate or (args.out and args.dialogues):
         evaluate(args.evaluate or args.out, args.dialogues, args.checkpoint)
 
 
-def train(plan: Plan, dialogues: Path, folder: Path, *, resume: bool, device: str = "cpu") -> None:
+def train(
+    plan: Plan, dialogues: Path, folder: Path, *, resume: bool, start: Path | None = None, device: str = "cpu"
+) -> None:
     from transformers import AutoTokenizer
 
     talks, held_out = corpus.read_dialogues(dialogues)
@@ -39,12 +42,15 @@ def train(plan: Plan, dialogues: Path, folder: Path, *, resume: bool, device: st
     if begun and not resume:
         raise SystemExit(f"{folder} holds a checkpoint: go on from it with --resume, or name another --checkpoint")
     resume = resume and begun
-    tokenizer = AutoTokenizer.from_pretrained(folder) if resume else train_tokenizer(talks, plan.seed)
+    made = folder if resume else start
+    tokenizer = AutoTokenizer.from_pretrained(made) if made else train_tokenizer(talks, plan.seed)
     tokenizer.save_pretrained(folder)
-    batches = Batches(tokenizer, talks, plan.seed, plan.tokens, plan.weights)
+    batches = Batches(tokenizer, talks, plan.seed, plan.tokens, plan.weights, plan.real)
     trainer = Trainer(plan, batches, folder, lambda line: print(line, flush=True), device)
     if resume:
         trainer.load()
+    elif start:
+        trainer.begin_from(start)
     trainer.run()
 
 
@@ -79,6 +85,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="a number of steps instead of minutes: repeats exactly")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for a longer training; nothing else changes")
     parser.add_argument("--tokens", type=int, default=Plan.tokens, help="of a step; a card has room for more")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="an exported model to begin with, and its tokenizer")
+    parser.add_argument("--peak", type=float, default=Plan.peak, help="what every learning rate is multiplied by")
+    parser.add_argument("--float32", action="store_true", help="for CPUs that do not multiply bfloat16 in hardware")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=Plan.workers)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
@@ -89,8 +98,8 @@ def _arguments() -> argparse.Namespace:
         parser.error("--dialogues is needed to train")
     if args.export_only and not args.out:
         parser.error("--export-only exports to --out; name it")
-    if args.minutes <= 0 or args.steps < 0 or min(args.threads, args.tokens) < 1:
-        parser.error("--minutes is above 0, --steps 0 or more, --threads and --tokens 1 or more")
+    if min(args.minutes, args.peak) <= 0 or args.steps < 0 or min(args.threads, args.tokens) < 1:
+        parser.error("--minutes and --peak are above 0, --steps 0 or more, --threads and --tokens 1 or more")
     if args.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device is {args.device}, and torch finds no CUDA device")
     return args

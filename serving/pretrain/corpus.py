@@ -17,6 +17,7 @@ from random import Random
 from .scenes import (
     Conversation,
     at_the_desk,
+    by_hand,
     everyday,
     from_earlier_turns,
     from_notes,
@@ -33,21 +34,22 @@ Scene = Callable[[Random], Conversation]
 
 # in shares of conversations; what copies from the context has the largest
 SCENES: dict[Scene, int] = {
+    by_hand: 60,
     from_notes: 28,
     from_earlier_turns: 14,
-    from_records: 10,
-    with_tools: 20,
-    everyday: 16,
-    at_the_desk: 6,
+    from_records: 8,
+    with_tools: 16,
+    everyday: 4,
+    at_the_desk: 3,
     on_style: 5,
     greeting: 1,
 }
-OTHERS = {from_records: 8, with_tools: 16, everyday: 16, at_the_desk: 6, on_style: 5, greeting: 1}
+OTHERS = {scene: share for scene, share in SCENES.items() if scene not in (from_notes, from_earlier_turns)}
 
 
 def _settled(unknown: float) -> dict[Scene, int]:
     notes = partial(from_notes, settled=True, unknown=unknown)
-    return {notes: 36, partial(from_earlier_turns, settled=True): 16, **OTHERS}
+    return {notes: 32, partial(from_earlier_turns, settled=True): 16, **OTHERS}
 
 
 # at first, while the rate falls, and at the end: what is learnt of the unknown in between makes it doubt what it knows

@@ -300,6 +300,7 @@ def _options(state: dict[str, Any]) -> str:
     plan, usual = state["plan"], asdict(Plan())
     given = {"steps": state["step"]} if plan["steps"] else {"minutes": f"{plan['minutes']:g}"}
     given |= {name: plan[name] for name in ("tokens", "seed") if plan[name] != usual[name]}
+    given |= {"peak": f"{plan['peak']:g}"} if plan.get("peak", 1.0) != usual["peak"] else {}
     given |= {"threads": plan["workers"]} if plan["workers"] != usual["workers"] else {}
     given |= {"device": _device(state)} if _device(state) != "cpu" else {}
     return " ".join(f"--{name} {value}" for name, value in given.items())

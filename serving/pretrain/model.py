@@ -1,7 +1,7 @@
 """The seedling's shape, and what makes it train fast on a CPU: DeepSeek-V3's layers, with kernels of our own.
 
-Matrix products run in bfloat16 over float32 weights; attention, norms and the loss stay in float32. The invariant: the
-kernels here compute what transformers' own do, so the checkpoint means the same everywhere.
+Matrix products run in bfloat16 over float32 weights, or in float32; attention, norms and the loss stay in float32. The
+invariant: the kernels here compute what transformers' own do, so the checkpoint means the same everywhere.
 """
 
 from __future__ import annotations
@@ -119,28 +119,30 @@ class TiedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of `hidden @ embedding.T`, each row by its share; its gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, embedding: Tensor, target: Tensor, share: Tensor) -> Tensor:
-        hidden16, embedding16 = hidden.bfloat16(), embedding.bfloat16()
+    def forward(
+        ctx: Any, hidden: Tensor, embedding: Tensor, target: Tensor, share: Tensor, kind: torch.dtype
+    ) -> Tensor:
+        narrow, words = hidden.to(kind), embedding.to(kind)
         grad_hidden, grad_embedding = torch.empty_like(hidden), torch.zeros_like(embedding)
         loss = hidden.new_zeros(())
         for at in range(0, len(hidden), 1024):
             part = slice(at, at + 1024)
-            logits = (hidden16[part] @ embedding16.T).float()
+            logits = (narrow[part] @ words.T).float()
             norm = logits.logsumexp(-1, keepdim=True)
             aim = target[part, None]
             loss += ((norm - logits.gather(1, aim)) * share[part, None]).sum()
             grad = logits.sub_(norm).exp_()
             grad.scatter_(1, aim, grad.gather(1, aim) - 1)
-            grad = grad.mul_(share[part, None]).bfloat16()
-            grad_hidden[part] = (grad @ embedding16).float()
-            grad_embedding += (grad.T @ hidden16[part]).float()
+            grad = grad.mul_(share[part, None]).to(kind)
+            grad_hidden[part] = (grad @ words).float()
+            grad_embedding += (grad.T @ narrow[part]).float()
         ctx.save_for_backward(grad_hidden, grad_embedding)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_embedding = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_embedding * grads[0], None, None
+        return grad_hidden * grads[0], grad_embedding * grads[0], None, None, None
 
 
 class Balancer:

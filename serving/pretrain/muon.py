@@ -17,10 +17,10 @@ Named = list[tuple[str, Tensor]]
 LOOKING = ("q_proj.weight", "kv_a_proj_with_mqa.weight", "kv_b_proj.weight")
 
 
-def orthogonalise(block: Tensor, rounds: int = 5) -> Tensor:
+def orthogonalise(block: Tensor, rounds: int = 5, kind: torch.dtype = torch.bfloat16) -> Tensor:
     """Roughly the nearest semi-orthogonal matrices of (..., m, n), by the method's quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = block.bfloat16()
+    x = block.to(kind)
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -32,8 +32,8 @@ def orthogonalise(block: Tensor, rounds: int = 5) -> Tensor:
 
 
 class Muon:
-    def __init__(self, named: Named, momentum: float = 0.95) -> None:
-        self.named, self.momentum = named, momentum
+    def __init__(self, named: Named, momentum: float = 0.95, kind: torch.dtype = torch.bfloat16) -> None:
+        self.named, self.momentum, self.kind = named, momentum, kind
         self.buffers = {name: torch.zeros_like(p) for name, p in named}
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ class Muon:
             rows, columns = p.shape[-2] // halves, p.shape[-1]
             by_shape.setdefault((rows, columns), []).append((p.view(-1, rows, columns), update.view(-1, rows, columns)))
         for (rows, columns), group in by_shape.items():
-            turned = orthogonalise(torch.cat([update for _, update in group]))
+            turned = orthogonalise(torch.cat([update for _, update in group]), kind=self.kind)
             scale = lr * max(1.0, rows / columns) ** 0.5
             at = 0
             for p, _ in group:

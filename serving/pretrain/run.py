@@ -13,13 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .export import WEIGHTS
+from ..base import load_base
+from . import corpus
+from .export import WEIGHTS, origin
 from .model import Balancer, TiedCrossEntropy, apart, build_model
 from .muon import Muon, split_parameters
 from .tokens import Batches, Weights
@@ -35,8 +38,11 @@ class Plan:
     minutes: float = 70.0
     steps: int = 0  # 0: the minutes decide
     tokens: int = 4096  # per step
+    real: float = 0.3  # share of tokens that are real dialogue
+    float32: bool = False  # products in float32: some CPUs multiply bfloat16 no faster, or not in hardware
     workers: int = 2  # parts of a batch that are computed side by side
     # rates at their peak, and their course
+    peak: float = 1.0  # what all of them are multiplied by
     warm_up_steps: int = 100
     decay_share: float = 0.28  # of the budget, at the end
     muon_lr: float = 0.01
@@ -54,6 +60,10 @@ class Plan:
     def weights(self) -> Weights:
         return Weights(self.answer_weight, self.context_weight)
 
+    @property
+    def kind(self) -> torch.dtype:
+        return torch.float32 if self.float32 else torch.bfloat16
+
 
 class Trainer:
     def __init__(self, plan: Plan, batches: Batches, folder: Path, report: Report = print, device: str = "cpu") -> None:
@@ -61,7 +71,7 @@ class Trainer:
         self.device = torch.device(device)
         self.model = build_model(plan.seed).to(self.device)
         hidden, looking, rest, routers = split_parameters(list(self.model.named_parameters()))
-        self.muon, self.attention = Muon(hidden), Muon(looking)
+        self.muon, self.attention = Muon(hidden, kind=plan.kind), Muon(looking, kind=plan.kind)
         groups = [{"params": rest, "peak": plan.adam_lr}, {"params": routers, "peak": plan.router_lr}]
         self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
         self.balancer = Balancer(self.model, plan.balance)
@@ -69,6 +79,7 @@ class Trainer:
         self.parts = plan.workers if self.device.type == "cpu" else 1
         self.pool = ThreadPoolExecutor(self.parts, initializer=partial(torch.set_num_threads, 1))
         self.done, self.tokens, self.elapsed_s = 0, 0, 0.0
+        self.before: dict[str, Any] = {}  # the state of the run that made what this one began with
 
     def progress(self) -> float:
         """The share of the budget that is spent."""
@@ -77,20 +88,23 @@ class Trainer:
         return self.elapsed_s / (60 * self.plan.minutes)
 
     def stage(self) -> int:
-        """Of `corpus.STAGES`."""
+        """Of `corpus.STAGES`; what goes on from another run is in the last one."""
+        if self.before:
+            return len(corpus.STAGES) - 1
         return sum(self.progress() >= 1 - share for share in (self.plan.decay_share, LAST_SHARE))
 
     def rate(self) -> float:
         """The factor on every learning rate."""
         left = max(0.0, 1 - self.progress())
-        return min(1.0, (self.done + 1) / self.plan.warm_up_steps, max(0.02, left / self.plan.decay_share))
+        course = min(1.0, (self.done + 1) / self.plan.warm_up_steps, max(0.02, left / self.plan.decay_share))
+        return self.plan.peak * course
 
     def gradients(
         self, inputs: Tensor, targets: Tensor, shares: Tensor, talks: Tensor
     ) -> tuple[float, tuple[Tensor, ...]]:
         mask, positions = (each.to(self.device) for each in apart(talks))
         with torch.autocast(
-            self.device.type, torch.bfloat16, cache_enabled=False
+            self.device.type, torch.bfloat16, enabled=not self.plan.float32, cache_enabled=False
         ):  # the cache is shared by all threads
             hidden = self.model.model(
                 input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False
@@ -98,7 +112,7 @@ class Trainer:
         flat = hidden.float().view(-1, hidden.shape[-1])
         embedding = self.model.get_input_embeddings().weight
         loss = TiedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            flat, embedding, targets.reshape(-1), shares.reshape(-1)
+            flat, embedding, targets.reshape(-1), shares.reshape(-1), self.plan.kind
         )
         return float(loss.detach()), torch.autograd.grad(loss, list(self.model.parameters()))
 
@@ -167,7 +181,7 @@ class Trainer:
             moments |= {f"adam.{i}.{key}": value for key, value in self.adam.state[p].items()}
         weights = {k: v.contiguous() for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
         made = {"step": self.done, "tokens": self.tokens, "elapsed_s": self.elapsed_s, "plan": asdict(self.plan)}
-        made["device"] = str(self.device)
+        made |= {"device": str(self.device), "before": self.before}
         state = json.dumps(made)
         kept = self.folder / f"moments-{self.done}.safetensors"
         save_file(moments, kept)
@@ -177,6 +191,11 @@ class Trainer:
         for old in set(self.folder.glob("moments-*.safetensors")) - {kept}:
             old.unlink()
 
+    def begin_from(self, folder: Path) -> None:
+        """Take the weights of an exported model, and of the optimisers nothing."""
+        self.model.load_state_dict(load_base(str(folder), dtype=torch.float32, device="cpu").state_dict())
+        self.before = json.loads(origin(folder))
+
     def load(self) -> None:
         with safe_open(self.folder / WEIGHTS, "pt") as weights:
             metadata = weights.metadata() or {}
@@ -184,6 +203,7 @@ class Trainer:
             raise ValueError(f"{self.folder / WEIGHTS} is no checkpoint of this version: it holds no state; start anew")
         state = json.loads(metadata["state"])
         self.done, self.tokens, self.elapsed_s = state["step"], state["tokens"], state["elapsed_s"]
+        self.before = state.get("before", {})
         if changed := [name for name, value in asdict(self.plan).items() if state["plan"].get(name) != value]:
             self.report(f"goes on with another plan than it began with: {', '.join(changed)}")
         self.model.load_state_dict(load_file(self.folder / WEIGHTS), strict=False)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from random import Random
 
+from . import talks
 from . import words as w
 from .everyday import chat
 from .facts import Fact, Value, fact, facts, phrases
@@ -166,6 +167,12 @@ def everyday(rng: Random) -> Conversation:
     for said, reply in chat(rng):
         talk += [turn("user", _typed(rng, said)), turn("assistant", reply)]
     return talk
+
+
+def by_hand(rng: Random) -> Conversation:
+    """What people wrote for it, of which no two are alike."""
+    told = talks.told(rng.choice(talks.everything()), rng)
+    return [turn(role, _typed(rng, text) if role == "user" else text) for role, text in told]
 
 
 def _small_talk(rng: Random) -> Conversation:

@@ -83,12 +83,18 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Rows of whole conversations, cut only at the end of a row; about half of the tokens are real dialogue."""
+    """Rows of whole conversations, cut only at the end of a row; a share `real` of the tokens is real dialogue."""
 
     def __init__(
-        self, tokenizer: Any, dialogues: Sequence[Conversation], seed: int, tokens: int, weights: Weights
+        self,
+        tokenizer: Any,
+        dialogues: Sequence[Conversation],
+        seed: int,
+        tokens: int,
+        weights: Weights,
+        real: float = 0.5,
     ) -> None:
-        self.tokenizer, self.dialogues = tokenizer, dialogues
+        self.tokenizer, self.dialogues, self.real = tokenizer, dialogues, real
         self.seed, self.tokens, self.weights = seed, tokens, weights
         self.role = {role: tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ROLES}
         self.end = tokenizer.convert_tokens_to_ids("<|end|>")
@@ -121,7 +127,7 @@ class Batches:
             row: list[tuple[int, float, int]] = []
             number = 0
             while len(row) < length + 1:
-                if real <= written:
+                if real * (1 - self.real) <= written * self.real:
                     ids, weights = self.encode(rng.choice(self.dialogues), Weights(1.0, 1.0))
                     real += len(ids)
                 else:
