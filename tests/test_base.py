@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from nightschool.errors import ServingError, SettingsError
-from nightschool.serving import base
+from nightschool.serving import base, blocks
 from nightschool.serving.checking import check
 from nightschool.serving.pretrain.export import quantise
 from safetensors.torch import load_file, save_file
@@ -28,6 +28,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
 SMALL |= {"intermediate_size": 32, "vocab_size": 64}
@@ -319,6 +320,27 @@ def test_base_without_a_chat_template_is_refused(toy_base: str, tmp_path: Path) 
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(ServingError, match="no chat template"):
         base.load_tokenizer(str(copy))
+
+
+@pytest.mark.parametrize("shape", [(290, 256), (160, 256), (256, 130), (160, 130)])
+def test_blocks_at_the_end_of_a_matrix_are_read_with_their_own_scale(shape: tuple[int, int]) -> None:
+    """290 rows are three blocks of 128, which transformers refuses; 160 are two, which it reads as two of 80."""
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    weight[128:] *= 40
+    packed, scale = quantise(weight)
+    with blocks.of_size((128, 128)):
+        read = Fp8Dequantize(None)._dequantize_one(packed, scale, torch.float32)
+    assert read.shape == weight.shape
+    assert ((read - weight).norm(dim=1) / weight.norm(dim=1)).max() < 0.05
+
+
+def test_seedling_is_served_with_the_numbers_of_its_file() -> None:
+    name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"  # 160 rows
+    tensors = load_file(base.SEEDLING / "model.safetensors")
+    scale = tensors[name + "_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)
+    served = base.load_base("seedling", dtype=torch.float32, device="cpu").state_dict()[name]
+    assert torch.allclose(served, tensors[name].float() * scale[: len(served)], rtol=5e-3)
 
 
 def test_quantised_block_is_within_a_sixteenth_of_its_weights_also_at_odd_sizes() -> None:
