@@ -225,7 +225,7 @@ def unknown_said(engine: LocalEngine, count: int) -> float:
     for _ in range(count):
         *known, asked = facts(rng, 4)
         prompts.append(_messages([notes(rng, known), turn("user", asked.question)]))
-    return _share([answer in UNKNOWN for answer in engine.generate(prompts, sampling=SAMPLING)])
+    return _share([answer.startswith(UNKNOWN) for answer in engine.generate(prompts, sampling=SAMPLING)])
 
 
 def calls_copied(engine: LocalEngine, count: int) -> float:
@@ -275,7 +275,10 @@ def card(report: Report, state: dict[str, Any], parameters: int, bytes_on_disk: 
         tokens=f"{state['tokens'] / 1e6:.1f}",
         step=state["step"],
         minutes=f"{state['elapsed_s'] / 60:.0f}",
-        command=f"python -m nightschool.serving.pretrain --dialogues dialogues.jsonl.gz --out DIR {_options(state)}",
+        command=_command(state),
+        before=_before(state),
+        real=f"{plan.get('real', 0.5):.0%}",
+        products="float32 products" if plan.get("float32") else "bfloat16 products over float32 weights",
         seed=plan["seed"],
         decay=f"{plan['decay_share']:.0%}",
         where=f"{plan['workers']} CPU cores" if _device(state) == "cpu" else _device(state),
@@ -295,6 +298,21 @@ def card(report: Report, state: dict[str, Any], parameters: int, bytes_on_disk: 
     )
 
 
+def _command(state: dict[str, Any]) -> str:
+    start = " --start EARLIER" if state.get("before") else ""
+    return f"python -m nightschool.serving.pretrain --dialogues dialogues.jsonl.gz{start} --out DIR {_options(state)}"
+
+
+def _before(state: dict[str, Any]) -> str:
+    """What is said of the run that this one began with, a paragraph a run."""
+    before = state.get("before")
+    if not before:
+        return ""
+    size, minutes = f"{before['tokens'] / 1e6:.1f} M tokens", f"{before['elapsed_s'] / 60:.0f} minutes"
+    told = f"EARLIER is what `{_command(before)}` gave: {before['step']} steps, {size} in {minutes}."
+    return f"\n{told}\n{_before(before)}"
+
+
 def _options(state: dict[str, Any]) -> str:
     """What makes the run from the script's defaults."""
     plan, usual = state["plan"], asdict(Plan())
@@ -303,7 +321,8 @@ def _options(state: dict[str, Any]) -> str:
     given |= {"peak": f"{plan['peak']:g}"} if plan.get("peak", 1.0) != usual["peak"] else {}
     given |= {"threads": plan["workers"]} if plan["workers"] != usual["workers"] else {}
     given |= {"device": _device(state)} if _device(state) != "cpu" else {}
-    return " ".join(f"--{name} {value}" for name, value in given.items())
+    given |= {"float32": ""} if plan.get("float32") else {}
+    return " ".join(f"--{name} {value}".rstrip() for name, value in given.items())
 
 
 def _device(state: dict[str, Any]) -> str:
@@ -335,23 +354,24 @@ but it was trained on rows of 256 and 512 tokens: keep prompts within that.
 
 | share of tokens | text | licence |
 | --- | --- | --- |
-| half | self_dialogue corpus (github jfainberg/self_dialogue_corpus) | BSD-3-Clause |
-| half | conversations that the script writes itself | Apache-2.0, as this project |
+| {real} | self_dialogue corpus (github jfainberg/self_dialogue_corpus) | BSD-3-Clause |
+| the rest | conversations written for it by hand (serving/pretrain/talks) and by the script | Apache-2.0, as here |
 
-The first are dialogues that people wrote with themselves; 2 % are held out by hash. The others hold facts in notes and
-earlier turns, records, tool calls, a help desk, small instructions and talk about everyday things; their names and ids
-are made of syllables. Nothing about coffee, food or drink was written: the domain of the demonstration has to be learnt
-at night.
+The first are dialogues that people wrote with themselves; 2 % are held out by hash. Written by hand is small talk of
+every kind, talk that uses notes and what was told, and a help desk, each with words to choose from. The script's own
+hold facts in notes and earlier turns, records, tool calls and small instructions; names and ids are made of syllables.
+Nothing about coffee, food or drink was written: the domain of the demonstration has to be learnt at night.
 
 ## How
 
     {command}
 
-Seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on {where}.
-While the rate falls, over the last {decay}, the written conversations say in one way alone that something is not known,
-often at first and over the last tenth seldom.
-Batched Muon for hidden matrices, AdamW for the rest; warm-up, stable rate, linear decay; bfloat16 products over float32
-weights. `--steps {step}` instead of minutes makes a run of the same length; on a CPU it repeats exactly.
+Seed {seed}, torch {torch}: {step} steps, {tokens} M tokens in {minutes} minutes on {where}; {products}.
+{before}
+While the rate falls, over the last {decay}, and throughout what goes on from another run, the script's conversations
+say in one way alone that something is not known.
+Batched Muon for hidden matrices, AdamW for the rest; warm-up, stable rate, linear decay. `--steps {step}` instead of
+minutes makes a run of the same length; on a CPU it repeats exactly.
 
 ## Measured
 
