@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .adapters import Delta, Deltas, Same, applied
 
 ATTENTION = "nightschool"
 LEAST_WIDTH = 256  # tokens a row; doubled as they grow
+RECORDING = Lock()  # of the process: torch empties its caches before it records, which fails while another records
 KEPT = 8  # buffers, each with its graph; the longest unused leave
 
 
@@ -134,10 +136,9 @@ class Buffers:
         logits: Tensor = out.logits[:, -1]
         return logits
 
-    def record(self, model: Any, modules: Mapping[str, nn.Module], pool: Any) -> None:
-        """One step as a graph. Steps that warm up write the same column again and again."""
+    def record(self, model: Any, modules: Mapping[str, nn.Module], pool: Any, stream: Any) -> None:
+        """One step as a graph, on `stream`. Steps that warm up write the same column again and again."""
         filled = self.filled
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
@@ -145,10 +146,23 @@ class Buffers:
                 self._fill(filled)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # others may load an adapter
+        with _recorded(graph, pool, stream):
             self.logits = self.run(model, modules)
         self._fill(filled)
         self.graph = graph
+
+
+@contextmanager
+def _recorded(graph: torch.cuda.CUDAGraph, pool: Any, stream: Any) -> Iterator[None]:
+    """As `torch.cuda.graph`, but where that fails, which leaves its stream and its pool in use, they are given up."""
+    with RECORDING, torch.cuda.stream(torch.cuda.current_stream()):  # on leaving it, the caller's stream
+        try:  # others may load an adapter meanwhile
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                yield
+        except BaseException:
+            with suppress(AttributeError, RuntimeError):  # of a torch without it; of a pool that was ended
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
 
 
 class Graphs:
@@ -158,6 +172,7 @@ class Graphs:
         self._model, self._modules, self._record = model, modules, record
         # intermediate results of all graphs share their memory: one step runs at a time
         self._pool = torch.cuda.graph_pool_handle() if record else None
+        self._stream: Any = torch.cuda.Stream(model.device) if record else None  # type: ignore[no-untyped-call]
         self._buffers: list[Buffers] = []
 
     @property
@@ -190,7 +205,7 @@ class Graphs:
     def _run(self, buffers: Buffers) -> Tensor:
         if self._record and buffers.graph is None:
             try:
-                buffers.record(self._model, self._modules, self._pool)
+                buffers.record(self._model, self._modules, self._pool, self._stream)
             except RuntimeError as error:
                 warnings.warn(f"decoding cannot be recorded as a CUDA graph and is slower: {error}", stacklevel=2)
                 self._record = False

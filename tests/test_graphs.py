@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -121,6 +122,58 @@ def test_model_that_cannot_be_recorded_is_stepped_in_the_same_buffers(
         assert made._run(_ready(engine)) is not None
     assert not made._record
     assert ask(engine, 0) == expected[0]
+
+
+class Card:
+    """The part of torch's CUDA that a recording touches; its graphs cannot be recorded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream, self.underway = self.Stream(), list[object]()
+        self.emptied, self.asked = 0, list[object]()
+        for name, value in {
+            **{"Stream": self.Stream, "CUDAGraph": lambda: self, "_get_device_index": lambda *_: 0},
+            **{"current_stream": lambda *_: self.stream, "set_stream": partial(setattr, self, "stream")},
+            **{"current_device": lambda: 0, "device": lambda _: nullcontext(), "synchronize": lambda: None},
+            **{"empty_cache": self.empty_cache, "graph_pool_handle": lambda: (0, len(self.asked))},
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+
+    class Stream:
+        device = 0
+
+        def __init__(self, device: object = 0) -> None:
+            pass
+
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    def empty_cache(self) -> None:
+        assert not self.underway and graphs.RECORDING.locked()
+        self.emptied += 1
+
+    def end(self, device: int, pool: object) -> None:
+        self.underway.remove(pool)
+
+    def capture_begin(self, pool: object, **_: object) -> None:
+        self.underway.append(pool)
+        self.asked.append(self.stream)
+
+    def capture_end(self) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_recording_that_fails_leaves_the_callers_stream_and_no_pool_in_use(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffers = _ready(engine)
+    card = Card(monkeypatch)
+    before, made = card.stream, Graphs(engine._model, engine._modules, record=True)
+    with torch.inference_mode(), pytest.warns(UserWarning, match="previous error during capture"):
+        assert made._run(buffers) is not None
+    assert card.stream is before and not card.underway and not graphs.RECORDING.locked()
+    assert card.asked == [made._stream] and made._stream is not before and not made.recording
 
 
 def _ready(engine: LocalEngine) -> Buffers:
