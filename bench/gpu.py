@@ -105,7 +105,8 @@ def main() -> None:
         return
     if not args.toy and not fp8.supported("cuda"):
         print(
-            f"skipped: {torch.cuda.get_device_name()} is older than Hopper; torch has no scaled grouped product for it"
+            f"skipped: {torch.cuda.get_device_name()} is not of Hopper's generation, for which alone torch has a scaled"
+            " grouped product by rows"
         )
         return
     bench = Bench(TOY if args.toy else BIG, "cpu" if args.toy else "cuda", args.minutes)

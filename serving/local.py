@@ -131,7 +131,7 @@ class LocalEngine:
     def _call(self, job: Callable[[], T]) -> T:
         try:
             return self._batcher.call(job)
-        except RuntimeError as error:  # as where the card is full
+        except (RuntimeError, ValueError) as error:  # as where the card is full, or a kernel refuses a shape
             raise ServingError(f"the model failed: {error}") from error
 
     def _prompt(self, prompt: Prompt, reserved: int) -> Ids:
@@ -236,5 +236,5 @@ def _in_fp8(settings: ServingSettings, device: str) -> bool:
     if wanted == "auto":
         return fp8.supported(device) and disk_bytes(settings.base) >= LEAST_BYTES and is_fp8(load_config(settings.base))
     if wanted == "fp8" and device != "cpu" and not fp8.supported(device):
-        raise ServingError(f"torch has no FP8 products for {device} (Hopper or later); set serving.weights to full")
+        raise ServingError(f"torch has no FP8 products for {device} (Hopper has them); set serving.weights to full")
     return wanted == "fp8"

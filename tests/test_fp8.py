@@ -185,11 +185,19 @@ def test_on_a_cpu_weights_are_dequantised_unless_asked_otherwise_and_unknown_val
         LocalEngine(ServingSettings(device="cpu", weights="half"))
 
 
+@pytest.mark.parametrize(("capability", "has"), [((8, 9), False), ((9, 0), True), ((10, 0), False), ((12, 0), False)])
+def test_fp8_products_are_for_the_one_generation_that_torch_has_kernels_for(
+    capability: tuple[int, int], has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fp8.supported("cuda") == fp8.supported("cuda:0") == has
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 def test_card_multiplies_as_the_reference_does() -> None:
     if not fp8.supported("cuda"):
-        pytest.skip("this card is older than Hopper: torch has no scaled grouped product for it")
+        pytest.skip("this card is not of Hopper's generation: torch has no scaled grouped product by rows for it")
     inputs, weight = torch.randn(40, 256).bfloat16(), torch.randn(8, 128, 256)
     values, scale = fp8.rounded(weight)
     ends = torch.tensor([0, 5, 5, 20, 21, 40, 40, 40], dtype=torch.int32)

@@ -232,6 +232,18 @@ def test_score_is_the_log_probability_of_the_answer_with_its_end(engine: LocalEn
         assert score.logprob == pytest.approx(sum(expected), abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_shape_that_a_kernel_refuses_is_an_error_of_serving(
+    engine: LocalEngine, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise kind("K must be divisible by 16")
+
+    monkeypatch.setattr(engine, "_logits_at", refuse)
+    with pytest.raises(ServingError, match="the model failed: K must be divisible"):
+        engine.score(PROMPTS[:1], ANSWERS[:1])
+
+
 def test_scores_do_not_depend_on_the_batch_or_its_order(engine: LocalEngine) -> None:
     prompts, answers = PROMPTS * 15, ANSWERS * 15
     together = engine.score(prompts, answers)
