@@ -13,8 +13,9 @@ is `generate`: growing cache, its experts as it decodes them by itself (`batched
 cache, which it compiles; the fastest of these is what ours is compared with, and is named.
 limit: the bytes that a step has to read (active weights, keys and values) at the bandwidth of a copy, measured here;
 random routers spread tokens evenly, so a batch of b meets a share of 1 - (1 - k/E)^b of the experts.
-train: LoRA on the bfloat16 weights, rows of 2,048 tokens, gradient checkpointing; a pair of DPO is two rows, and its
-reference, the base, is part of its time.
+train: LoRA on the bfloat16 weights, activations computed again as a night does on a card, but by a loop of its own and
+on rows of 2,048 random tokens, which are none of a night's; a pair of DPO is two rows, and its reference, the base, is
+part of its time.
 agree: logits of the same weights in FP8 and in bfloat16. Random weights are a hard case: nothing is decided clearly.
 Parts that fail or for which no time is left are named and left out. After each part a line of JSON tells what is found
 so far, and the last line printed is one in any case.
