@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -156,12 +157,16 @@ class Buffers:
 def _recorded(graph: torch.cuda.CUDAGraph, pool: Any, stream: Any) -> Iterator[None]:
     """As `torch.cuda.graph`, but where that fails, which leaves its stream and its pool in use, they are given up."""
     with RECORDING, torch.cuda.stream(torch.cuda.current_stream()):  # on leaving it, the caller's stream
-        try:  # others may load an adapter meanwhile
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        # others may load an adapter meanwhile
+        record = partial(torch.cuda.graph, stream=stream, capture_error_mode="thread_local")
+        try:
+            with record(graph, pool=pool):
                 yield
         except BaseException:
             with suppress(AttributeError, RuntimeError):  # of a torch without it; of a pool that was ended
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            with suppress(RuntimeError), record(torch.cuda.CUDAGraph()):
+                pass  # until one is recorded, what draws random numbers on the card would think it is being recorded
             raise
 
 
