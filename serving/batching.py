@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import RLock, Thread
 from typing import Any, TypeVar
 
 from ..errors import ServingError
@@ -74,7 +74,7 @@ class Request(Row):
 class Batcher:
     def __init__(self, forward: Forward, device: str) -> None:
         self._forward, self._device = forward, device
-        self._lock = Lock()  # of the two queues and `_working`
+        self._lock = RLock()  # of the two queues and `_working`; what is collected meanwhile may hand in a job
         self._waiting: deque[Request] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
         self._working = False
@@ -89,6 +89,10 @@ class Batcher:
 
     def call(self, job: Callable[[], T]) -> T:
         """What `job` returns; it may use the model, and runs between two steps."""
+        return self.hand_in(job).result()
+
+    def hand_in(self, job: Callable[[], T]) -> Future[T]:
+        """As `call`, but nobody waits, so the thread itself may do it."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -100,7 +104,7 @@ class Batcher:
         with self._lock:
             self._wake()
             self._jobs.append(run)
-        return future.result()
+        return future
 
     def forget(self) -> None:
         """Let go of what was read of conversations."""
