@@ -106,7 +106,7 @@ def student(settings: Settings, start: Path | None = None) -> Student:
     base = load_base(spec, dtype=dtype, device=device)
     set_seed(night.seed)
     if start is None:
-        targets = lora_targets(base.config, night.lora_targets)
+        targets = lora_targets(base.config, night.lora_targets, settings.serving.engine)
         shape = {"r": night.lora_rank, "lora_alpha": night.lora_alpha, "lora_dropout": 0.0}
         with as_named(base):
             model = get_peft_model(base, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **shape))

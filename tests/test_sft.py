@@ -59,8 +59,9 @@ def test_no_path_of_the_machine_is_written_into_the_adapter(settings: Settings, 
 def test_lora_goes_where_the_setting_says_and_never_into_routed_experts(settings: Settings) -> None:
     from safetensors import safe_open
 
-    def modules(targets: str) -> set[str]:
-        adapter = run([example(1)], replace(settings, night=replace(settings.night, lora_targets=targets)))
+    def modules(targets: str, engine: str = "local") -> set[str]:
+        night, serving = replace(settings.night, lora_targets=targets), replace(settings.serving, engine=engine)
+        adapter = run([example(1)], replace(settings, night=night, serving=serving))
         with safe_open(adapter.path / "adapter_model.safetensors", "pt") as file:
             return {key.split(".layers.")[1].split(".", 1)[1].rsplit(".lora_", 1)[0] for key in file.keys()}  # noqa: SIM118
 
@@ -68,6 +69,7 @@ def test_lora_goes_where_the_setting_says_and_never_into_routed_experts(settings
     assert {m.split(".")[0] for m in attention} == {"self_attn"}
     assert both > attention and {"mlp.gate_proj", "mlp.shared_experts.down_proj"} <= both
     assert not any(".experts" in m for m in both)
+    assert attention - modules("attention", "vllm") == {"self_attn.kv_b_proj"}
 
 
 def test_the_same_snapshot_settings_and_seed_give_the_same_adapter(settings: Settings) -> None:
