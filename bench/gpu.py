@@ -51,6 +51,7 @@ sys.modules.setdefault("nightschool", package)
 from nightschool.serving import fp8  # noqa: E402
 from nightschool.serving.adapters import BASE, Deltas, Lora, applied  # noqa: E402
 from nightschool.serving.base import lora_targets  # noqa: E402
+from nightschool.serving.batching import CARD  # noqa: E402
 from nightschool.serving.decoding import Answer, Batch, Row  # noqa: E402
 from nightschool.serving.engine import Sampling  # noqa: E402
 from nightschool.serving.graphs import Graphs, is_plain, use_attention  # noqa: E402
@@ -81,7 +82,7 @@ BIG = Size(
         **{"num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128},
         **{"num_experts": 128, "num_experts_per_tok": 8, "max_position_embeddings": 40960},
     },
-    batches=(1, 8, 32, 64),
+    batches=(1, 8, 32, CARD.rows),
     prompt=128,
     steps=100,
     train=2048,

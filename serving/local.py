@@ -88,7 +88,8 @@ class LocalEngine:
         """One answer a prompt, in order. ServingError when one of them fails or is not ready in time."""
         requests = self._requests(prompts, adapter, sampling)
         try:
-            for group in batches([request.size for request in requests]):
+            limits = self._batcher.limits
+            for group in batches([request.size for request in requests], limits.columns, limits.rows):
                 self._batcher.add([requests[i] for i in group])
                 for i in group:
                     for _ in requests[i].pieces():
