@@ -8,14 +8,17 @@ with 0; `--toy` runs every part at toy size on a CPU, which proves the script an
 
 decode: tokens/s after prompts of 128 tokens, greedily, at batch 1, 8, 32 and 64. Ours is the engine's own step: experts
 and attention in FP8, static buffers, recorded as a CUDA graph; `fused` with its small kernels compiled; with and
-without an adapter (rank 16, attention). transformers' is `generate`: growing cache, and static cache, which it
-compiles.
+without an adapter (rank 16, attention). 64 rows are the most that the engine steps together on a card. transformers'
+is `generate`: growing cache, its experts as it decodes them by itself (`batched_mm`) and by `grouped_mm`, and static
+cache, which it compiles; the fastest of these is what ours is compared with, and is named.
 limit: the bytes that a step has to read (active weights, keys and values) at the bandwidth of a copy, measured here;
 random routers spread tokens evenly, so a batch of b meets a share of 1 - (1 - k/E)^b of the experts.
-train: LoRA on the bfloat16 weights, rows of 2,048 tokens, gradient checkpointing; a pair of DPO is two rows, and its
-reference, the base, is part of its time.
+train: LoRA on the bfloat16 weights, activations computed again as a night does on a card, but by a loop of its own and
+on rows of 2,048 random tokens, which are none of a night's; a pair of DPO is two rows, and its reference, the base, is
+part of its time.
 agree: logits of the same weights in FP8 and in bfloat16. Random weights are a hard case: nothing is decided clearly.
-Parts for which no time is left are named and left out. The last line printed is JSON.
+Parts that fail or for which no time is left are named and left out. After each part a line of JSON tells what is found
+so far, and the last line printed is one in any case.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ sys.modules.setdefault("nightschool", package)
 from nightschool.serving import fp8  # noqa: E402
 from nightschool.serving.adapters import BASE, Deltas, Lora, applied  # noqa: E402
 from nightschool.serving.base import lora_targets  # noqa: E402
+from nightschool.serving.batching import CARD  # noqa: E402
 from nightschool.serving.decoding import Answer, Batch, Row  # noqa: E402
 from nightschool.serving.engine import Sampling  # noqa: E402
 from nightschool.serving.graphs import Graphs, is_plain, use_attention  # noqa: E402
@@ -56,6 +60,8 @@ from nightschool.serving.lora import as_named  # noqa: E402
 GIB = 1 << 30
 MOST_GIB = 75
 RANK = 16
+GROUPED = "nightschool_bench_grouped_mm"
+THEIRS = ("bf16", "bf16_grouped", "bf16_static")
 Found = dict[str, Any]
 
 
@@ -76,7 +82,7 @@ BIG = Size(
         **{"num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128},
         **{"num_experts": 128, "num_experts_per_tok": 8, "max_position_embeddings": 40960},
     },
-    batches=(1, 8, 32, 64),
+    batches=(1, 8, 32, CARD.rows),
     prompt=128,
     steps=100,
     train=2048,
@@ -105,13 +111,18 @@ def main() -> None:
         return
     if not args.toy and not fp8.supported("cuda"):
         print(
-            f"skipped: {torch.cuda.get_device_name()} is older than Hopper; torch has no scaled grouped product for it"
+            f"skipped: {torch.cuda.get_device_name()} is not of Hopper's generation, for which alone torch has a scaled"
+            " grouped product by rows"
         )
         return
     bench = Bench(TOY if args.toy else BIG, "cpu" if args.toy else "cuda", args.minutes)
-    found = bench.run()
-    print(bench.table())
-    print(json.dumps({**found, **circumstances(args.toy)}))
+    try:
+        bench.run()
+    finally:
+        try:
+            print(bench.table())
+        finally:
+            print(json.dumps(bench.found), flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -144,64 +155,93 @@ class Bench:
         self.speeds: dict[str, dict[int, float]] = {}
         self.bytes: dict[str, dict[int, float]] = {}
         self.recorded = device == "cuda"  # whether our steps were CUDA graphs to the end
-        self.found: Found = {"left_out": {}}
+        self.found: Found = {"left_out": {}, **circumstances(device == "cpu")}
+        self.kind, self.model, self.lora = "", None, BASE  # one model at a time fits
+        self.numbers: dict[str, Tensor] = {}  # logits by kind
 
-    def run(self) -> Found:
+    def run(self) -> None:
+        """The parts, the surest and most wanted first; whatever measures or may fail goes through `attempt`."""
         if self.device == "cuda":
             torch.cuda.set_per_process_memory_fraction(MOST_GIB * GIB / torch.cuda.mem_get_info()[1])
-        self.found["copy_gb_per_s"] = round(self.copy_bandwidth() / 1e9, 1)
         torch.manual_seed(1)
         rows, width = max(self.size.batches), self.size.prompt
         self.prompts = torch.randint(self.config.vocab_size, (rows, width)).tolist()
-        logits = self.in_fp8()
-        self.in_bfloat16(logits)
-        self.compare()
-        return self.found
+        self.attempt("copy", 5, 30, self.copy_bandwidth)
+        for kind, part in (
+            *(("fp8", self.fp8_steps), ("bf16", self.bf16_generate), ("bf16", self.training)),
+            *(("bf16", self.bf16_static), ("fp8", self.fp8_fused)),
+        ):
+            if kind == self.kind or self.loaded(kind, part.__name__):
+                part()
+            self.guarded("compare", 30, self.compare)
+            print(json.dumps(self.found), flush=True)
 
     # -- the two models ---
 
-    def build(self) -> Any:
-        """The same weights every time."""
+    def loaded(self, kind: str, part: str) -> bool:
+        self.kind, self.model, self.lora = "", None, BASE
+        self.guarded(f"tidying before {part}", 30, self.tidy)
+        return self.attempt(f"weights, for {part}", 30, 180, lambda: self.load(kind))
+
+    def load(self, kind: str) -> None:
+        """The same weights every time, in FP8 or as they are."""
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(0)
         with torch.device(self.device):
             # a copy: a model's config remembers how its experts are computed
-            model = AutoModelForCausalLM.from_config(deepcopy(self.config), dtype=torch.bfloat16)
-        return model.eval()
+            model = AutoModelForCausalLM.from_config(deepcopy(self.config), dtype=torch.bfloat16).eval()
+        if kind == "fp8":
+            pattern = lora_targets(self.config, "attention")
+            model = fp8.convert(model, pattern, self.device)
+            use_attention(model)
+            self.lora = adapter(model, pattern)
+        self.kind, self.model = kind, model
+        self.note_memory(kind, model)
 
-    def in_fp8(self) -> Tensor:
-        pattern = lora_targets(self.config, "attention")
-        model = fp8.convert(self.build(), pattern, self.device)
-        use_attention(model)
-        self.tidy()
-        logits, lora = self.logits(model), adapter(model, pattern)
-        self.note_memory("fp8", model)
-        for suffix in ("", "_fused"):
-            if suffix:
-                torch._dynamo.config.recompile_limit = 64  # shapes of layers times batches
-                fp8.fuse(model, self.size.fuse)
-            for name, one in ((f"fp8{suffix}", BASE), (f"fp8{suffix}_adapter", lora)):
-                for rows in self.size.batches:
-                    self.attempt(
-                        f"{name}, batch {rows}", 45, 240, lambda o=one, n=name, r=rows: self.ours(n, model, o, r)
-                    )
+    def fp8_steps(self) -> None:
+        self.attempt("logits, fp8", 5, 30, self.logits)
+        self.steps("fp8", 30, 90)
         self.found["recorded"] = self.recorded
-        return logits
 
-    def in_bfloat16(self, fp8_logits: Tensor) -> None:
-        self.tidy()
-        model = self.build()
-        self.found["agree"] = agreement(self.logits(model), fp8_logits)
-        self.note_memory("bf16", model)
+    def steps(self, name: str, least: float, most: float) -> None:
+        for one, lora in ((name, BASE), (f"{name}_adapter", self.lora)):
+            for rows in self.size.batches:
+                self.attempt(f"{one}, batch {rows}", least, most, lambda n=one, o=lora, r=rows: self.ours(n, o, r))
+
+    def fp8_fused(self) -> None:
+        torch._dynamo.config.recompile_limit = 64  # shapes of layers times batches
+        if self.attempt("fuse", 20, 60, lambda: fp8.fuse(self.model, self.size.fuse)):
+            self.steps("fp8_fused", 40, 75)
+
+    def bf16_generate(self) -> None:
+        self.attempt("logits, bf16", 5, 30, self.logits)
         for rows in self.size.batches:
-            self.attempt(f"bf16, batch {rows}", 20, 60, lambda r=rows: self.theirs("bf16", model, r, static=False))
-        for name, step in (("sft", sft_loss), ("dpo", dpo_loss)):
-            self.attempt(name, 30, 90, lambda n=name, s=step: self.train(n, model, s))
+            self.attempt(f"bf16, batch {rows}", 20, 60, lambda r=rows: self.theirs("bf16", r))
+            self.attempt(f"bf16_grouped, batch {rows}", 20, 60, lambda r=rows: self.grouped(r))
+
+    def grouped(self, rows: int) -> None:
+        """`generate` decodes by `batched_mm` where a card was to use `grouped_mm`, unless that has another name."""
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+
+        ALL_EXPERTS_FUNCTIONS.register(GROUPED, grouped_mm_experts_forward)
+        before = self.model.config._experts_implementation
+        self.model.set_experts_implementation(GROUPED)
+        try:
+            self.theirs("bf16_grouped", rows)
+        finally:
+            self.model.set_experts_implementation(before)
+
+    def bf16_static(self) -> None:
         for rows in reversed(self.size.batches):
             self.attempt(
-                f"bf16_static, batch {rows}", 60, 300, lambda r=rows: self.theirs("bf16_static", model, r, static=True)
+                f"bf16_static, batch {rows}",
+                *(60, 300, lambda r=rows: self.theirs("bf16_static", r, cache_implementation="static")),
             )
+
+    def training(self) -> None:
+        for name, step in (("sft", sft_loss), ("dpo", dpo_loss)):
+            self.attempt(name, 30, 90, lambda n=name, s=step: self.train(n, s))
 
     def tidy(self) -> None:
         gc.collect()
@@ -215,9 +255,9 @@ class Bench:
 
     # -- decoding ---
 
-    def ours(self, name: str, model: Any, lora: Lora, rows: int) -> None:
+    def ours(self, name: str, lora: Lora, rows: int) -> None:
         """The engine's own batch and step, without a tokenizer."""
-        step = self.stepper(model)
+        step = self.stepper(self.model)
         answers = [Answer(Mute(), Sampling(max_tokens=1 << 20)) for _ in range(rows)]
         batch = Batch([Row(self.prompts[i], answers[i], lora) for i in range(rows)], self.device)
         for _ in range(3):  # the prompt, the step that is recorded, one more
@@ -240,15 +280,14 @@ class Bench:
 
         return step
 
-    def theirs(self, name: str, model: Any, rows: int, *, static: bool) -> None:
+    def theirs(self, name: str, rows: int, **more: str) -> None:
         """`generate`, timed from its second token on; compiled by a first run where it compiles."""
         ids = torch.tensor(self.prompts[:rows], device=self.device)
-        more = {"cache_implementation": "static"} if static else {}
         tokens = self.size.steps + 2
         for _ in range(2):
             clock = Clock()
             with torch.inference_mode():
-                model.generate(
+                self.model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     max_new_tokens=tokens,
@@ -279,11 +318,12 @@ class Bench:
 
     # -- what a step has to read ---
 
-    def copy_bandwidth(self) -> float:
+    def copy_bandwidth(self) -> None:
         source = torch.ones(self.size.copied, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         target.copy_(source)
-        return 2 * 10 * self.size.copied / self.seconds(lambda: [target.copy_(source) for _ in range(10)])
+        seconds = self.seconds(lambda: [target.copy_(source) for _ in range(10)])
+        self.found["copy_gb_per_s"] = round(2 * 10 * self.size.copied / seconds / 1e9, 1)
 
     def bytes_a_step(self, model: Any, rows: int) -> float:
         share = 1 - (1 - self.config.num_experts_per_tok / self.config.num_experts) ** rows
@@ -295,17 +335,20 @@ class Bench:
 
     # -- numbers ---
 
-    def logits(self, model: Any) -> Tensor:
+    def logits(self) -> None:
+        """Of the model at hand; compared as soon as there are those of both."""
         ids = torch.tensor(self.prompts[: min(4, len(self.prompts))], device=self.device)
         with torch.inference_mode():
-            logits: Tensor = model(ids, use_cache=False).logits.float().cpu()
-        return logits
+            self.numbers[self.kind] = self.model(ids, use_cache=False).logits.float().cpu()
+        if {"fp8", "bf16"} <= self.numbers.keys():
+            self.found["agree"] = agreement(self.numbers["bf16"], self.numbers["fp8"])
 
     # -- training ---
 
-    def train(self, name: str, model: Any, loss_of: Callable[[Any, Tensor], Tensor]) -> None:
+    def train(self, name: str, loss_of: Callable[[Any, Tensor], Tensor]) -> None:
         from peft import LoraConfig, get_peft_model
 
+        model = self.model
         pattern = lora_targets(self.config, "attention")
         with as_named(model):
             tuned = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules=pattern))
@@ -317,7 +360,6 @@ class Bench:
             tuned.gradient_checkpointing_disable()
             tuned.unload()
             model.eval()
-            self.tidy()
 
     def note_training(self, name: str, tuned: Any, loss_of: Callable[[Any, Tensor], Tensor]) -> None:
         trained = [p for p in tuned.parameters() if p.requires_grad]
@@ -349,52 +391,67 @@ class Bench:
 
     # -- time ---
 
-    def attempt(self, name: str, least: float, most: float, act: Callable[[], object]) -> None:
+    def attempt(self, name: str, least: float, most: float, act: Callable[[], object]) -> bool:
         """Run a part if `least` seconds are left, for `most` at most; one that fails leaves the others alone."""
         left = self.ends - time.monotonic()
         if left < least:
             self.found["left_out"][name] = f"{left:.0f} s left, {least:.0f} wanted"
-            return
+            return False
+        done = self.guarded(name, min(left, most), act)
+        self.guarded(f"tidying after {name}", 30, self.tidy)  # out of reach of what holds on to a failed part
+        return done
+
+    def guarded(self, name: str, seconds: float, act: Callable[[], object]) -> bool:
         try:
-            with limited(min(left, most)):
+            with limited(seconds):
                 act()
         except Exception as error:  # an unattended run reports what it has
             self.found["left_out"][name] = f"{type(error).__name__}: {error}"[:300]
             print(f"{name} failed: {error}", flush=True)
-        self.tidy()
+            return False
+        return True
 
     # -- the answer ---
 
     def compare(self) -> None:
-        best = {name: self.best(name) for name in ("fp8", "fp8_adapter", "bf16")}
-        bandwidth = 1e9 * self.found["copy_gb_per_s"]
+        best = {name: self.speeds.get(name, {}) for name in ("fp8", "fp8_adapter")}  # as the engine steps: not fused
+        theirs = self.best_of_theirs()
+        self.found["bf16_fastest"] = theirs
         self.found["tokens_per_s"] = self.speeds
         self.found["gb_a_step"] = {n: {r: round(b / 1e9, 4) for r, b in of.items()} for n, of in self.bytes.items()}
         self.found["share_of_limit"] = {
-            name: {r: round(s * self.bytes[name.split("_")[0]][r] / r / bandwidth, 4) for r, s in of.items()}
+            name: {rows: self.limit_share(name, rows, speed) for rows, speed in of.items()}
             for name, of in self.speeds.items()
         }
         last = self.size.batches[-1]
-        self.found["fp8_over_bf16_last_batch"] = ratio(best["fp8"].get(last), best["bf16"].get(last))
-        self.found["share_of_limit_b1"] = self.limit_share(best["fp8"].get(1), bandwidth)
+        self.found["fp8_over_bf16_last_batch"] = ratio(
+            best["fp8"].get(last), self.speeds[theirs[last]][last] if last in theirs else None
+        )
+        self.found["share_of_limit_b1"] = self.limit_share("fp8", 1, best["fp8"].get(1))
         self.found["adapter_overhead"] = {
             r: round(1 - best["fp8_adapter"][r] / s, 4) for r, s in best["fp8"].items() if r in best["fp8_adapter"]
         }
 
-    def limit_share(self, speed: float | None, bandwidth: float) -> float | None:
-        return None if speed is None else round(speed * self.bytes["fp8"][1] / bandwidth, 4)
+    def limit_share(self, name: str, rows: int, speed: float | None) -> float | None:
+        bandwidth = self.found.get("copy_gb_per_s")
+        if speed is None or bandwidth is None:
+            return None
+        return round(speed * self.bytes[name.split("_")[0]][rows] / rows / (1e9 * float(bandwidth)), 4)
 
-    def best(self, name: str) -> dict[int, float]:
-        """By batch, of bf16 the faster of its two settings, and of ours what the engine does: it does not fuse."""
-        settings = [self.speeds.get(one, {}) for one in ((name, "bf16_static") if name == "bf16" else (name,))]
-        return {r: max(s[r] for s in settings if r in s) for r in self.size.batches if any(r in s for s in settings)}
+    def best_of_theirs(self) -> dict[int, str]:
+        """By batch, which of transformers' settings is the fastest."""
+        speeds = {
+            rows: {n: of[rows] for n, of in self.speeds.items() if n in THEIRS and rows in of}
+            for rows in self.size.batches
+        }
+        return {rows: max(of, key=of.__getitem__) for rows, of in speeds.items() if of}
 
     def table(self) -> str:
         head = ["| tokens/s (share of the limit) |", *(f" batch {rows} |" for rows in self.size.batches)]
         lines = ["".join(head), "| --- |" + " --- |" * len(self.size.batches)]
         for name, of in self.speeds.items():
-            share = self.found["share_of_limit"][name]
-            cells = [f"{of[r]:,.1f} ({share[r]:.1%})" if r in of else "-" for r in self.size.batches]
+            share = self.found.get("share_of_limit", {}).get(name, {})
+            cells = [f"{of[r]:,.1f} ({share.get(r) or 0:.1%})" if r in of else "-" for r in self.size.batches]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         rest = {k: v for k, v in self.found.items() if k not in ("tokens_per_s", "share_of_limit")}
         return "\n".join(

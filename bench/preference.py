@@ -240,6 +240,8 @@ def timed(seconds: float, rate: float) -> Any:
 
 
 def _common(night: Any, home: Path) -> dict[str, Any]:
+    from nightschool.evolve.trainer import checkpointing
+
     return {
         "output_dir": str(home),
         "per_device_train_batch_size": night.batch_size,
@@ -255,7 +257,7 @@ def _common(night: Any, home: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
-        "activation_checkpointing": False,
+        **checkpointing(False),
         "dataloader_pin_memory": False,
     }
 

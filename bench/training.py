@@ -183,7 +183,7 @@ def stock(name: str, kind: str, given: list[Row], home: Path) -> dict[str, float
         "max_length": None,
         "use_cpu": True,
         "bf16": False,
-        "activation_checkpointing": False,
+        **t.checkpointing(False),
         "router_aux_loss_coef": 0.0,
         "report_to": "none",
         "save_strategy": "no",

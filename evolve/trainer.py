@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,7 @@ def student(settings: Settings, start: Path | None = None) -> Student:
     base = load_base(spec, dtype=dtype, device=device)
     set_seed(night.seed)
     if start is None:
-        targets = lora_targets(base.config, night.lora_targets)
+        targets = lora_targets(base.config, night.lora_targets, settings.serving.engine)
         shape = {"r": night.lora_rank, "lora_alpha": night.lora_alpha, "lora_dropout": 0.0}
         with as_named(base):
             model = get_peft_model(base, LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **shape))
@@ -280,7 +280,7 @@ def _arguments(scratch: str, student: Student, steps: int, rate: float, seed: in
         seed=seed,
         use_cpu=student.device == "cpu",
         bf16=student.on_gpu,
-        activation_checkpointing=False,
+        **checkpointing(student.on_gpu),
         router_aux_loss_coef=0.0,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
@@ -294,6 +294,16 @@ def _arguments(scratch: str, student: Student, steps: int, rate: float, seed: in
     )
     args._n_gpu = min(1, args.n_gpu)  # with more, it would split a batch that is laid out already over all cards
     return args
+
+
+def checkpointing(on: bool) -> dict[str, Any]:
+    """Whether activations are computed again for the gradient, by the name that this transformers has for it.
+
+    A card lacks room for them sooner than time; a CPU has the room and not the time.
+    """
+    names = {field.name for field in fields(SFTConfig)}
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: on, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 @torch.no_grad()

@@ -41,7 +41,8 @@ def check(base: str, home: Home = None, as_json: AsJson = False) -> None:
     """What a base is and takes: family, FP8 layout, chat template, where LoRA goes, memory. Exits 1 on a problem."""
     from ..serving.checking import check as examine
 
-    report = examine(base, load_settings(home).night.lora_rank)
+    settings = load_settings(home)
+    report = examine(base, settings.night.lora_rank, settings.serving.engine)
     found = asdict(report)
     lines = [f"{name}: {_worded(value)}" for name, value in found.items() if name != "problems"]
     show(found, as_json, [*lines, *(f"problem: {problem}" for problem in report.problems)])
@@ -66,7 +67,7 @@ def use(base: str, home: Home = None) -> None:
     folder = os.path.expanduser(base)
     chosen = os.path.realpath(folder) if os.path.isdir(folder) else base
     _check_environment(settings, chosen)
-    if problems := examine(base, settings.night.lora_rank).problems:
+    if problems := examine(base, settings.night.lora_rank, settings.serving.engine).problems:
         raise ServingError("; ".join(problems))
     _write(settings.home / "settings.toml", chosen)
     first = "" if is_home(settings) else f"nightschool init{at(home)}, then "

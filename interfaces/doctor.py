@@ -53,7 +53,7 @@ def _device() -> str:
 def _base(settings: Settings, problems: list[str]) -> str:
     from ..serving.checking import check
 
-    serving, found = settings.serving, check(settings.serving.base, settings.night.lora_rank)
+    serving, found = settings.serving, check(settings.serving.base, settings.night.lora_rank, settings.serving.engine)
     problems += [f"base: {problem}" for problem in found.problems]
     if settings.night.lora_targets not in found.lora_modules:
         problems.append(f"base: night.lora_targets is {settings.night.lora_targets!r}, which does not fit it")

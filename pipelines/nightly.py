@@ -21,7 +21,7 @@ from ..evolve.prompts import Words
 from ..evolve.registry import Registry, ensure_loaded, intact
 from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
 from ..memory.store import MemoryStore
-from ..serving.base import base_id
+from ..serving.base import base_id, has_passed_by
 from ..serving.engine import Engine
 from ..settings import Settings
 from .lock import night_lock
@@ -87,6 +87,8 @@ def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, b
     phase = "dpo" if snapshot.pairs or snapshot.thumbs else "sft"
     for adapter in registry.adapters():
         same = (adapter.snapshot_id, adapter.base_id, adapter.phase) == (snapshot.id, base_id, phase)
+        if settings.serving.engine == "vllm" and has_passed_by(adapter.path):
+            continue  # as it was trained for the engine in process
         if same and adapter.details.get("night") == night and adapter.id not in tainted and _whole(adapter, registry):
             return adapter
     return None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..content import files_id
 from ..errors import ServingError, SettingsError
 from ..loading import loading
+from .engine import WEIGHTS as ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ DESCRIBING = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # conf
 WEIGHTS = "model.safetensors"  # of a checkpoint without an index
 INDEX = "model.safetensors.index.json"
 DEQUANTISED = ("fp8", "mxfp4")  # on loading, of the methods of transformers
+PASSED_BY = "kv_b_proj"  # of latent attention: vLLM splits its weight at load, and never sees what LoRA adds to it
 MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
 
 
@@ -248,16 +250,29 @@ def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
 # -- where LoRA goes ---
 
 
-def lora_targets(config: Any, setting: str) -> str:
+def lora_targets(config: Any, setting: str, engine: str = "local") -> str:
     """A pattern of module names for peft: attention, and with `attention+mlp` the dense and shared-expert MLPs.
 
-    Read off the model's own modules, so it holds for any family; routers and routed experts are never in it.
+    Read off the model's own modules, so it holds for any family; routers and routed experts are never in it, nor what
+    `engine` would pass by.
     """
     names = [name for name in modules_of(config).linear if _is_target(name.split("."), setting)]
+    names = [name for name in names if engine != "vllm" or not name.endswith(PASSED_BY)]
     if not names:
         raise ServingError(f"no linear layer of a {config.model_type} fits night.lora_targets = {setting!r}")
     shapes = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names})
     return "|".join(re.escape(shape).replace(r"\#", r"\d+") for shape in shapes)
+
+
+def has_passed_by(adapter: Path) -> bool:
+    """Whether the adapter in that folder has weights that a vLLM server would leave out without a word."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(adapter / ADAPTER_WEIGHTS, "np") as file:
+            return any(f".{PASSED_BY}." in key for key in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):  # whoever reads it says so
+        return False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import RLock, Thread
 from typing import Any, TypeVar
 
 from ..errors import ServingError
@@ -25,10 +25,23 @@ from .engine import ON_LATE
 
 T = TypeVar("T")
 BATCH_ROWS = 32
-BATCH_TOKENS = 8192  # of one forward pass, padding included
-RUNNING_TOKENS = 4 * BATCH_TOKENS  # of all answers on their way; later ones wait their turn
+BATCH_TOKENS = 8192  # that one forward pass reads, padding included
 PREFIX_TOKENS = 8192  # kept for prompts that go on where an earlier one ended
 LEAST_PREFIX = 32  # a shorter one is read again more quickly than it is looked up and read alone
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of answers that are stepped together, and of all that are on their way; later ones wait their turn."""
+
+    rows: int
+    columns: int  # of the cache, of all rows when their answers have their full length, padding included
+    running: int  # tokens
+
+
+CPU = Limits(BATCH_ROWS, BATCH_TOKENS, 4 * BATCH_TOKENS)
+# a step reads the weights once for all its rows; of Qwen3-30B-A3B so many columns are 12 GiB
+CARD = Limits(64, 64 * 2048, 64 * 2048)
 
 
 @dataclass(eq=False)
@@ -74,7 +87,8 @@ class Request(Row):
 class Batcher:
     def __init__(self, forward: Forward, device: str) -> None:
         self._forward, self._device = forward, device
-        self._lock = Lock()  # of the two queues and `_working`
+        self.limits = CARD if device.startswith("cuda") else CPU
+        self._lock = RLock()  # of the two queues and `_working`; what is collected meanwhile may hand in a job
         self._waiting: deque[Request] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
         self._working = False
@@ -89,6 +103,10 @@ class Batcher:
 
     def call(self, job: Callable[[], T]) -> T:
         """What `job` returns; it may use the model, and runs between two steps."""
+        return self.hand_in(job).result()
+
+    def hand_in(self, job: Callable[[], T]) -> Future[T]:
+        """As `call`, but nobody waits, so the thread itself may do it."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -100,7 +118,7 @@ class Batcher:
         with self._lock:
             self._wake()
             self._jobs.append(run)
-        return future.result()
+        return future
 
     def forget(self) -> None:
         """Let go of what was read of conversations."""
@@ -151,7 +169,7 @@ class Batcher:
         self._waiting = deque(request for request in self._waiting if request.goes_on())
         running = sum(row.size for batch in self._batches for row in batch.rows)
         fresh: list[Request] = []
-        while self._waiting and (not running or running + self._waiting[0].size <= RUNNING_TOKENS):
+        while self._waiting and (not running or running + self._waiting[0].size <= self.limits.running):
             fresh.append(self._waiting.popleft())
             running += fresh[-1].size
         return fresh
@@ -196,7 +214,7 @@ class Batcher:
     def _join(self) -> None:
         joined: list[Batch] = []
         for batch in filter(lambda batch: batch.rows, self._batches):
-            host = next((other for other in joined if _fit(other, batch)), None)
+            host = next((other for other in joined if _fit(other, batch, self.limits)), None)
             if host is None or not _joins(host, batch):
                 joined.append(batch)
         self._batches = joined
@@ -220,18 +238,20 @@ def _joins(host: Batch, batch: Batch) -> bool:
     return True
 
 
-def _fit(one: Batch, other: Batch) -> bool:
+def _fit(one: Batch, other: Batch, limits: Limits) -> bool:
     rows = len(one.rows) + len(other.rows)
     width = max(batch.padded // len(batch.rows) for batch in (one, other))
     alone = any(_request(row).failed for row in [*one.rows, *other.rows])
-    return rows <= BATCH_ROWS and rows * width <= BATCH_TOKENS and not alone and one.divisible and other.divisible
+    if rows > limits.rows or rows * width > limits.columns or alone:
+        return False
+    return one.divisible and other.divisible
 
 
-def batches(sizes: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
-    """Indices in groups of like size, the longest first, each of at most 32 rows and, when padded, `tokens`."""
+def batches(sizes: Sequence[int], tokens: int = BATCH_TOKENS, rows: int = BATCH_ROWS) -> Iterator[list[int]]:
+    """Indices in groups of like size, the longest first, each of at most so many `rows` and, when padded, `tokens`."""
     group: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        if group and (len(group) == BATCH_ROWS or (len(group) + 1) * sizes[group[0]] > tokens):
+        if group and (len(group) == rows or (len(group) + 1) * sizes[group[0]] > tokens):
             yield group
             group = []
         group.append(i)

@@ -49,8 +49,10 @@ class BaseReport:
     problems: tuple[str, ...]
 
 
-def check(spec: str, rank: int) -> BaseReport:
+def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
     """Everything a night or a server will ask of the base at `spec`; `problems` is empty when it can be used.
+
+    LoRA goes where `engine` applies it.
 
     In this process weights are dequantised, to 4 bytes on a CPU and 2 elsewhere; a card that multiplies in FP8 keeps
     what is on disk (`serving.weights`), and so does a vLLM server. Training holds the dequantised weights and
@@ -62,7 +64,7 @@ def check(spec: str, rank: int) -> BaseReport:
     on_disk = disk_bytes(spec) / GIB
     problems = _problems(spec, on_disk)
     problems += filter(None, [why_not_dequantised(spec, config)])
-    patterns = _patterns(config, problems)
+    patterns = _patterns(config, engine, problems)
     trained = max((_lora_parameters(sizes.linear, pattern, rank) for pattern in patterns.values()), default=0)
     text, share = config.get_text_config(), expert_share(config)
     return BaseReport(
@@ -101,12 +103,12 @@ def _problems(spec: str, on_disk: float) -> list[str]:
     return found
 
 
-def _patterns(config: Any, problems: list[str]) -> dict[str, str]:
+def _patterns(config: Any, engine: str, problems: list[str]) -> dict[str, str]:
     """The pattern of each value of night.lora_targets that fits the base; why another does not goes to `problems`."""
     found: dict[str, str] = {}
     for setting in LORA_TARGETS:
         try:
-            found[setting] = lora_targets(config, setting)
+            found[setting] = lora_targets(config, setting, engine)
         except ServingError as error:
             problems.append(str(error))
     return found

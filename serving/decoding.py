@@ -21,6 +21,7 @@ from .engine import Sampling
 from .graphs import Lent, is_plain
 
 Layers = list[tuple[Tensor, Tensor]]  # keys and values a layer: (rows, heads, width, size)
+LIKELY = 256  # tokens; a nucleus that is no larger is found without sorting the vocabulary
 HALF = "\N{REPLACEMENT CHARACTER}"  # of a character, the rest of which may come
 # what the adapters add, inputs → (rows, vocabulary) logits of the last position, cache
 Forward = Callable[..., tuple[Tensor, Any]]
@@ -126,7 +127,13 @@ class Batch:
         on_device = {name: value.to(self._device) for name, value in inputs.items()}
         logits, self._cache = forward(self._deltas, **on_device, past_key_values=self._cache)
         best, at = (found.tolist() for found in logits.max(-1))  # on the device: of most rows no more is asked
-        tokens = [_grow(row.answer, *of_row) for row, *of_row in zip(self.rows, logits, best, at, strict=True)]
+        heated = [
+            i for i, row in enumerate(self.rows) if row.answer.sampling.temperature > 0 and math.isfinite(best[i])
+        ]
+        if heated:
+            for i, token in zip(heated, drawn(logits[heated], [self.rows[i].answer for i in heated]), strict=True):
+                at[i] = token
+        tokens = [_grow(row.answer, *of_row) for row, *of_row in zip(self.rows, best, at, strict=True)]
         self._ids = torch.tensor(tokens)[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(self._ids)], 1)
         self._positions = self._positions[:, -1:] + 1
@@ -192,11 +199,10 @@ def _widened(cache: Tensor, width: int) -> Tensor:
     return pad(cache, (0, 0, width - cache.shape[-2], 0))
 
 
-def _grow(answer: Answer, scores: Tensor, best: float, at: int) -> int:
+def _grow(answer: Answer, best: float, token: int) -> int:
     try:
         if not math.isfinite(best):
             raise ServingError("the model's figures are not finite; the adapter or the base is damaged")
-        token = at if answer.sampling.temperature <= 0 else drawn(scores.float().cpu(), answer)
         answer.add(token)
     except (RuntimeError, ValueError, ServingError) as error:
         answer.fail(ServingError(f"the answer broke off after {len(answer.ids)} tokens: {error}"))
@@ -220,12 +226,47 @@ def decode(forward: Callable[..., tuple[Tensor, Any]], rows: Sequence[Row], devi
         yield
 
 
-def drawn(scores: Tensor, answer: Answer) -> int:
-    """The next token from (vocabulary) logits, out of the nucleus of `top_p`."""
-    chances, order = (scores / answer.sampling.temperature).softmax(-1).sort(descending=True)
-    outside = chances.cumsum(-1) - chances >= answer.sampling.top_p
-    outside[0] = False
-    return int(order[torch.multinomial(chances.masked_fill(outside, 0.0), 1, generator=answer.generator)])
+def drawn(logits: Tensor, answers: Sequence[Answer]) -> list[int]:
+    """The next token of each answer, out of the nucleus of its `top_p`, from finite (rows, vocabulary) logits.
+
+    Each takes one number of its own generator, which stands for the same token whatever the other rows are.
+    """
+    heat = torch.tensor([[answer.sampling.temperature] for answer in answers]).clamp(min=torch.finfo(torch.float).tiny)
+    logits = logits.float()
+    chances = ((logits - logits.amax(-1, keepdim=True)) / heat.to(logits.device)).softmax(-1)
+    points = torch.cat([torch.rand(1, dtype=torch.float64, generator=answer.generator) for answer in answers])
+    whole = [i for i, answer in enumerate(answers) if answer.sampling.top_p >= 1]
+    tokens = dict(zip(whole, _at(chances[whole], points[whole]), strict=True))
+    narrow = [i for i in range(len(answers)) if i not in tokens]
+    for i, values, ids in zip(narrow, *_likeliest(chances[narrow]), strict=True):
+        shares, inside = _nucleus(values, ids, chances[i], answers[i].sampling.top_p)
+        (at,) = _at(shares[None], points[i : i + 1])
+        tokens[i] = int(inside[at])
+    return [tokens[i] for i in range(len(answers))]
+
+
+def _at(chances: Tensor, points: Tensor) -> list[int]:
+    """Where, on the way along each row of (rows, n) chances, the share in `points` of their sum is passed."""
+    sums = chances.cumsum(-1, dtype=torch.float64)
+    found = torch.searchsorted(sums, points.to(sums.device)[:, None] * sums[:, -1:], right=True)
+    return found[:, 0].clamp(max=chances.shape[1] - 1).tolist()
+
+
+def _likeliest(chances: Tensor) -> tuple[Tensor, Tensor]:
+    """Chances and ids of each row's first tokens, on the CPU; of equals the lower id first, as a stable sort has it."""
+    values, ids = (found.cpu() for found in chances.topk(min(LIKELY, chances.shape[1])))
+    ids, order = ids.sort(-1)
+    values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)
+
+
+def _nucleus(values: Tensor, ids: Tensor, chances: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The fewest tokens that have `top_p` of the chances, from the likeliest, or from all where these are too few."""
+    before = values.cumsum(-1, dtype=torch.float64) - values
+    count = max(1, int((before < top_p).sum()))
+    if len(values) < len(chances) and values[count - 1] == values[-1]:  # or its equals may be others
+        return _nucleus(*chances.cpu().sort(dim=-1, descending=True, stable=True), chances, top_p)
+    return values[:count], ids[:count]
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

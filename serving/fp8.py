@@ -1,7 +1,7 @@
 """A model that multiplies in FP8: routed experts by torch's scaled grouped product, attention and dense MLPs alike.
 
-Weights and activations are e4m3 with one scale a row (a token; an output feature), for which torch has kernels on
-Hopper and later. A checkpoint with one scale a block of 128 by 128 is rounded a second time by that; the trainer's
+Weights and activations are e4m3 with one scale a row (a token; an output feature); torch's grouped kernel for that
+is Hopper's alone. A checkpoint with one scale a block of 128 by 128 is rounded a second time by that; the trainer's
 numbers and these differ by it, and the parity check at every load measures by how much. The experts go in by the hook
 of transformers, no model file is copied. The invariant: a CPU computes what the card does, from the same rounded
 numbers, by dequantising them; it is the reference, and slow.
@@ -23,13 +23,14 @@ FUSED_EXPERTS = "nightschool_fp8_fused"
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
 LEAST_SCALE = 1e-12  # a row of zeros stays one
+HOPPER = 9  # major compute capability
 MULTIPLE = 16  # of both sides of a weight, for the kernels
 PROJECTIONS = ("gate_up_proj", "down_proj")
 
 
 def supported(device: str) -> bool:
-    """Whether torch has the kernels for this device."""
-    return torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether torch has the kernels for this device: later generations trap in the grouped one or refuse it."""
+    return torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
 
 
 # -- numbers ---

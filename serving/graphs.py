@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .adapters import Delta, Deltas, Same, applied
+from .adapters import Delta, Deltas, Lora, Same, applied
 
 ATTENTION = "nightschool"
 LEAST_WIDTH = 256  # tokens a row; doubled as they grow
+RECORDING = Lock()  # of the process: torch empties its caches before it records, which fails while another records
 KEPT = 8  # buffers, each with its graph; the longest unused leave
+KEPT_BYTES = 4 << 30  # of their keys and values
 
 
 def is_plain(cache: Any) -> bool:
@@ -87,6 +91,16 @@ class Buffers:
     def free(self) -> bool:
         return self._tenant is None or self._tenant() is None
 
+    @property
+    def bytes(self) -> int:
+        """Of keys and values; what else a step needs all graphs share."""
+        layers = [layer for layer in self.cache.layers if layer.is_initialized]
+        return sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
+
+    def holds(self, lora: Lora) -> bool:
+        ups = {id(up) for _, up in lora.weights.values()}
+        return any(not ups.isdisjoint(found) for _, found in _identity(self._named))
+
     def lend(self, rows: int) -> Lent:
         lent = Lent(self, rows)
         self._tenant = weakref.ref(lent)
@@ -115,6 +129,10 @@ class Buffers:
         for layer in self.cache.layers:
             layer.cumulative_length.fill_(filled)
 
+    def rewind(self) -> None:
+        """To where a step began that broke off somewhere."""
+        self._fill(self.filled)
+
     def put(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor) -> None:
         rows = len(input_ids)
         self.ids[:rows], self.positions[:rows] = input_ids, position_ids
@@ -134,10 +152,9 @@ class Buffers:
         logits: Tensor = out.logits[:, -1]
         return logits
 
-    def record(self, model: Any, modules: Mapping[str, nn.Module], pool: Any) -> None:
-        """One step as a graph. Steps that warm up write the same column again and again."""
+    def record(self, model: Any, modules: Mapping[str, nn.Module], pool: Any, stream: Any) -> None:
+        """One step as a graph, on `stream`. Steps that warm up write the same column again and again."""
         filled = self.filled
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
@@ -145,10 +162,27 @@ class Buffers:
                 self._fill(filled)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # others may load an adapter
+        with _recorded(graph, pool, stream):
             self.logits = self.run(model, modules)
         self._fill(filled)
         self.graph = graph
+
+
+@contextmanager
+def _recorded(graph: torch.cuda.CUDAGraph, pool: Any, stream: Any) -> Iterator[None]:
+    """As `torch.cuda.graph`, but where that fails, which leaves its stream and its pool in use, they are given up."""
+    with RECORDING, torch.cuda.stream(torch.cuda.current_stream()):  # on leaving it, the caller's stream
+        # others may load an adapter meanwhile
+        record = partial(torch.cuda.graph, stream=stream, capture_error_mode="thread_local")
+        try:
+            with record(graph, pool=pool):
+                yield
+        except BaseException:
+            with suppress(AttributeError, RuntimeError):  # of a torch without it; of a pool that was ended
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            with suppress(RuntimeError), record(torch.cuda.CUDAGraph()):
+                pass  # until one is recorded, what draws random numbers on the card would think it is being recorded
+            raise
 
 
 class Graphs:
@@ -158,7 +192,9 @@ class Graphs:
         self._model, self._modules, self._record = model, modules, record
         # intermediate results of all graphs share their memory: one step runs at a time
         self._pool = torch.cuda.graph_pool_handle() if record else None
+        self._stream: Any = torch.cuda.Stream(model.device) if record else None  # type: ignore[no-untyped-call]
         self._buffers: list[Buffers] = []
+        self._gone: weakref.WeakSet[Lora] = weakref.WeakSet()  # unloaded, and perhaps still answering
 
     @property
     def recording(self) -> bool:
@@ -169,13 +205,43 @@ class Graphs:
     def step(
         self, deltas: Deltas, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any
     ) -> tuple[Tensor, Lent]:
-        """As the model does it: logits (rows, vocabulary), valid until the next step, and the cache to go on with."""
+        """As the model does it: logits (rows, vocabulary), valid until the next step, and the cache to go on with.
+
+        Where the card is full, once more without the buffers that no batch has.
+        """
+        with suppress(torch.OutOfMemoryError):
+            return self._step(deltas, input_ids, attention_mask, position_ids, past_key_values)
+        self.give_back()
+        if isinstance(past_key_values, Lent):
+            past_key_values.buffers.rewind()
+        return self._step(deltas, input_ids, attention_mask, position_ids, past_key_values)
+
+    def give_back(self) -> None:
+        """Let go of the buffers that no batch has."""
+        self._keep([buffers for buffers in self._buffers if not buffers.free])
+        with RECORDING:
+            torch.cuda.empty_cache()
+
+    def forget(self, lora: Lora) -> None:
+        """Keep no buffers with it any longer than an answer needs them."""
+        self._gone.add(lora)
+        self._keep([buffers for buffers in self._buffers if not buffers.holds(lora)])
+
+    def _keep(self, kept: list[Buffers]) -> None:
+        self._buffers = kept
+        if self._record and not any(buffers.graph for buffers in kept):
+            self._pool = torch.cuda.graph_pool_handle()  # torch takes up none whose graphs are gone
+
+    def _step(
+        self, deltas: Deltas, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any
+    ) -> tuple[Tensor, Lent]:
         rows, width = attention_mask.shape
         lent = past_key_values if isinstance(past_key_values, Lent) else None
         if lent is None or width > lent.buffers.width:
             buffers = self._find(deltas, _bucket(rows, 1), _bucket(width, LEAST_WIDTH))
             buffers.read_in(past_key_values.layers, attention_mask, deltas)
             lent = buffers.lend(rows)
+            self._bound()
         buffers = lent.buffers
         buffers.put(input_ids, position_ids, attention_mask)
         with self._on_card():
@@ -190,11 +256,13 @@ class Graphs:
     def _run(self, buffers: Buffers) -> Tensor:
         if self._record and buffers.graph is None:
             try:
-                buffers.record(self._model, self._modules, self._pool)
+                buffers.record(self._model, self._modules, self._pool, self._stream)
             except RuntimeError as error:
+                if found := _out_of_memory(error):
+                    raise found from None
                 warnings.warn(f"decoding cannot be recorded as a CUDA graph and is slower: {error}", stacklevel=2)
                 self._record = False
-                buffers._fill(buffers.filled)  # it broke off somewhere in a step
+                buffers.rewind()
         if buffers.graph is None or buffers.logits is None:
             return buffers.run(self._model, self._modules)
         buffers.graph.replay()
@@ -207,8 +275,15 @@ class Graphs:
             self._buffers.remove(found)
         else:
             found = Buffers(self._model, key, rows, width, deltas)
-        self._buffers = [*self._buffers[1 - KEPT :], found]
+        self._buffers = [*self._buffers, found]
         return found
+
+    def _bound(self) -> None:
+        """Those that leave are free ones if there are any; the ones found last stay, unless for what is unloaded."""
+        kept = list(self._buffers)
+        while len(kept) > 1 and (len(kept) > KEPT or sum(buffers.bytes for buffers in kept) > KEPT_BYTES):
+            kept.remove(next((buffers for buffers in kept[:-1] if buffers.free), kept[0]))
+        self._keep([buffers for buffers in kept if not any(map(buffers.holds, self._gone))])
 
 
 def attention(
@@ -247,6 +322,12 @@ def _bucket(size: int, least: int) -> int:
     while least < size:
         least *= 2
     return least
+
+
+def _out_of_memory(error: RuntimeError) -> torch.OutOfMemoryError | None:
+    """What ended a recording, if it was that: its own end may fail over it."""
+    chain = (error, error.__context__)
+    return next((one for one in chain if isinstance(one, torch.OutOfMemoryError)), None)
 
 
 def _identity(deltas: Deltas) -> tuple[tuple[str, tuple[int, ...]], ...]:

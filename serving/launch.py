@@ -42,7 +42,10 @@ def vllm_command(settings: Settings, extra: Sequence[str] = (), trained: Sequenc
         *("--served-model-name", serving.base),
         *("--host", host, "--port", str(port)),
         *("--enable-lora", "--max-loras", str(RESIDENT), "--max-lora-rank", str(wide_enough[0])),
-        *("--lora-target-modules", *_leaves("|".join(lora_targets(config, name) for name in sorted(set(targets))))),
+        *(
+            "--lora-target-modules",
+            *_leaves("|".join(lora_targets(config, name, "vllm") for name in sorted(set(targets)))),
+        ),
         *("--generation-config", "vllm"),  # else the checkpoint's own penalties apply to what we ask for greedily
         *extra,
     ]

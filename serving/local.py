@@ -6,8 +6,8 @@ that is unloaded while it answers is freed after its last call. Threads may shar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,7 +88,8 @@ class LocalEngine:
         """One answer a prompt, in order. ServingError when one of them fails or is not ready in time."""
         requests = self._requests(prompts, adapter, sampling)
         try:
-            for group in batches([request.size for request in requests]):
+            limits = self._batcher.limits
+            for group in batches([request.size for request in requests], limits.columns, limits.rows):
                 self._batcher.add([requests[i] for i in group])
                 for i in group:
                     for _ in requests[i].pieces():
@@ -124,14 +125,14 @@ class LocalEngine:
         rows = [(self._prompt(prompt, len(tail)), tail) for prompt, tail in zip(prompts, tails, strict=True)]
         scores: dict[int, Score] = {}
         for group in batches([len(head) + len(tail) for head, tail in rows], SCORED_TOKENS):
-            found = self._call(partial(self._score_batch, lora, [rows[i] for i in group]))
+            found = self._call(partial(self._in_room, partial(self._score_batch, lora, [rows[i] for i in group])))
             scores |= zip(group, found, strict=True)
         return [scores[i] for i in range(len(rows))]
 
     def _call(self, job: Callable[[], T]) -> T:
         try:
             return self._batcher.call(job)
-        except RuntimeError as error:  # as where the card is full
+        except (RuntimeError, ValueError) as error:  # as where the card is full, or a kernel refuses a shape
             raise ServingError(f"the model failed: {error}") from error
 
     def _prompt(self, prompt: Prompt, reserved: int) -> Ids:
@@ -144,8 +145,22 @@ class LocalEngine:
         past = inputs.get("past_key_values")
         if self._graphs and inputs["input_ids"].shape[1] == 1 and past is not None and is_plain(past):
             return self._graphs.step(deltas, **inputs)
+        if past is None:
+            return self._in_room(partial(self._read, deltas, inputs))
+        return self._read(deltas, inputs)  # once: it may break off with a part of the cache longer
+
+    def _in_room(self, work: Callable[[], T]) -> T:
+        """What `work` returns; where the card is full, of a second try without the buffers that no batch has."""
+        if self._graphs:
+            with suppress(torch.OutOfMemoryError):
+                return work()
+            self._graphs.give_back()
+        return work()
+
+    def _read(self, deltas: Deltas, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        past = inputs.get("past_key_values")
         with self._kept(past) as cache, applied(self._modules, deltas), torch.inference_mode():
-            out = self._model(**(inputs | {"past_key_values": cache}), use_cache=True, logits_to_keep=1)
+            out = self._model(**{**inputs, "past_key_values": cache}, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1], out.past_key_values
 
     def _kept(self, past: Any) -> AbstractContextManager[Any]:
@@ -196,8 +211,15 @@ class LocalEngine:
 
     def unload(self, adapter_id: str) -> None:
         """Answer no new call with it; it leaves memory when the running ones have ended."""
-        if self._adapters.pop(adapter_id, None) is None:
+        lora = self._adapters.pop(adapter_id, None)
+        if lora is None:
             raise self._unknown(adapter_id)
+        if self._graphs:
+            self._batcher.hand_in(partial(self._forget, lora))
+
+    def _forget(self, lora: Lora) -> None:
+        if self._graphs:  # not closed meanwhile
+            self._graphs.forget(lora)
 
     def _lora(self, adapter: str | None) -> Lora:
         """What the call holds of the adapter until it ends."""
@@ -236,5 +258,5 @@ def _in_fp8(settings: ServingSettings, device: str) -> bool:
     if wanted == "auto":
         return fp8.supported(device) and disk_bytes(settings.base) >= LEAST_BYTES and is_fp8(load_config(settings.base))
     if wanted == "fp8" and device != "cpu" and not fp8.supported(device):
-        raise ServingError(f"torch has no FP8 products for {device} (Hopper or later); set serving.weights to full")
+        raise ServingError(f"torch has no FP8 products for {device} (Hopper has them); set serving.weights to full")
     return wanted == "fp8"

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from ..errors import ServingError, SettingsError
 from ..settings import ServingSettings, without_user
 from . import parity
-from .base import base_id, load_tokenizer, locate
+from .base import PASSED_BY, base_id, has_passed_by, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
 from .engine import MANIFEST, ON_LATE, Pieces, Prompt, Sampling, Score, of_another_base, room_for_prompt
 
@@ -174,7 +174,7 @@ class VLLMEngine:
                 self._refused.discard(adapter_id)
                 if adapter_id in self._paths:
                     return
-            self._check_base(adapter_id, path)
+            self._check(adapter_id, path)
             self._load(adapter_id, path)
             with self._lock:
                 self._paths[adapter_id] = path
@@ -232,10 +232,15 @@ class VLLMEngine:
             except ServingError as error:
                 log.warning("adapter %s could not be unloaded: %s", adapter_id, error)
 
-    def _check_base(self, adapter_id: str, path: Path) -> None:
+    def _check(self, adapter_id: str, path: Path) -> None:
         made_for = _manifest(adapter_id, path).get("base_id", self._base_id)
         if made_for != self._base_id:
             raise ServingError(of_another_base(adapter_id, made_for, self._base_id))
+        if has_passed_by(path):
+            raise ServingError(
+                f"adapter {adapter_id} has weights on {PASSED_BY}, which a vLLM server passes by without a word; run"
+                " `nightschool night` to train one without them, or set serving.engine to local"
+            )
 
     def _load(self, adapter_id: str, path: Path) -> None:
         if adapter_id in self._listed():

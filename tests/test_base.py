@@ -370,6 +370,13 @@ def test_attention_of_deepseek_is_its_latent_projections(toy_base: str) -> None:
     assert {"q_a_proj", "q_b_proj"} <= leaves(targeted(low_rank, "attention"))
 
 
+def test_what_a_vllm_server_passes_by_is_not_trained_for_one(toy_base: str) -> None:
+    config = AutoConfig.from_pretrained(toy_base)
+    pattern = base.lora_targets(config, "attention+mlp", "vllm")
+    left_out = {name for name in targeted(config, "attention+mlp") if not re.fullmatch(pattern, name)}
+    assert leaves(left_out) == {"kv_b_proj"}
+
+
 def test_mlp_of_deepseek_is_the_dense_and_the_shared_one_and_never_a_routed_expert(toy_base: str) -> None:
     names = targeted(AutoConfig.from_pretrained(toy_base), "attention+mlp")
     assert "model.layers.0.mlp.gate_proj" in names

@@ -15,7 +15,7 @@ from nightschool.content import Message
 from nightschool.errors import InputError, ServingError
 from nightschool.serving.adapters import BASE, Lora
 from nightschool.serving.base import load_base, lora_targets
-from nightschool.serving.batching import Prefixes
+from nightschool.serving.batching import CARD, CPU, Prefixes
 from nightschool.serving.decoding import Batch
 from nightschool.serving.engine import Sampling
 from nightschool.serving.local import LocalEngine
@@ -117,6 +117,19 @@ def test_callers_with_different_adapters_lengths_and_sampling_share_a_batch(
     watched.pause = 0.01
     assert ask_all(engine, questions) == alone
     assert max(rows for rows, _ in watched.shapes) >= 8
+
+
+def test_card_steps_more_rows_together_than_it_reads_and_a_cpu_no_more_than_before(
+    engine: LocalEngine, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: dict[str, list[str]] = {}
+    for limits in (CPU, CARD):
+        monkeypatch.setattr(engine._batcher, "limits", limits)
+        watched.shapes.clear()
+        together[str(limits)] = engine.generate(PROMPTS[:1] * 40, sampling=Sampling(4, temperature=1.0))
+        assert max(rows for rows, width in watched.shapes if width > 1) == 32
+        assert max(rows for rows, width in watched.shapes if width == 1) == (32 if limits is CPU else 40)
+    assert together[str(CPU)] == together[str(CARD)]
 
 
 def test_adapter_of_any_rank_and_scale_scores_as_in_peft(

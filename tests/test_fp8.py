@@ -8,7 +8,7 @@ import pytest
 import torch
 from nightschool.content import Message
 from nightschool.errors import ServingError, SettingsError
-from nightschool.serving import fp8
+from nightschool.serving import fp8, parity
 from nightschool.serving.base import load_base, lora_targets
 from nightschool.serving.engine import Sampling
 from nightschool.serving.local import LocalEngine
@@ -137,19 +137,24 @@ def test_torch_accepts_the_calls_of_its_kernels() -> None:
 # -- the engine on it ---
 
 
+@pytest.fixture(scope="module")
+def engines(seedling_adapter: Path) -> list[LocalEngine]:
+    """In full and in FP8, with an adapter."""
+    made = [LocalEngine(ServingSettings(device="cpu", threads=1, weights=weights)) for weights in ("full", "fp8")]
+    for engine in made:
+        engine.load("b2:one", seedling_adapter)
+    return made
+
+
 def test_engine_in_fp8_answers_and_scores_as_the_full_one_within_tolerance_with_an_adapter_too(
-    seedling_adapter: Path,
+    engines: list[LocalEngine],
 ) -> None:
-    full = LocalEngine(ServingSettings(device="cpu", threads=1))
-    ours = LocalEngine(ServingSettings(device="cpu", threads=1, weights="fp8"))
+    full, ours = engines
     answers = [
         "It was good, thank you. I went to see a movie with my sister.",
         "I do not know, but I can look it up for you.",
     ]
     for adapter in (None, "b2:one"):
-        if adapter:
-            full.load(adapter, seedling_adapter)
-            ours.load(adapter, seedling_adapter)
         scores = [e.score(PROMPTS, answers, adapter=adapter) for e in (full, ours)]
         for wanted, found in zip(*scores, strict=True):
             assert found != wanted
@@ -157,6 +162,20 @@ def test_engine_in_fp8_answers_and_scores_as_the_full_one_within_tolerance_with_
     assert all(ours.generate(PROMPTS, adapter="b2:one", sampling=Sampling(8)))
     moved = full.score(PROMPTS, answers)[0].logprob - full.score(PROMPTS, answers, adapter="b2:one")[0].logprob
     assert abs(moved) > 1  # so that the tolerance could not hide an adapter that is not applied
+
+
+def test_adapter_passes_its_check_in_fp8_where_its_effect_is_not_lost(engines: list[LocalEngine]) -> None:
+    """Nats per token at the default tolerance: the shortest answer alone is moved by more than that."""
+    (full, ours), tolerance = engines, ServingSettings().parity_tolerance
+    prompts, answers = zip(*parity.TALKS, strict=True)
+    scores = {name or "base": full.score(prompts, answers, adapter=name) for name in (None, "b2:one")}
+    found = ours.score(prompts, answers)
+    assert max(abs(f.logprob - w.logprob) / w.tokens for f, w in zip(found, scores["base"], strict=True)) > tolerance
+    recorded = {"base": [s.logprob for s in scores["base"]], "adapter": [s.logprob for s in scores["b2:one"]]}
+    parity.check(ours, "b2:one", recorded, tolerance)
+    for part, reason in (("adapter", "recorded of its effect"), ("base", "the engine's base is")):
+        with pytest.raises(ServingError, match=reason):
+            parity.check(ours, "b2:one", {**recorded, part: [value - 3.0 for value in recorded[part]]}, tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +204,19 @@ def test_on_a_cpu_weights_are_dequantised_unless_asked_otherwise_and_unknown_val
         LocalEngine(ServingSettings(device="cpu", weights="half"))
 
 
+@pytest.mark.parametrize(("capability", "has"), [((8, 9), False), ((9, 0), True), ((10, 0), False), ((12, 0), False)])
+def test_fp8_products_are_for_the_one_generation_that_torch_has_kernels_for(
+    capability: tuple[int, int], has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fp8.supported("cuda") == fp8.supported("cuda:0") == has
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 def test_card_multiplies_as_the_reference_does() -> None:
     if not fp8.supported("cuda"):
-        pytest.skip("this card is older than Hopper: torch has no scaled grouped product for it")
+        pytest.skip("this card is not of Hopper's generation: torch has no scaled grouped product by rows for it")
     inputs, weight = torch.randn(40, 256).bfloat16(), torch.randn(8, 128, 256)
     values, scale = fp8.rounded(weight)
     ends = torch.tensor([0, 5, 5, 20, 21, 40, 40, 40], dtype=torch.int32)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +126,128 @@ def test_model_that_cannot_be_recorded_is_stepped_in_the_same_buffers(
         assert made._run(_ready(engine)) is not None
     assert not made._record
     assert ask(engine, 0) == expected[0]
+
+
+class Card:
+    """The part of torch's CUDA that a recording touches; its graphs cannot be recorded, but for empty ones."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream, self.underway = self.Stream(), list[object]()
+        self.emptied, self.asked = 0, list[object]()
+        for name, value in {
+            **{"Stream": self.Stream, "CUDAGraph": lambda: self, "_get_device_index": lambda *_: 0},
+            **{"current_stream": lambda *_: self.stream, "set_stream": partial(setattr, self, "stream")},
+            **{"current_device": lambda: 0, "device": lambda _: nullcontext(), "synchronize": lambda: None},
+            **{"empty_cache": self.empty_cache, "graph_pool_handle": lambda: (0, len(self.asked))},
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+
+    class Stream:
+        device = 0
+
+        def __init__(self, device: object = 0) -> None:
+            pass
+
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    def empty_cache(self) -> None:
+        assert not self.underway and graphs.RECORDING.locked()
+        self.emptied += 1
+
+    def end(self, device: int, pool: object) -> None:
+        self.underway.remove(pool)
+
+    def capture_begin(self, pool: object = None, **_: object) -> None:
+        self.underway.append(pool)
+        self.asked.append(self.stream)
+
+    def capture_end(self) -> None:
+        if self.underway != [None]:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.underway.clear()
+
+
+def test_recording_that_fails_leaves_the_callers_stream_and_no_pool_in_use(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffers = _ready(engine)
+    card = Card(monkeypatch)
+    before, made = card.stream, Graphs(engine._model, engine._modules, record=True)
+    with torch.inference_mode(), pytest.warns(UserWarning, match="previous error during capture"):
+        assert made._run(buffers) is not None
+    assert card.stream is before and not card.underway and not graphs.RECORDING.locked()
+    assert card.asked == [made._stream] * 2 and made._stream is not before and not made.recording
+
+
+def test_adapter_that_is_unloaded_leaves_its_buffers_also_where_it_still_answers(
+    engine: LocalEngine, expected: list[str]
+) -> None:
+    made = engine._graphs
+    assert made is not None
+    ask(engine, 1)
+    held = weakref.ref(next(iter(engine._adapters["b2:1"].weights.values()))[1])
+    pieces = engine.stream(PROMPTS[3], adapter="b2:1", sampling=Sampling(LENGTHS[3]))
+    first = next(pieces)
+    assert any("q_proj" in name for buffers in made._buffers for name in buffers.deltas)
+    engine.unload("b2:1")
+    assert first + "".join(pieces) == expected[3]  # its rows outgrow their buffers on the way
+    assert engine._batcher.call(gc.collect) is not None
+    assert held() is None and not any(buffers.deltas for buffers in made._buffers)
+
+
+def test_what_is_kept_is_bound_by_its_bytes_as_well(
+    engine: LocalEngine, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = engine._graphs
+    assert made is not None
+    ask(engine, 0)
+    ask(engine, 1)
+    assert len(made._buffers) > 1 and all(buffers.bytes > 1 for buffers in made._buffers)
+    monkeypatch.setattr(graphs, "KEPT_BYTES", 1)
+    assert ask(engine, 2) == expected[2] and len(made._buffers) == 1
+
+
+def test_full_card_is_tried_once_more_without_idle_buffers_and_goes_on_recording(
+    engine: LocalEngine, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, seen = torch.OutOfMemoryError("CUDA out of memory"), list[int]()
+    made, read_in = engine._graphs, Buffers.read_in
+    assert made is not None
+    ask(engine, 0)
+
+    def full_once(again: Callable[..., Any]) -> Callable[..., Any]:
+        faults = [full]
+
+        def act(*args: Any) -> Any:
+            seen.append(len(made._buffers))
+            if faults:
+                raise faults.pop()
+            return again(*args)
+
+        return act
+
+    monkeypatch.setattr(Buffers, "read_in", full_once(read_in))
+    assert ask(engine, 1) == expected[1]
+    assert seen[0] > seen[1] == 1
+    monkeypatch.setattr(Buffers, "read_in", read_in)
+    made._buffers = [_ready(engine) for _ in range(2)]
+    monkeypatch.setattr(engine, "_logits_at", full_once(engine._logits_at))
+    assert engine.score(PROMPTS[:1], ["Yes."])[0].tokens and not made._buffers
+
+    def record(*_: object) -> None:
+        try:
+            raise full
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(Buffers, "record", record)
+    made._record = True
+    with torch.inference_mode(), pytest.raises(torch.OutOfMemoryError):
+        made._run(_ready(engine))
+    assert made.recording
 
 
 def _ready(engine: LocalEngine) -> Buffers:

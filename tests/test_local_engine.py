@@ -15,7 +15,7 @@ from nightschool.serving.adapters import blended
 from nightschool.serving.base import load_base, load_tokenizer, lora_targets
 from nightschool.serving.batching import batches
 from nightschool.serving.chat import answer_ids, prompt_ids
-from nightschool.serving.decoding import Answer, left_padded
+from nightschool.serving.decoding import LIKELY, Answer, drawn, left_padded
 from nightschool.serving.engine import Sampling
 from nightschool.serving.local import LocalEngine
 from nightschool.serving.lora import as_named
@@ -105,6 +105,51 @@ def test_sampling_repeats_with_its_seed_and_differs_between_rows_and_seeds(engin
 def test_smallest_nucleus_is_greedy(engine: LocalEngine) -> None:
     drawn = engine.generate(PROMPTS, sampling=Sampling(12, temperature=1.0, top_p=1e-6))
     assert drawn == engine.generate(PROMPTS, sampling=SHORT)
+
+
+def by_sorting(logits: torch.Tensor, answer: Answer) -> int:
+    """The reference: all tokens in order, one by one."""
+    sampling, point = answer.sampling, float(torch.rand(1, dtype=torch.float64, generator=answer.generator))
+    chances = ((logits.float() - logits.float().max()) / sampling.temperature).softmax(-1).tolist()
+    order = sorted(range(len(chances)), key=lambda i: (-chances[i], i))
+    kept = order if sampling.top_p < 1 else list(range(len(chances)))
+    while sum(chances[i] for i in kept[:-1]) >= sampling.top_p and sampling.top_p < 1:
+        kept.pop()
+    target, passed = point * sum(chances[i] for i in kept), 0.0
+    for i in kept:
+        passed += chances[i]
+        if passed > target:
+            return i
+    return kept[-1]
+
+
+@pytest.mark.parametrize("spread", [8.0, 0.3, 0.0])  # few likely tokens, many, and all of them alike
+def test_draw_is_exact_repeats_and_does_not_depend_on_the_other_rows(spread: float) -> None:
+    logits = (spread * torch.randn(12, 600, generator=torch.Generator().manual_seed(0))).bfloat16()  # with ties
+    samplings = [Sampling(temperature=0.7, top_p=top_p, seed=3) for top_p in (1.0, 0.9, 0.3, 1e-6)] * 3
+
+    def answers() -> list[Answer]:
+        return [Answer(object(), sampling, row) for row, sampling in enumerate(samplings)]
+
+    expected = [by_sorting(*of_row) for of_row in zip(logits, answers(), strict=True)]
+    assert drawn(logits, answers()) == expected
+    for i, answer in enumerate(answers()):
+        assert drawn(logits[i : i + 1], [answer]) == [expected[i]]
+
+
+def test_vocabulary_is_sorted_only_where_the_likeliest_tokens_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, sort = list[int](), torch.Tensor.sort
+
+    def watched(values: torch.Tensor, *args: Any, **more: Any) -> Any:
+        sizes.append(values.shape[-1])
+        return sort(values, *args, **more)
+
+    monkeypatch.setattr(torch.Tensor, "sort", watched)
+    peaked, flat = torch.linspace(0, 40, 1000)[None], torch.zeros(1, 1000)
+    for logits, top_p, most in ((peaked, 1.0, 0), (flat, 1.0, 0), (peaked, 0.9, LIKELY), (flat, 0.9, 1000)):
+        sizes.clear()
+        drawn(logits, [Answer(object(), Sampling(temperature=1.0, top_p=top_p))])
+        assert max(sizes, default=0) == most
 
 
 def test_beginning_of_a_stop_string_is_held_back_also_before_half_a_character() -> None:
@@ -230,6 +275,18 @@ def test_score_is_the_log_probability_of_the_answer_with_its_end(engine: LocalEn
         assert score.tokens == len(answer) + 1
         assert score.token_logprobs == pytest.approx(expected, abs=1e-4)
         assert score.logprob == pytest.approx(sum(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_shape_that_a_kernel_refuses_is_an_error_of_serving(
+    engine: LocalEngine, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise kind("K must be divisible by 16")
+
+    monkeypatch.setattr(engine, "_logits_at", refuse)
+    with pytest.raises(ServingError, match="the model failed: K must be divisible"):
+        engine.score(PROMPTS[:1], ANSWERS[:1])
 
 
 def test_scores_do_not_depend_on_the_batch_or_its_order(engine: LocalEngine) -> None:

@@ -11,6 +11,7 @@ from nightschool.evolve.loss import (
     weighted_dpo_loss,
     weighted_sft_loss,
 )
+from nightschool.evolve.trainer import checkpointing
 
 
 def numbers(count: int, seed: int) -> torch.Tensor:
@@ -83,7 +84,7 @@ REJECTED = ["two, or three", "no", "maybe so"]
 
 
 def config(kind: type, folder: object, **more: object) -> object:
-    common = {"output_dir": str(folder), "use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    common = {"output_dir": str(folder), "use_cpu": True, "bf16": False, **checkpointing(False)}
     return kind(**common, report_to="none", router_aux_loss_coef=0.0, per_device_train_batch_size=3, **more)
 
 

@@ -1,10 +1,13 @@
 """Whole nights on the seedling, at a small size: what is promoted, what is not, and what a failure leaves behind."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from nightschool.content import plain
 from nightschool.errors import NightschoolError, ServingError, TrainingError
 from nightschool.evolve import dataset, dpo, lineage, sft
 from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, read_adapter
@@ -16,6 +19,7 @@ from nightschool.pipelines.lock import NightRunning, night_lock
 from nightschool.sdk import Assistant
 from nightschool.serving.local import LocalEngine
 from nightschool.settings import DatasetSettings, GateSettings, NightSettings, Settings
+from safetensors.torch import save_file
 
 # so few rows teach by repetition, and drift far on the probe text: here the machinery is tested, not the method
 NIGHT = NightSettings(
@@ -303,6 +307,21 @@ def test_what_was_trained_is_judged_again_without_training_when_the_rules_change
     (live.path / "adapter_model.safetensors").write_bytes(b"damaged")
     assert night(assistant).outcome == "promoted"  # trained again
     assert read_adapter(live.path).id == live.id
+
+
+def test_what_was_trained_is_trained_again_for_a_server_that_would_pass_by_a_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, local = Snapshot((), (), (), ()), Settings(home=tmp_path)
+    details = {"night": plain(asdict(local.night))}
+    adapter = Adapter("b2:one", "b2:base", snapshot.id, "sft", None, tmp_path, 0.0, details)
+    registry = SimpleNamespace(tainted=set, adapters=lambda: [adapter])
+    monkeypatch.setattr(nightly, "intact", lambda path: True)
+    vllm = replace(local, serving=replace(local.serving, engine="vllm"))
+    for leaf, again in (("q_proj", False), ("kv_b_proj", True)):
+        save_file({f"base_model.model.x.self_attn.{leaf}.lora_A.weight": torch.zeros(2, 4)}, tmp_path / WEIGHTS)
+        assert nightly.trained_before(snapshot, registry, local, "b2:base") is adapter
+        assert nightly.trained_before(snapshot, registry, vllm, "b2:base") is (None if again else adapter)
 
 
 def test_what_is_forgotten_while_the_memory_is_read_is_in_no_snapshot(

@@ -34,6 +34,10 @@ def test_engine_that_agrees_within_the_tolerance_passes() -> None:
     parity.check(FixedEngine(base=-9.1, one=-6.1), "one", RECORDED, 0.1)
 
 
+def test_what_rounding_does_to_the_base_is_not_the_adapters() -> None:
+    parity.check(FixedEngine(base=-9.25, one=-6.4), "one", RECORDED, 0.1)  # as it gains 2.85 where 3 were recorded
+
+
 @pytest.mark.parametrize(
     ("engine", "reason"),
     [

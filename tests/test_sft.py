@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nightschool.errors import TrainingError
-from nightschool.evolve import sft
-from nightschool.evolve.trainer import replay_rows, suited
+from nightschool.evolve import sft, trainer
+from nightschool.evolve.trainer import checkpointing, replay_rows, suited
 from nightschool.evolve.types import Adapter, Example, Snapshot
 from nightschool.settings import NightSettings, Settings
 
@@ -59,8 +59,9 @@ def test_no_path_of_the_machine_is_written_into_the_adapter(settings: Settings, 
 def test_lora_goes_where_the_setting_says_and_never_into_routed_experts(settings: Settings) -> None:
     from safetensors import safe_open
 
-    def modules(targets: str) -> set[str]:
-        adapter = run([example(1)], replace(settings, night=replace(settings.night, lora_targets=targets)))
+    def modules(targets: str, engine: str = "local") -> set[str]:
+        night, serving = replace(settings.night, lora_targets=targets), replace(settings.serving, engine=engine)
+        adapter = run([example(1)], replace(settings, night=night, serving=serving))
         with safe_open(adapter.path / "adapter_model.safetensors", "pt") as file:
             return {key.split(".layers.")[1].split(".", 1)[1].rsplit(".lora_", 1)[0] for key in file.keys()}  # noqa: SIM118
 
@@ -68,6 +69,7 @@ def test_lora_goes_where_the_setting_says_and_never_into_routed_experts(settings
     assert {m.split(".")[0] for m in attention} == {"self_attn"}
     assert both > attention and {"mlp.gate_proj", "mlp.shared_experts.down_proj"} <= both
     assert not any(".experts" in m for m in both)
+    assert attention - modules("attention", "vllm") == {"self_attn.kv_b_proj"}
 
 
 def test_the_same_snapshot_settings_and_seed_give_the_same_adapter(settings: Settings) -> None:
@@ -75,6 +77,33 @@ def test_the_same_snapshot_settings_and_seed_give_the_same_adapter(settings: Set
     first = run(rows, settings)
     other = replace(settings, night=replace(settings.night, seed=1))
     assert run(rows, settings).id == first.id != run(rows, other).id
+
+
+def test_activations_that_are_computed_again_teach_the_same_and_a_cpu_keeps_them(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def always(on: bool) -> dict[str, Any]:
+        asked.append(on)
+        return checkpointing(True)
+
+    rows = [example(i) for i in range(6)]
+    kept = run(rows, settings)
+    monkeypatch.setattr(trainer, "checkpointing", always)
+    again = run(rows, settings)
+    assert asked == [False] and again.details["losses"] == pytest.approx(kept.details["losses"], rel=1e-4)
+
+
+def test_recomputing_goes_by_the_name_that_transformers_has_for_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = trainer.SFTConfig(str(settings.home), use_cpu=True, bf16=False, **checkpointing(False))
+    assert args.gradient_checkpointing is False  # trl's own default is True
+    older = [field for field in fields(trainer.SFTConfig) if not field.name.startswith("activation_")]
+    monkeypatch.setattr(trainer, "fields", lambda kind: older)
+    name = "gradient_checkpointing"
+    assert checkpointing(True) == {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def test_a_row_of_weight_zero_teaches_nothing_and_weights_are_relative(settings: Settings) -> None:

@@ -12,13 +12,15 @@ from threading import Event
 
 import httpx
 import pytest
+import torch
 from nightschool.content import Message
 from nightschool.errors import ServingError, SettingsError
 from nightschool.serving import parity
 from nightschool.serving.chat import answer_ids, prompt_ids
-from nightschool.serving.engine import Sampling
+from nightschool.serving.engine import WEIGHTS, Sampling
 from nightschool.serving.vllm import VLLMEngine
 from nightschool.settings import ServingSettings
+from safetensors.torch import save_file
 
 LIMITED = Sampling(timeout_s=5.0)
 WHOLE = {"finish_reason": "stop"}
@@ -249,6 +251,19 @@ def record_parity(engine: VLLMEngine, folder: Path, off: float = 0.0) -> None:
     recorded = {"base": base, "adapter": [value - off for value in base]}
     manifest = {"base_id": engine.base_id, "details": {"parity": recorded}}
     (folder / "adapter.json").write_text(json.dumps(manifest))
+
+
+def test_adapter_with_weights_that_the_server_passes_by_is_refused(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    for leaf in ("q_proj", "kv_b_proj"):
+        name = f"base_model.model.model.layers.0.self_attn.{leaf}.lora_A.weight"
+        save_file({name: torch.zeros(2, 4)}, tmp_path / WEIGHTS)
+        if leaf == "q_proj":
+            engine.load("b2:one", tmp_path)
+    with pytest.raises(ServingError, match=r"b2:two has weights on kv_b_proj, .*; run `nightschool night`"):
+        engine.load("b2:two", tmp_path)
+    assert engine.adapters() == list(server.loaded) == ["b2:one"]
 
 
 def test_adapter_that_a_new_server_answers_otherwise_with_is_refused(
