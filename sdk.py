@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -319,21 +319,22 @@ class Assistant:
         user_id: str | None = None,
         session_id: str | None = None,
         before_utc: float | None = None,
-        interaction_ids: Sequence[str] = (),
-        memory_ids: Sequence[str] = (),
+        interaction_ids: Iterable[str] | None = None,
+        memory_ids: Iterable[str] | None = None,
         query: str | None = None,
     ) -> ForgetPlan:
         """What would be erased; nothing changes before `forget_apply(plan)`.
 
-        Owner and time narrow; ids and what the query finds are joined. A query finds all that says it from
+        Owner and time narrow; ids and what the query finds are joined, and without both it is all of the scope. An
+        empty list of ids is no id, and nothing would be erased. A query finds all that says it from
         `memory.recall_threshold` on, of all agents, and needs `user_id`.
         """
         return self.store.forget(
             user_id=user_id,
             session_id=session_id,
             before_utc=before_utc,
-            interaction_ids=tuple(interaction_ids),
-            memory_ids=tuple(memory_ids),
+            interaction_ids=interaction_ids,
+            memory_ids=memory_ids,
             query=query,
         )
 

@@ -263,6 +263,15 @@ def checked_text(where: str, value: str) -> str:
     return value
 
 
+def checked_ids(where: str, ids: Iterable[str] | None) -> tuple[str, ...] | None:
+    """The ids, None where none are asked for; a text is no list of them, though it is one of characters."""
+    if ids is None:
+        return None
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InputError(f"{where} is of type {type(ids).__name__}; give a list of ids")
+    return tuple(checked_text(f"{where}: an id", i) for i in ids)
+
+
 def checked_time(where: str, value: float) -> float:
     try:
         if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):

@@ -32,6 +32,7 @@ from .conversations import (
     Owner,
     Review,
     checked_conversation,
+    checked_ids,
     checked_messages,
     checked_owner,
     checked_past,
@@ -354,15 +355,16 @@ class MemoryStore(Facts):
         user_id: str | None = None,
         session_id: str | None = None,
         before_utc: float | None = None,
-        interaction_ids: Sequence[str] = (),
-        memory_ids: Sequence[str] = (),
+        interaction_ids: Iterable[str] | None = None,
+        memory_ids: Iterable[str] | None = None,
         query: str | None = None,
     ) -> ForgetPlan:
         """What would be erased, and what was trained on it. Nothing is changed before `forget_apply(plan)`.
 
         `query` finds memories of that user above the recall threshold; what else is given says which of whom and when.
+        Ids that are given and empty are none.
         """
-        ids = tuple(interaction_ids), tuple(memory_ids)
+        ids = checked_ids("interaction_ids", interaction_ids), checked_ids("memory_ids", memory_ids)
         selection = checked_selection(Selection(user_id, session_id, before_utc, *ids, query))
         found = self._found(selection)
         with self.database.reading() as session:
@@ -370,6 +372,8 @@ class MemoryStore(Facts):
 
     def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
         """Erase rows, vectors, exports and their bytes, if it is still exactly what the plan's token was given for."""
+        if not isinstance(plan, ForgetPlan):
+            raise InputError(f"plan is of type {type(plan).__name__}; give what `forget` returned")
         selection = checked_selection(plan.selection)
         self._indexing.pending()
         found = self._found(selection)
