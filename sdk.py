@@ -172,6 +172,7 @@ class Assistant:
             listener.heard_all()
             _require_wanted(listener.dropped)
             shown: dict[str, Any] = {"memory_ids": [m.id for m in memories], "after": [i.id for i in earlier]}
+            shown["check"] = partial(_require_wanted, listener.dropped)  # whoever leaves while it is written
             kept = self.store.record(turn, answer, **owner._asdict(), adapter_id=adapter_id, **shown)
         return Reply(answer, kept.id, session, adapter_id, kept.memory_ids)
 

@@ -145,12 +145,14 @@ class MemoryStore(Facts):
         adapter_id: str | None = None,
         memory_ids: Sequence[str] = (),
         after: Sequence[str] | None = None,
+        check: Callable[[], None] = lambda: None,
         created_utc: float | None = None,
     ) -> Interaction:
         """Keep a turn and our reply as the next of its session.
 
         `after` are the interactions before it that the reply was shown, in order: StoreError, and nothing is kept, if
-        one of them or of `memory_ids` was forgotten since, or another turn came between.
+        one of them or of `memory_ids` was forgotten since, or another turn came between. What `check` raises right
+        before it is committed keeps it out, too.
         """
         owner, said = checked_owner(user_id, agent_id, session_id), checked_messages(turn)
         checked_text("reply", reply)
@@ -172,6 +174,7 @@ class MemoryStore(Facts):
             replaced = {last.id: made.id} if last is not None and open_ended else {}
             Tombstones(session).lift([made], ())
             (made,), stale = self._insert(session, [made], replaced, vectors)
+            check()
         self._indexing.written([made], replaced, vectors, stale)
         return made
 

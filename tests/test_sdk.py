@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Semaphore
+from typing import Any
 
 import nightschool
 import pytest
@@ -387,6 +388,23 @@ def test_reply_that_is_not_read_to_its_end_is_not_kept_however_long_it_is_made(a
         list(answer)
     assert "assistant=" not in assistant.reply("Hello again", session_id="one").text
     assert [i.text for i in assistant.store.interactions()] == ["Hello again"]
+
+
+def test_reply_that_is_cancelled_while_it_is_written_is_not_kept(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert, stream = assistant.store._insert, assistant.stream("Hello there", session_id="one")
+
+    def leaving(*given: Any) -> object:
+        stream.close()
+        return insert(*given)
+
+    monkeypatch.setattr(assistant.store, "_insert", leaving)
+    with pytest.raises(ServingError, match="cancelled"):
+        list(stream)
+    assert not list(assistant.store.interactions())
+    monkeypatch.undo()
+    assert assistant.reply("Hello there", session_id="one").text == "None: user=Hello there"
 
 
 def test_wait_for_a_piece_that_is_given_up_breaks_the_answer_off(
