@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from functools import cached_property, partial
 from itertools import accumulate
 from math import inf
 from pathlib import Path
-from threading import BoundedSemaphore, Event, Lock, RLock
+from threading import Condition, Event, Lock, RLock, get_ident
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 from weakref import WeakSet, WeakValueDictionary
@@ -58,10 +59,30 @@ THREADS = 40  # of `AsyncAssistant` for replies, and as many for all else
 
 @dataclass
 class _Turns:
-    """Of one session: one is answered at a time, and only some may wait."""
+    """Of one session: one is answered at a time, in the order in which they came, and only some may wait."""
 
-    places: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MOST_WAITING))
-    answering: RLock = field(default_factory=RLock)  # an engine that records while it answers is no deadlock
+    moved: Condition = field(default_factory=Condition)
+    threads: deque[int] = field(default_factory=deque)  # the first has the turn
+
+    def has(self, thread: int) -> bool:
+        return bool(self.threads) and self.threads[0] == thread
+
+    def queue(self, thread: int) -> bool:
+        """Whether it is one more in line; an engine that records while it answers has the turn, and is no deadlock."""
+        with self.moved:
+            if self.has(thread):
+                return False
+            if len(self.threads) >= MOST_WAITING:
+                raise ServingError(
+                    f"{MOST_WAITING} turns of this session wait for an answer already; ask again after them"
+                )
+            self.threads.append(thread)
+            return True
+
+    def leave(self, thread: int) -> None:
+        with self.moved:
+            self.threads.remove(thread)
+            self.moved.notify_all()
 
 
 def open(
@@ -196,28 +217,27 @@ class Assistant:
     @contextmanager
     def _turn_of(self, owner: Owner, dropped: Event) -> Iterator[None]:
         """Held while one is answered: the next turn of a session is answered, and recorded, after this one."""
-        turns = self._turns_of(owner)
-        if not turns.places.acquire(blocking=False):
-            raise ServingError(f"{MOST_WAITING} turns of this session wait for an answer already; ask again after them")
+        turns, thread = self._turns_of(owner), get_ident()
+        queued = turns.queue(thread)
         try:
-            self._await_turn(turns.answering, dropped)
-            try:
-                _require_wanted(dropped)
-                yield
-            finally:
-                turns.answering.release()
+            self._await_turn(turns, thread, dropped)
+            yield
         finally:
-            turns.places.release()
+            if queued:
+                turns.leave(thread)
 
-    def _await_turn(self, answering: RLock, dropped: Event) -> None:
+    def _await_turn(self, turns: _Turns, thread: int, dropped: Event) -> None:
         seconds = self.settings.serving.timeout_seconds
         until = time.monotonic() + (seconds or inf)
-        while not answering.acquire(timeout=max(0.0, min(LOOK_S, until - time.monotonic()))):
-            _require_wanted(dropped)
-            if time.monotonic() >= until:
-                raise ServingError(
-                    f"the turn before is still being answered after {seconds:g} s (serving.timeout_seconds)"
-                )
+        with turns.moved:
+            while not turns.has(thread):
+                _require_wanted(dropped)
+                if (left := until - time.monotonic()) <= 0:
+                    raise ServingError(
+                        f"the turn before is still being answered after {seconds:g} s (serving.timeout_seconds)"
+                    )
+                turns.moved.wait(min(LOOK_S, left))
+        _require_wanted(dropped)
 
     def _known(self, text: str, user_id: str, agent_id: str, earlier: Sequence[Interaction]) -> list[Memory]:
         """What memory holds on `text` beside what the last turns say, which stand in the prompt whatever its room."""
@@ -243,12 +263,14 @@ class Assistant:
         session_id: str | None = None,
         created_utc: float | None = None,
     ) -> Interaction:
-        """Keep a turn that something else answered. `created_utc`: seconds since 1970, default now."""
+        """Keep a turn that something else answered. `created_utc`: seconds since 1970, default now.
+
+        It waits for its turn in the session as `reply` does, and ServingError tells where that lasts too long.
+        """
         messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
         session = session_id or self._session_id
         owner = checked_owner(user_id, agent_id, session)
-        turns = self._turns_of(owner)
-        with turns.answering:  # not between what a reply is shown and its record
+        with self._turn_of(owner, Event()):  # not between what a reply is shown and its record
             return self.store.record(messages, reply, **owner._asdict(), created_utc=created_utc)
 
     def rate(

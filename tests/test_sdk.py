@@ -593,9 +593,34 @@ def test_engine_that_records_in_the_session_it_answers_in_is_an_error_and_no_dea
 
 
 def test_many_turns_of_a_session_can_be_recorded_at_once(assistant: Assistant) -> None:
-    with ThreadPoolExecutor(3 * MOST_WAITING) as pool:
+    with ThreadPoolExecutor(MOST_WAITING) as pool:
         list(pool.map(lambda i: assistant.record(f"turn {i}", "ok", session_id="one"), range(3 * MOST_WAITING)))
     assert len(list(assistant.store.interactions())) == 3 * MOST_WAITING
+
+
+def test_turn_answered_elsewhere_waits_no_longer_than_a_reply(assistant: Assistant) -> None:
+    assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.1))
+    with ThreadPoolExecutor(1) as pool, assistant.stream("Hello", session_id="one") as unread:
+        assert next(unread)
+        waiting = pool.submit(assistant.record, "Hello there", "Hi.", session_id="one")
+        with pytest.raises(ServingError, match="the turn before is still being answered"):
+            waiting.result(60)
+    assert not list(assistant.store.interactions())
+
+
+def test_turns_of_a_session_are_answered_in_the_order_in_which_they_came(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, begun = held_back(assistant, monkeypatch)
+    order = [str(i) for i in range(MOST_WAITING)]
+    with ThreadPoolExecutor(MOST_WAITING) as pool:
+        for n, text in enumerate(order, 1):
+            pool.submit(assistant.reply, text, session_id="one")
+            assert begun.acquire(timeout=60) if n == 1 else True
+            while len(assistant._turns_of(Owner("default", "", "one")).threads) < n:
+                time.sleep(0.01)
+        gate.set()
+    assert [i.text for i in assistant.store.interactions()] == order
 
 
 def test_reply_that_could_not_be_recorded_is_not_made(
