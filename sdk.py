@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from itertools import accumulate
 from math import inf
 from pathlib import Path
+from secrets import randbits
 from threading import Condition, Event, Lock, RLock, get_ident
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
@@ -202,7 +203,8 @@ class Assistant:
         from .serving.engine import Sampling
 
         serving, said = self.settings.serving, list[str]()
-        sampling = Sampling(serving.max_tokens, serving.temperature, timeout_s=serving.timeout_seconds)
+        seed = randbits(31)  # one for all would draw the same answer for everybody
+        sampling = Sampling(serving.max_tokens, serving.temperature, seed=seed, timeout_s=serving.timeout_seconds)
         with closing(self.engine.stream(prompt, adapter=adapter_id, sampling=sampling)) as pieces:
             for piece in pieces:
                 _require_wanted(listener.dropped)
@@ -446,10 +448,29 @@ class AsyncAssistant:
     async def stream(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
     ) -> AsyncIterator[AsyncReplyStream]:
-        """As `Assistant.stream`: `async with front.stream(...) as answer: async for piece in answer: ...`."""
-        async with self._streams:
+        """As `Assistant.stream`: `async with front.stream(...) as answer: async for piece in answer: ...`.
+
+        ServingError where as many as there are threads are still read after `serving.timeout_seconds`.
+        """
+        await self._await_place()
+        try:
             with self.sync.stream(text, user_id=user_id, agent_id=agent_id, session_id=session_id) as stream:
                 yield AsyncReplyStream(stream, self._streaming)
+        finally:
+            self._streams.release()
+
+    async def _await_place(self) -> None:
+        from anyio import fail_after
+
+        seconds = self.sync.settings.serving.timeout_seconds
+        try:
+            with fail_after(seconds or inf):
+                await self._streams.acquire()
+        except TimeoutError:
+            raise ServingError(
+                f"{THREADS} replies are being read in pieces, the most at once, and none has ended after {seconds:g} s"
+                " (serving.timeout_seconds); leave those that nobody reads"
+            ) from None
 
     async def rate(self, reply: Reply | Interaction | str, rating: float | None = None, **said: Any) -> Feedback:
         return await self.call(self.sync.rate, reply, rating, **said)

@@ -23,7 +23,7 @@ from nightschool.memory.embed import Embedder
 from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
 from nightschool.replies import ReplyStream
-from nightschool.sdk import LOOK_S, MOST_WAITING, Assistant, AsyncAssistant
+from nightschool.sdk import LOOK_S, MOST_WAITING, THREADS, Assistant, AsyncAssistant
 from nightschool.serving.engine import Pieces, Sampling
 from nightschool.settings import ServingSettings, Settings
 
@@ -489,6 +489,44 @@ def test_awaited_reply_comes_in_pieces(assistant: Assistant) -> None:
         assert assistant.store.interaction(answer.reply.id).reply == answer.reply.text
 
     asyncio.run(talk())
+
+
+def test_awaited_reply_in_pieces_waits_for_a_place_no_longer_than_for_an_answer(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nightschool.sdk.THREADS", 1)
+    front = AsyncAssistant(assistant)
+
+    async def talk() -> None:
+        async with front.stream("Hello", session_id="one") as unread:
+            assert await anext(unread)
+            assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.1))
+            with pytest.raises(ServingError, match="1 replies are being read in pieces"):
+                async with front.stream("Hello", session_id="two"):
+                    pass
+            assert [piece async for piece in unread]
+        async with front.stream("Hello", session_id="two") as answer:
+            assert [piece async for piece in answer]
+
+    asyncio.run(talk())
+
+
+def test_page_says_how_many_replies_are_open_at_once() -> None:
+    page = (Path(nightschool.__file__).parent / "docs" / "sdk.md").read_text(encoding="utf-8")
+    assert f"has {THREADS} such replies open" in page and MOST_WAITING == 8 and "at most eight wait" in page
+
+
+def test_each_reply_draws_for_itself(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = set()
+
+    def drawing(*_: object, sampling: Sampling, **__: object) -> Pieces:
+        seeds.add(sampling.seed)
+        yield "Hi."
+
+    monkeypatch.setattr(assistant.engine, "stream", drawing)
+    for session in ("one", "two", "three"):
+        assistant.reply("Hello", session_id=session)
+    assert len(seeds) > 1
 
 
 def test_engine_stops_where_an_awaited_reply_is_cancelled(
