@@ -65,7 +65,7 @@ class Indexing:
             return self._index
         with self._lock:
             if self._index is None:
-                self._check_whole()
+                self.check_whole()
                 index = self._unopened()
                 index.count()  # a StoreError here if it was made by another embedder
                 self._index = index
@@ -114,7 +114,7 @@ class Indexing:
         done = 0
         with self._lock:
             _ = self.index
-            self._check_whole()
+            self.check_whole()
             while waiting := self._waiting():
                 self._add(waiting, {}, afresh=True)
                 done += len(waiting)
@@ -159,7 +159,8 @@ class Indexing:
             finally:
                 self._remaking = False
 
-    def _check_whole(self) -> None:
+    def check_whole(self) -> None:
+        """StoreError while another process makes the index anew, or where that was interrupted."""
         with self._database.reading() as session:
             if not self._remaking and _rebuilding(session) is not None:
                 raise StoreError(

@@ -462,7 +462,7 @@ class MemoryStore(Facts):
 
     def verify(self) -> list[str]:
         """What disagrees: ids that do not re-derive, references to nothing, SQL and index apart. Empty is sound."""
-        return disagreements(self.database, self.interactions(), self._indexing)
+        return disagreements(self.database, self._indexing)
 
     # -- inside ---
 
