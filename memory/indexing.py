@@ -73,6 +73,25 @@ class Indexing:
                 self.pending()
             return self._index
 
+    def require(self) -> None:
+        """StoreError where the index cannot be opened, before anything is written.
+
+        One that another process makes anew with this embedder need not be: what is written waits to be indexed.
+        """
+        if not self._made_elsewhere():
+            _ = self.index
+
+    def _made_elsewhere(self) -> bool:
+        """Whether this process waits with opening it until it is made, with this embedder."""
+        if self._index is not None:
+            return False
+        with self._database.reading() as session:
+            return _rebuilding(session) == self._made_with
+
+    @property
+    def _made_with(self) -> str:
+        return f"{self._embedder.name} ({self._embedder.dimension})"
+
     def embed_missing(self, vectors: dict[str, Vector], texts: Iterable[str]) -> dict[str, Vector]:
         """`vectors` by text, with those of `texts` added that are neither there nor empty."""
         missing = [t for t in dict.fromkeys(texts) if t and t not in vectors]
@@ -125,7 +144,8 @@ class Indexing:
     def own_vectors(self, interactions: Iterable[Interaction]) -> dict[str, Vector]:
         """The vector of each interaction that has words of the user, from the index if it is there."""
         asked = [i for i in interactions if request_of(i.turn)]
-        held = self.index.vectors([turn_memory_id(i.id) for i in asked])
+        ids = [turn_memory_id(i.id) for i in asked]
+        held: dict[str, Vector] = {} if self._made_elsewhere() else self.index.vectors(ids)
         fresh = self.embed_missing({}, [i.text for i in asked if turn_memory_id(i.id) not in held])
         return {i.id: held[m] if (m := turn_memory_id(i.id)) in held else fresh[i.text] for i in asked}
 
@@ -173,11 +193,10 @@ class Indexing:
 
     def _begin_rebuild(self) -> bool:
         """Whether one with this embedder is under way; if not, nothing is indexed any more."""
-        wanted = f"{self._embedder.name} ({self._embedder.dimension})"
         with self._database.writing() as session:
-            if _rebuilding(session) == wanted:
+            if _rebuilding(session) == self._made_with:
                 return True
-            session.merge(StateRow(name=REBUILD, value=wanted))
+            session.merge(StateRow(name=REBUILD, value=self._made_with))
             session.execute(update(MemoryRow).values(indexed=False))
             return False
 

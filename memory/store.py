@@ -172,6 +172,8 @@ class MemoryStore(Facts):
             open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
             made = continued(last, open_ended, owner, made)
             replaced = {last.id: made.id} if last is not None and open_ended else {}
+            gone = set(map(turn_memory_id, replaced))  # the words of which stand in the turn itself
+            made = replace(made, memory_ids=tuple(i for i in made.memory_ids if i not in gone))
             Tombstones(session).lift([made], ())
             (made,), stale = self._insert(session, [made], replaced, vectors)
             check()
@@ -277,9 +279,11 @@ class MemoryStore(Facts):
         owner = checked_owner(user_id, agent_id, session_id)
         if not checked_text("text", text).strip():
             raise InputError("text is blank; give what is to be remembered")
+        if not isinstance(shared, bool):  # 1 would be kept as True, under the id of 1
+            raise InputError(f"shared is {repr(shared)[:30]}; give True or False")
         named = note_id(user_id, agent_id, shared, text)
         now = self._moment(created_utc)
-        _ = self._indexing.index  # a StoreError here comes before anything is written
+        self.require_index()
         note = Memory(named, *owner, "note", text, now, tuple(source_ids), shared)
         with self._writing() as session:
             if known := session.get(MemoryRow, note.id):
@@ -291,8 +295,8 @@ class MemoryStore(Facts):
         return note
 
     def require_index(self) -> None:
-        """StoreError where the index cannot be opened, and so nothing be recorded."""
-        _ = self._indexing.index
+        """StoreError where the index cannot be opened, and so nothing be recorded. What is made anew is waited for."""
+        self._indexing.require()
 
     def keep_drafts(self, drafts: Sequence[Draft]) -> int:
         """Keep what the base wrote, but nothing written to what was forgotten meanwhile. Returns how many are new."""
@@ -482,7 +486,7 @@ class MemoryStore(Facts):
 
     def _vectors(self, texts: Iterable[str]) -> dict[str, Vector]:
         """Embedded before the transaction, so that no other writer waits for it."""
-        _ = self._indexing.index  # a StoreError here comes before anything is written
+        self.require_index()
         return self._indexing.embed_missing({}, texts)
 
     def _insert(

@@ -661,21 +661,33 @@ def test_turns_of_a_session_are_answered_in_the_order_in_which_they_came(
     assert [i.text for i in assistant.store.interactions()] == order
 
 
+def over(store: MemoryStore) -> Assistant:
+    registry = Registry(store.database, store.settings.home / "adapters", store.clock)
+    return Assistant(store.settings, store, registry, EchoEngine())
+
+
 def test_reply_that_could_not_be_recorded_is_not_made(
-    tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, make_embedder: Callable[..., Embedder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(home=tmp_path / "home")
-    with MemoryStore(settings, embedder=embedder) as store, pytest.raises(KeyboardInterrupt):
+    with MemoryStore(settings, embedder=make_embedder()) as store:
         store.record([{"role": "user", "content": "hi"}], "ho", user_id="ada", session_id="s")
-        monkeypatch.setattr(Indexing, "pending", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        store.rebuild_index()
-    monkeypatch.undo()
-    engine = EchoEngine()
-    monkeypatch.setattr(engine, "stream", None)
-    with MemoryStore(settings, embedder=embedder) as store:
-        fresh = Assistant(settings, store, Registry(store.database, settings.home / "adapters", store.clock), engine)
-        with pytest.raises(StoreError, match="the index is being made anew, or that was interrupted"):
+    with MemoryStore(settings, embedder=make_embedder(name="another")) as store:
+        fresh = over(store)
+        monkeypatch.setattr(fresh.engine, "stream", None)  # so that a call would be another error
+        with pytest.raises(StoreError, match="the embedder is another"):
             fresh.reply("Hello")
+
+
+def test_reply_is_kept_without_notes_where_making_the_index_anew_was_interrupted(
+    quick_store: MemoryStore, make_embedder: Callable[..., Embedder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_store.remember("Hello there", user_id="ada")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Indexing, "pending", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        quick_store.rebuild_index()
+    with MemoryStore(quick_store.settings, embedder=make_embedder()) as store:
+        reply = over(store).reply("Hello there", user_id="ada")
+        assert (reply.memory_ids, store.interaction(reply.id).reply) == ((), reply.text)
 
 
 def test_what_cannot_be_kept_is_refused_before_it_is_answered(
