@@ -39,7 +39,7 @@ from .memory.types import (
     with_notes,
 )
 from .replies import AsyncReplyStream, Listener, Reply, ReplyStream
-from .settings import ServingSettings, Settings, load_settings
+from .settings import ServingSettings, Settings, folder_of, load_settings
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter, Semaphore
@@ -93,9 +93,10 @@ def open(
     from .evolve.registry import Registry
     from .memory.store import MemoryStore
 
-    if settings and home is not None and Path(home).expanduser().resolve() != settings.home.resolve():
+    if settings is None:
+        settings = load_settings(home)
+    elif home is not None and folder_of(home).resolve() != settings.home.resolve():
         raise InputError(f"home is {home}, and settings.home {settings.home}; give one of them")
-    settings = settings or load_settings(home)
     store = MemoryStore(settings)
     registry = Registry(store.database, settings.home / "adapters", store.clock)
     _withdraw(registry)  # what a crash interrupted
@@ -163,7 +164,7 @@ class Assistant:
         what it was shown was forgotten meanwhile; then nothing is recorded. Turns of one session are answered one after
         another. While another process makes the index anew, it answers without notes, and the log tells.
         """
-        return self._reply(text, user_id, agent_id, session_id or self._session_id, Listener())
+        return self._reply(text, user_id, agent_id, session_id, Listener())
 
     def stream(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
@@ -172,15 +173,15 @@ class Assistant:
 
         `answer.reply` is what `reply` returns, once they have ended. Left before, the answer is broken off.
         """
-        stream = ReplyStream(partial(self._reply, text, user_id, agent_id, session_id or self._session_id))
+        stream = ReplyStream(partial(self._reply, text, user_id, agent_id, session_id))
         self._streams.add(stream)
         return stream
 
-    def _reply(self, text: str, user_id: str, agent_id: str, session: str, listener: Listener) -> Reply:
+    def _reply(self, text: str, user_id: str, agent_id: str, session_id: str | None, listener: Listener) -> Reply:
         """An answer that nobody saw to its end is no part of the session."""
         if not checked_text("text", text).strip():
             raise InputError("reply: text is empty; give the user's words")
-        owner = checked_owner(user_id, agent_id, session)
+        owner = self._owner(user_id, agent_id, session_id)
         turn: list[Message] = [{"role": "user", "content": text}]
         with self._turn_of(owner, listener.dropped):
             self.store.require_index()  # what could not be recorded is not answered
@@ -196,7 +197,14 @@ class Assistant:
             shown: dict[str, Any] = {"memory_ids": [m.id for m in memories], "after": [i.id for i in earlier]}
             shown["check"] = partial(_require_wanted, listener.dropped)  # whoever leaves while it is written
             kept = self.store.record(turn, answer, **owner._asdict(), adapter_id=adapter_id, **shown)
-        return Reply(answer, kept.id, session, adapter_id, kept.memory_ids)
+        return Reply(answer, kept.id, owner.session_id, adapter_id, kept.memory_ids)
+
+    def _owner(self, user_id: str, agent_id: str, session_id: str | None) -> Owner:
+        """Of a turn: in this object's own session where none is named."""
+        owner = checked_owner(user_id, agent_id, self._session_id if session_id is None else session_id)
+        if not owner.session_id:
+            raise InputError("session_id is empty; name one, or leave it out")
+        return owner
 
     def _said(self, prompt: Sequence[Message], adapter_id: str | None, listener: Listener) -> str:
         """What the engine answers, which ends it where it is not wanted any more."""
@@ -270,8 +278,7 @@ class Assistant:
         It waits for its turn in the session as `reply` does, and ServingError tells where that lasts too long.
         """
         messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
-        session = session_id or self._session_id
-        owner = checked_owner(user_id, agent_id, session)
+        owner = self._owner(user_id, agent_id, session_id)
         with self._turn_of(owner, Event()):  # not between what a reply is shown and its record
             return self.store.record(messages, reply, **owner._asdict(), created_utc=created_utc)
 
@@ -291,7 +298,7 @@ class Assistant:
         other reply by the same request in the same session. Give `user_id` where the id comes from outside: NotFound
         if the reply was given to somebody else.
         """
-        interaction_id = reply if isinstance(reply, str) else reply.id
+        interaction_id = reply.id if isinstance(reply, Reply | Interaction) else reply
         return self.store.rate(
             interaction_id, rating=rating, correction=correction, comment=comment, event=event, user_id=user_id
         )
@@ -437,8 +444,8 @@ class AsyncAssistant:
         """As `Assistant.reply`. One that is cancelled returns at once, and is not recorded."""
         from anyio import to_thread
 
-        listener, session = Listener(), session_id or self.sync._session_id
-        answer = partial(self.sync._reply, text, user_id, agent_id, session, listener)
+        listener = Listener()
+        answer = partial(self.sync._reply, text, user_id, agent_id, session_id, listener)
         try:
             return await to_thread.run_sync(answer, abandon_on_cancel=True, limiter=self._replying)
         finally:

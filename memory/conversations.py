@@ -242,7 +242,11 @@ def checked_conversation(conversation: Conversation, now: float = inf) -> Conver
 def checked_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages with role and content alone, each checked; InputError names the message and the field."""
     checked: list[Message] = []
+    if not isinstance(messages, Iterable):
+        raise InputError(f"the messages are of type {type(messages).__name__}; give a list of them")
     for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InputError(f"message {i} is of type {type(message).__name__}, not one of a role and its content")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise InputError(f"message {i}: role is not one of {', '.join(ROLES)}")

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from math import isnan
 from pathlib import Path
 from threading import RLock
 
@@ -55,7 +54,16 @@ from .forgetting import checked_selection, confirmed, erase_rows, inherit_again,
 from .indexing import Indexing
 from .passages import of_turn
 from .ranking import WEIGHTS, Fit, Weights
-from .recalling import CANDIDATES, Filters, asking, best_of, candidates, checked_filters, checked_limit
+from .recalling import (
+    CANDIDATES,
+    Filters,
+    asking,
+    best_of,
+    candidates,
+    checked_filters,
+    checked_limit,
+    checked_threshold,
+)
 from .restoring import Restored, Restoring, batches
 from .restoring import new_texts as new_texts_of
 from .rows import from_memory, from_review, to_feedback, to_memory
@@ -332,11 +340,9 @@ class MemoryStore(Facts):
             raise InputError("beside is text; give the ids of the interactions that are at hand")
         filters = checked_filters(Filters(session_id, kind, since, until, as_of, frozenset(beside)))
         memory = self.settings.memory
-        least = memory.recall_threshold if threshold is None else threshold
+        least = checked_threshold(memory.recall_threshold if threshold is None else threshold)
         if limit is None and not memory.recall_limit:
             raise InputError("memory.recall_limit is 0, so that nothing is recalled; give a limit")
-        if isnan(least):
-            raise InputError("threshold is nan, below which nothing is; give a number")
         most = checked_limit(memory.recall_limit if limit is None else limit)
         if not checked_text("query", query).strip():
             return []

@@ -15,7 +15,7 @@ from typing import Any
 import nightschool
 import pytest
 from nightschool.content import Message
-from nightschool.errors import InputError, ServingError, StoreError
+from nightschool.errors import InputError, ServingError, SettingsError, StoreError
 from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.conversations import Owner
@@ -703,6 +703,59 @@ def test_what_cannot_be_kept_is_refused_before_it_is_answered(
         assistant.record([{"role": "user"}], "no")  # type: ignore[typeddict-item]
     with pytest.raises(InputError, match="surrogate"):
         assistant.rate("\ud800", 1)
+
+
+@pytest.mark.parametrize("turn", [None, 5, {"role": "user", "content": "hi"}, ["hi"], [None]])
+def test_turn_that_is_no_list_of_messages_is_refused(assistant: Assistant, turn: Any) -> None:
+    with pytest.raises(InputError, match="message"):
+        assistant.record(turn, "ok", user_id="ada")
+
+
+@pytest.mark.parametrize("reply", [None, 5, {}])
+def test_what_is_no_reply_is_not_rated(assistant: Assistant, reply: Any) -> None:
+    with pytest.raises(InputError, match="interaction_id is of type"):
+        assistant.rate(reply, 1)
+
+
+def test_subject_of_no_text_is_refused(assistant: Assistant) -> None:
+    with pytest.raises(InputError, match="subject holds half of a surrogate pair"):
+        assistant.history(user_id="ada", subject="\ud800")
+
+
+@pytest.mark.parametrize(("session", "found"), [("", "is empty"), (0, "is of type int"), (False, "is of type bool")])
+def test_session_that_has_no_name_is_not_the_own_one(assistant: Assistant, session: Any, found: str) -> None:
+    front = AsyncAssistant(assistant)
+    for attempt in (
+        lambda: assistant.reply("Hello", session_id=session),
+        lambda: list(assistant.stream("Hello", session_id=session)),
+        lambda: assistant.record("Hello", "Hi.", session_id=session),
+        lambda: asyncio.run(front.reply("Hello", session_id=session)),
+    ):
+        with pytest.raises(InputError, match=f"session_id {found}"):
+            attempt()
+    assert assistant.reply("Hello").session_id == assistant._session_id
+
+
+def test_closed_assistant_refuses(assistant: Assistant) -> None:
+    reply = assistant.reply("Hello", user_id="ada")
+    assistant.close()
+    for attempt in (
+        lambda: assistant.reply("Hello", user_id="ada"),
+        lambda: assistant.remember("a note", user_id="ada"),
+        lambda: assistant.recall("Hello", user_id="ada"),
+        lambda: assistant.rate(reply, 1),
+        lambda: assistant.forget(user_id="ada"),
+    ):
+        with pytest.raises(StoreError, match="it was closed; open the home again"):
+            attempt()
+    assistant.close()
+
+
+def test_home_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for home in ("", 5, tmp_path / "file"):
+        with pytest.raises(SettingsError, match="home"):
+            nightschool.open(home)  # type: ignore[arg-type]
 
 
 def test_home_and_settings_of_another_home_are_refused(tmp_path: Path) -> None:
