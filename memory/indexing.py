@@ -78,15 +78,12 @@ class Indexing:
 
         One that another process makes anew with this embedder need not be: what is written waits to be indexed.
         """
-        if not self._made_elsewhere():
-            _ = self.index
-
-    def _made_elsewhere(self) -> bool:
-        """Whether this process waits with opening it until it is made, with this embedder."""
         if self._index is not None:
-            return False
+            return
         with self._database.reading() as session:
-            return _rebuilding(session) == self._made_with
+            waits = _rebuilding(session) == self._made_with
+        if not waits:
+            _ = self.index
 
     @property
     def _made_with(self) -> str:
@@ -145,7 +142,8 @@ class Indexing:
         """The vector of each interaction that has words of the user, from the index if it is there."""
         asked = [i for i in interactions if request_of(i.turn)]
         ids = [turn_memory_id(i.id) for i in asked]
-        held: dict[str, Vector] = {} if self._made_elsewhere() else self.index.vectors(ids)
+        # not opened here: that writes, and would wait for the caller's transaction
+        held: dict[str, Vector] = {} if self._index is None else self._index.vectors(ids)
         fresh = self.embed_missing({}, [i.text for i in asked if turn_memory_id(i.id) not in held])
         return {i.id: held[m] if (m := turn_memory_id(i.id)) in held else fresh[i.text] for i in asked}
 
