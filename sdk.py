@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
 from math import inf
 from pathlib import Path
-from threading import BoundedSemaphore, Event, Lock, RLock
+from secrets import randbits
+from threading import Condition, Event, Lock, RLock, get_ident
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 from weakref import WeakSet, WeakValueDictionary
@@ -37,7 +39,7 @@ from .memory.types import (
     with_notes,
 )
 from .replies import AsyncReplyStream, Listener, Reply, ReplyStream
-from .settings import ServingSettings, Settings, load_settings
+from .settings import ServingSettings, Settings, folder_of, load_settings
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter, Semaphore
@@ -58,10 +60,30 @@ THREADS = 40  # of `AsyncAssistant` for replies, and as many for all else
 
 @dataclass
 class _Turns:
-    """Of one session: one is answered at a time, and only some may wait."""
+    """Of one session: one is answered at a time, in the order in which they came, and only some may wait."""
 
-    places: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MOST_WAITING))
-    answering: RLock = field(default_factory=RLock)  # an engine that records while it answers is no deadlock
+    moved: Condition = field(default_factory=Condition)
+    threads: deque[int] = field(default_factory=deque)  # the first has the turn
+
+    def has(self, thread: int) -> bool:
+        return bool(self.threads) and self.threads[0] == thread
+
+    def queue(self, thread: int) -> bool:
+        """Whether it is one more in line; an engine that records while it answers has the turn, and is no deadlock."""
+        with self.moved:
+            if self.has(thread):
+                return False
+            if len(self.threads) >= MOST_WAITING:
+                raise ServingError(
+                    f"{MOST_WAITING} turns of this session wait for an answer already; ask again after them"
+                )
+            self.threads.append(thread)
+            return True
+
+    def leave(self, thread: int) -> None:
+        with self.moved:
+            self.threads.remove(thread)
+            self.moved.notify_all()
 
 
 def open(
@@ -71,9 +93,10 @@ def open(
     from .evolve.registry import Registry
     from .memory.store import MemoryStore
 
-    if settings and home is not None and Path(home).expanduser().resolve() != settings.home.resolve():
+    if settings is None:
+        settings = load_settings(home)
+    elif home is not None and folder_of(home).resolve() != settings.home.resolve():
         raise InputError(f"home is {home}, and settings.home {settings.home}; give one of them")
-    settings = settings or load_settings(home)
     store = MemoryStore(settings)
     registry = Registry(store.database, settings.home / "adapters", store.clock)
     _withdraw(registry)  # what a crash interrupted
@@ -141,7 +164,7 @@ class Assistant:
         what it was shown was forgotten meanwhile; then nothing is recorded. Turns of one session are answered one after
         another. While another process makes the index anew, it answers without notes, and the log tells.
         """
-        return self._reply(text, user_id, agent_id, session_id or self._session_id, Listener())
+        return self._reply(text, user_id, agent_id, session_id, Listener())
 
     def stream(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
@@ -150,15 +173,15 @@ class Assistant:
 
         `answer.reply` is what `reply` returns, once they have ended. Left before, the answer is broken off.
         """
-        stream = ReplyStream(partial(self._reply, text, user_id, agent_id, session_id or self._session_id))
+        stream = ReplyStream(partial(self._reply, text, user_id, agent_id, session_id))
         self._streams.add(stream)
         return stream
 
-    def _reply(self, text: str, user_id: str, agent_id: str, session: str, listener: Listener) -> Reply:
+    def _reply(self, text: str, user_id: str, agent_id: str, session_id: str | None, listener: Listener) -> Reply:
         """An answer that nobody saw to its end is no part of the session."""
         if not checked_text("text", text).strip():
             raise InputError("reply: text is empty; give the user's words")
-        owner = checked_owner(user_id, agent_id, session)
+        owner = self._owner(user_id, agent_id, session_id)
         turn: list[Message] = [{"role": "user", "content": text}]
         with self._turn_of(owner, listener.dropped):
             self.store.require_index()  # what could not be recorded is not answered
@@ -172,15 +195,24 @@ class Assistant:
             listener.heard_all()
             _require_wanted(listener.dropped)
             shown: dict[str, Any] = {"memory_ids": [m.id for m in memories], "after": [i.id for i in earlier]}
+            shown["check"] = partial(_require_wanted, listener.dropped)  # whoever leaves while it is written
             kept = self.store.record(turn, answer, **owner._asdict(), adapter_id=adapter_id, **shown)
-        return Reply(answer, kept.id, session, adapter_id, kept.memory_ids)
+        return Reply(answer, kept.id, owner.session_id, adapter_id, kept.memory_ids)
+
+    def _owner(self, user_id: str, agent_id: str, session_id: str | None) -> Owner:
+        """Of a turn: in this object's own session where none is named."""
+        owner = checked_owner(user_id, agent_id, self._session_id if session_id is None else session_id)
+        if not owner.session_id:
+            raise InputError("session_id is empty; name one, or leave it out")
+        return owner
 
     def _said(self, prompt: Sequence[Message], adapter_id: str | None, listener: Listener) -> str:
         """What the engine answers, which ends it where it is not wanted any more."""
         from .serving.engine import Sampling
 
         serving, said = self.settings.serving, list[str]()
-        sampling = Sampling(serving.max_tokens, serving.temperature, timeout_s=serving.timeout_seconds)
+        seed = randbits(31)  # one for all would draw the same answer for everybody
+        sampling = Sampling(serving.max_tokens, serving.temperature, seed=seed, timeout_s=serving.timeout_seconds)
         with closing(self.engine.stream(prompt, adapter=adapter_id, sampling=sampling)) as pieces:
             for piece in pieces:
                 _require_wanted(listener.dropped)
@@ -195,28 +227,27 @@ class Assistant:
     @contextmanager
     def _turn_of(self, owner: Owner, dropped: Event) -> Iterator[None]:
         """Held while one is answered: the next turn of a session is answered, and recorded, after this one."""
-        turns = self._turns_of(owner)
-        if not turns.places.acquire(blocking=False):
-            raise ServingError(f"{MOST_WAITING} turns of this session wait for an answer already; ask again after them")
+        turns, thread = self._turns_of(owner), get_ident()
+        queued = turns.queue(thread)
         try:
-            self._await_turn(turns.answering, dropped)
-            try:
-                _require_wanted(dropped)
-                yield
-            finally:
-                turns.answering.release()
+            self._await_turn(turns, thread, dropped)
+            yield
         finally:
-            turns.places.release()
+            if queued:
+                turns.leave(thread)
 
-    def _await_turn(self, answering: RLock, dropped: Event) -> None:
+    def _await_turn(self, turns: _Turns, thread: int, dropped: Event) -> None:
         seconds = self.settings.serving.timeout_seconds
         until = time.monotonic() + (seconds or inf)
-        while not answering.acquire(timeout=max(0.0, min(LOOK_S, until - time.monotonic()))):
-            _require_wanted(dropped)
-            if time.monotonic() >= until:
-                raise ServingError(
-                    f"the turn before is still being answered after {seconds:g} s (serving.timeout_seconds)"
-                )
+        with turns.moved:
+            while not turns.has(thread):
+                _require_wanted(dropped)
+                if (left := until - time.monotonic()) <= 0:
+                    raise ServingError(
+                        f"the turn before is still being answered after {seconds:g} s (serving.timeout_seconds)"
+                    )
+                turns.moved.wait(min(LOOK_S, left))
+        _require_wanted(dropped)
 
     def _known(self, text: str, user_id: str, agent_id: str, earlier: Sequence[Interaction]) -> list[Memory]:
         """What memory holds on `text` beside what the last turns say, which stand in the prompt whatever its room."""
@@ -242,12 +273,13 @@ class Assistant:
         session_id: str | None = None,
         created_utc: float | None = None,
     ) -> Interaction:
-        """Keep a turn that something else answered. `created_utc`: seconds since 1970, default now."""
+        """Keep a turn that something else answered. `created_utc`: seconds since 1970, default now.
+
+        It waits for its turn in the session as `reply` does, and ServingError tells where that lasts too long.
+        """
         messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
-        session = session_id or self._session_id
-        owner = checked_owner(user_id, agent_id, session)
-        turns = self._turns_of(owner)
-        with turns.answering:  # not between what a reply is shown and its record
+        owner = self._owner(user_id, agent_id, session_id)
+        with self._turn_of(owner, Event()):  # not between what a reply is shown and its record
             return self.store.record(messages, reply, **owner._asdict(), created_utc=created_utc)
 
     def rate(
@@ -266,7 +298,7 @@ class Assistant:
         other reply by the same request in the same session. Give `user_id` where the id comes from outside: NotFound
         if the reply was given to somebody else.
         """
-        interaction_id = reply if isinstance(reply, str) else reply.id
+        interaction_id = reply.id if isinstance(reply, Reply | Interaction) else reply
         return self.store.rate(
             interaction_id, rating=rating, correction=correction, comment=comment, event=event, user_id=user_id
         )
@@ -319,21 +351,22 @@ class Assistant:
         user_id: str | None = None,
         session_id: str | None = None,
         before_utc: float | None = None,
-        interaction_ids: Sequence[str] = (),
-        memory_ids: Sequence[str] = (),
+        interaction_ids: Iterable[str] | None = None,
+        memory_ids: Iterable[str] | None = None,
         query: str | None = None,
     ) -> ForgetPlan:
         """What would be erased; nothing changes before `forget_apply(plan)`.
 
-        Owner and time narrow; ids and what the query finds are joined. A query finds all that says it from
+        Owner and time narrow; ids and what the query finds are joined, and without both it is all of the scope. An
+        empty list of ids is no id, and nothing would be erased. A query finds all that says it from
         `memory.recall_threshold` on, of all agents, and needs `user_id`.
         """
         return self.store.forget(
             user_id=user_id,
             session_id=session_id,
             before_utc=before_utc,
-            interaction_ids=tuple(interaction_ids),
-            memory_ids=tuple(memory_ids),
+            interaction_ids=interaction_ids,
+            memory_ids=memory_ids,
             query=query,
         )
 
@@ -411,8 +444,8 @@ class AsyncAssistant:
         """As `Assistant.reply`. One that is cancelled returns at once, and is not recorded."""
         from anyio import to_thread
 
-        listener, session = Listener(), session_id or self.sync._session_id
-        answer = partial(self.sync._reply, text, user_id, agent_id, session, listener)
+        listener = Listener()
+        answer = partial(self.sync._reply, text, user_id, agent_id, session_id, listener)
         try:
             return await to_thread.run_sync(answer, abandon_on_cancel=True, limiter=self._replying)
         finally:
@@ -422,10 +455,29 @@ class AsyncAssistant:
     async def stream(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
     ) -> AsyncIterator[AsyncReplyStream]:
-        """As `Assistant.stream`: `async with front.stream(...) as answer: async for piece in answer: ...`."""
-        async with self._streams:
+        """As `Assistant.stream`: `async with front.stream(...) as answer: async for piece in answer: ...`.
+
+        ServingError where as many as there are threads are still read after `serving.timeout_seconds`.
+        """
+        await self._await_place()
+        try:
             with self.sync.stream(text, user_id=user_id, agent_id=agent_id, session_id=session_id) as stream:
                 yield AsyncReplyStream(stream, self._streaming)
+        finally:
+            self._streams.release()
+
+    async def _await_place(self) -> None:
+        from anyio import fail_after
+
+        seconds = self.sync.settings.serving.timeout_seconds
+        try:
+            with fail_after(seconds or inf):
+                await self._streams.acquire()
+        except TimeoutError:
+            raise ServingError(
+                f"{THREADS} replies are being read in pieces, the most at once, and none has ended after {seconds:g} s"
+                " (serving.timeout_seconds); leave those that nobody reads"
+            ) from None
 
     async def rate(self, reply: Reply | Interaction | str, rating: float | None = None, **said: Any) -> Feedback:
         return await self.call(self.sync.rate, reply, rating, **said)

@@ -34,7 +34,11 @@ def _require(section: str, stage: object, wanted: str, good: Callable[[float], b
     """SettingsError for the first of these fields whose value is not `good`. Nothing is true of NaN, so none is."""
     for name in names:
         value = getattr(stage, name)
-        if not good(value):
+        try:
+            met = good(value)
+        except TypeError:
+            met = False  # it is no number
+        if not met:
             raise SettingsError(f"{section}.{name} is {value!r}; it is {wanted}")
 
 
@@ -201,7 +205,9 @@ class Settings:
     serving: ServingSettings = field(default_factory=ServingSettings)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "home", self.home.expanduser().absolute())  # what is opened later is opened there too
+        if not isinstance(self.home, Path):
+            raise SettingsError(f"home is {self.home!r}; give a pathlib.Path")
+        object.__setattr__(self, "home", folder_of(self.home).absolute())  # what is opened later is opened there too
 
     @property
     def database_url(self) -> str:
@@ -237,28 +243,43 @@ SECTIONS: dict[str, type] = {
 
 def default_home(env: Mapping[str, str] | None = None) -> Path:
     env = os.environ if env is None else env
-    return Path(env.get(PREFIX + "HOME") or Path.home() / ".nightschool").expanduser()
+    return folder_of(env.get(PREFIX + "HOME") or Path.home() / ".nightschool")
+
+
+def folder_of(home: Path | str) -> Path:
+    """The path that a home is named by; SettingsError where none is, or a user that is not here."""
+    if not isinstance(home, str | Path) or not str(home):
+        raise SettingsError(f"home is {home!r}; give the path of a folder")
+    try:
+        return Path(home).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"home {home}: {error}") from error
 
 
 def make_home(home: Path) -> None:
     """Make the folder, for its owner alone; one that is there keeps its mode, which `nightschool doctor` looks at."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # the latter of a NUL in it
+        raise SettingsError(f"home {home} is no folder and cannot be made: {error}") from error
 
 
 def load_settings(home: Path | str | None = None, env: Mapping[str, str] | None = None) -> Settings:
     """Defaults, then `<home>/settings.toml`, then environment variables."""
     env = os.environ if env is None else env
-    folder = Path(home).expanduser() if home is not None else default_home(env)
+    folder = folder_of(home) if home is not None else default_home(env)
     return with_environment(with_file(Settings(home=folder), folder / "settings.toml"), env)
 
 
 def with_file(settings: Settings, path: Path) -> Settings:
-    if not path.exists():
-        return settings
     try:
+        if not path.exists():
+            return settings
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
     for section, values in data.items():
         if section not in SECTIONS or not isinstance(values, dict):
             raise SettingsError(

@@ -117,13 +117,12 @@ def forget(
     age = None if older_than is None else _seconds(older_than)
     with assistant(home) as nightschool:
         turns, memories = nightschool.store.sort_ids(ids or [])
+        named = {"interaction_ids": turns, "memory_ids": memories} if ids else {}
         before = None if age is None else nightschool.store.clock() - age
-        plan = nightschool.forget(
-            user_id=user, session_id=session, before_utc=before, interaction_ids=turns, memory_ids=memories, query=query
-        )
+        plan = nightschool.forget(user_id=user, session_id=session, before_utc=before, query=query, **named)
         if older_than is None and not (plan.interaction_ids or plan.memory_ids):
-            named = {"--user": user, "--session": session, "--id": ids or None, "--query": query}
-            given = ", ".join(f"{name} {value!r}" for name, value in named.items() if value is not None)
+            asked = {"--user": user, "--session": session, "--id": ids or None, "--query": query}
+            given = ", ".join(f"{name} {value!r}" for name, value in asked.items() if value is not None)
             raise NotFound(f"nothing is held of {given}; nothing was erased")
         if apply or yes:
             receipt = nightschool.forget_apply(replace(plan, token=apply or plan.token))

@@ -242,7 +242,11 @@ def checked_conversation(conversation: Conversation, now: float = inf) -> Conver
 def checked_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages with role and content alone, each checked; InputError names the message and the field."""
     checked: list[Message] = []
+    if not isinstance(messages, Iterable):
+        raise InputError(f"the messages are of type {type(messages).__name__}; give a list of them")
     for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InputError(f"message {i} is of type {type(message).__name__}, not one of a role and its content")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise InputError(f"message {i}: role is not one of {', '.join(ROLES)}")
@@ -261,6 +265,15 @@ def checked_text(where: str, value: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{where} holds half of a surrogate pair at {error.start}; take it out") from None
     return value
+
+
+def checked_ids(where: str, ids: Iterable[str] | None) -> tuple[str, ...] | None:
+    """The ids, None where none are asked for; a text is no list of them, though it is one of characters."""
+    if ids is None:
+        return None
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InputError(f"{where} is of type {type(ids).__name__}; give a list of ids")
+    return tuple(checked_text(f"{where}: an id", i) for i in ids)
 
 
 def checked_time(where: str, value: float) -> float:

@@ -75,6 +75,7 @@ def _make_private(file: Path) -> None:
 class Database:
     def __init__(self, url: str) -> None:
         self.url = without_password(_checked(url))
+        self._closed = False
         with self._translated("open"):
             self.sql = open_engine(url)
             if file := file_of(url):
@@ -154,6 +155,7 @@ class Database:
             yield connection
 
     def close(self) -> None:
+        self._closed = True  # a pool that is disposed of opens connections anew
         self.sql.dispose()
 
     def _upgrade(self) -> None:
@@ -175,6 +177,8 @@ class Database:
 
     @contextmanager
     def _translated(self, action: str) -> Iterator[None]:
+        if self._closed:
+            raise StoreError(f"cannot {action} the database {self.url}: it was closed; open the home again")
         try:
             yield
         except SQLAlchemyError as error:

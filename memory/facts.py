@@ -11,7 +11,7 @@ from ..content import Message
 from ..errors import InputError, NotFound
 from ..settings import Settings
 from . import reading
-from .conversations import Owner, checked_owner, messages_of
+from .conversations import Owner, checked_owner, checked_text, messages_of
 from .database import Database
 from .grouping import groups
 from .rows import to_interaction
@@ -86,6 +86,8 @@ class Facts:
     def history(self, *, user_id: str, agent_id: str = "", subject: str | None = None) -> list[Memory]:
         """What this user stated of each subject, in order of time: what holds and what held before."""
         checked_owner(user_id, agent_id, "")
+        if subject is not None:
+            checked_text("subject", subject)
         with self.database.reading() as session:
             return statements_of(session, user_id, agent_id, subject)
 

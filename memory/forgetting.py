@@ -18,13 +18,13 @@ from sqlalchemy.orm import Session
 
 from ..content import content_id
 from ..errors import InputError, NotFound
-from .conversations import Owner, checked_time, request_of, turn_memory_id
+from .conversations import Owner, checked_owner, checked_text, checked_time, request_of, turn_memory_id
 from .reading import of_session, owner_of, shown
 from .rows import chunks, to_interaction
 from .stated_rows import begun_in, follow, stated_by
 from .tables import AdapterRow, DraftRow, FeedbackRow, InteractionRow, MemoryRow, ReceiptRow, SnapshotSourceRow
 from .tombstones import Tombstones
-from .types import ForgetPlan, ForgetReceipt, Interaction, Selection
+from .types import DEFAULT_USER, ForgetPlan, ForgetReceipt, Interaction, Selection
 
 Row = TypeVar("Row", InteractionRow, MemoryRow)
 
@@ -53,10 +53,14 @@ def checked_selection(selection: Selection) -> Selection:
     for name in ("user_id", "session_id"):
         if getattr(selection, name) == "":
             raise InputError(f"{name} is empty; name one, or leave it out")
+    user_id = DEFAULT_USER if selection.user_id is None else selection.user_id
+    checked_owner(user_id, "", "" if selection.session_id is None else selection.session_id)
     if selection.before_utc is not None:
         checked_time("before_utc", selection.before_utc)
     if selection.query is not None and selection.user_id is None:
         raise InputError("query finds the memories of one user; give user_id (--user), too")
+    if selection.query is not None:
+        checked_text("query", selection.query)
     return selection
 
 
@@ -64,15 +68,16 @@ def targets(session: Session, selection: Selection, found: Collection[str], expo
     """All that has to go; `found` are the memories that the query of the selection finds."""
     scope = {name: v for name in ("user_id", "session_id") if (v := getattr(selection, name)) is not None}
     before = selection.before_utc
-    if selection.interaction_ids or selection.memory_ids or selection.query is not None:
-        memories = _named(session, MemoryRow, selection.memory_ids, scope, before)
-        memories += _within(session, MemoryRow, scope, before, found)
-        sources = [i for row in memories if row.kind != "note" for i in row.source_ids]
-        rows = _named(session, InteractionRow, selection.interaction_ids, scope, before)
-        rows += _within(session, InteractionRow, scope, before, set(sources) - set(selection.interaction_ids))
-    else:
+    if (selection.interaction_ids, selection.memory_ids, selection.query) == (None, None, None):
         memories = _within(session, MemoryRow, scope, before)
         rows = _within(session, InteractionRow, scope, before)
+    else:
+        named = selection.interaction_ids or ()
+        memories = _named(session, MemoryRow, selection.memory_ids or (), scope, before)
+        memories += _within(session, MemoryRow, scope, before, found)
+        sources = [i for row in memories if row.kind != "note" for i in row.source_ids]
+        rows = _named(session, InteractionRow, named, scope, before)
+        rows += _within(session, InteractionRow, scope, before, set(sources) - set(named))
     return _reached(session, selection, list(map(to_interaction, rows)), memories, exports)
 
 

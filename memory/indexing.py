@@ -65,13 +65,29 @@ class Indexing:
             return self._index
         with self._lock:
             if self._index is None:
-                self._check_whole()
+                self.check_whole()
                 index = self._unopened()
                 index.count()  # a StoreError here if it was made by another embedder
                 self._index = index
                 self.reconcile()
                 self.pending()
             return self._index
+
+    def require(self) -> None:
+        """StoreError where the index cannot be opened, before anything is written.
+
+        One that another process makes anew with this embedder need not be: what is written waits to be indexed.
+        """
+        if self._index is not None:
+            return
+        with self._database.reading() as session:
+            waits = _rebuilding(session) == self._made_with
+        if not waits:
+            _ = self.index
+
+    @property
+    def _made_with(self) -> str:
+        return f"{self._embedder.name} ({self._embedder.dimension})"
 
     def embed_missing(self, vectors: dict[str, Vector], texts: Iterable[str]) -> dict[str, Vector]:
         """`vectors` by text, with those of `texts` added that are neither there nor empty."""
@@ -114,7 +130,7 @@ class Indexing:
         done = 0
         with self._lock:
             _ = self.index
-            self._check_whole()
+            self.check_whole()
             while waiting := self._waiting():
                 self._add(waiting, {}, afresh=True)
                 done += len(waiting)
@@ -125,7 +141,9 @@ class Indexing:
     def own_vectors(self, interactions: Iterable[Interaction]) -> dict[str, Vector]:
         """The vector of each interaction that has words of the user, from the index if it is there."""
         asked = [i for i in interactions if request_of(i.turn)]
-        held = self.index.vectors([turn_memory_id(i.id) for i in asked])
+        ids = [turn_memory_id(i.id) for i in asked]
+        # not opened here: that writes, and would wait for the caller's transaction
+        held: dict[str, Vector] = {} if self._index is None else self._index.vectors(ids)
         fresh = self.embed_missing({}, [i.text for i in asked if turn_memory_id(i.id) not in held])
         return {i.id: held[m] if (m := turn_memory_id(i.id)) in held else fresh[i.text] for i in asked}
 
@@ -159,7 +177,8 @@ class Indexing:
             finally:
                 self._remaking = False
 
-    def _check_whole(self) -> None:
+    def check_whole(self) -> None:
+        """StoreError while another process makes the index anew, or where that was interrupted."""
         with self._database.reading() as session:
             if not self._remaking and _rebuilding(session) is not None:
                 raise StoreError(
@@ -172,11 +191,10 @@ class Indexing:
 
     def _begin_rebuild(self) -> bool:
         """Whether one with this embedder is under way; if not, nothing is indexed any more."""
-        wanted = f"{self._embedder.name} ({self._embedder.dimension})"
         with self._database.writing() as session:
-            if _rebuilding(session) == wanted:
+            if _rebuilding(session) == self._made_with:
                 return True
-            session.merge(StateRow(name=REBUILD, value=wanted))
+            session.merge(StateRow(name=REBUILD, value=self._made_with))
             session.execute(update(MemoryRow).values(indexed=False))
             return False
 

@@ -42,6 +42,12 @@ def in_pages(database: Database) -> Iterator[Interaction]:
         after = page.where(tuple_(*PLACE) > tuple_(*owner_of(last), last.position))
 
 
+def every_interaction(session: Session) -> Iterator[Interaction]:
+    """The same of one moment, in the caller's transaction."""
+    rows = select(InteractionRow).order_by(*PLACE).execution_options(yield_per=ROWS_A_PAGE)
+    yield from map(to_interaction, session.scalars(rows))
+
+
 def by_id(session: Session, interaction_ids: Iterable[str]) -> list[Interaction]:
     return [
         to_interaction(row)

@@ -150,5 +150,13 @@ def checked_limit(limit: int) -> int:
     return limit
 
 
+def checked_threshold(threshold: float) -> float:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise InputError(f"threshold is of type {type(threshold).__name__}, not a number")
+    if threshold != threshold:
+        raise InputError("threshold is nan, below which nothing is; give a number")
+    return threshold
+
+
 def _joined(*found: Sequence[IndexRow]) -> list[IndexRow]:
     return list({row.id: row for rows in found for row in rows}.values())

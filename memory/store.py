@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from math import isnan
 from pathlib import Path
 from threading import RLock
 
@@ -32,6 +31,7 @@ from .conversations import (
     Owner,
     Review,
     checked_conversation,
+    checked_ids,
     checked_messages,
     checked_owner,
     checked_past,
@@ -54,7 +54,16 @@ from .forgetting import checked_selection, confirmed, erase_rows, inherit_again,
 from .indexing import Indexing
 from .passages import of_turn
 from .ranking import WEIGHTS, Fit, Weights
-from .recalling import CANDIDATES, Filters, asking, best_of, candidates, checked_filters, checked_limit
+from .recalling import (
+    CANDIDATES,
+    Filters,
+    asking,
+    best_of,
+    candidates,
+    checked_filters,
+    checked_limit,
+    checked_threshold,
+)
 from .restoring import Restored, Restoring, batches
 from .restoring import new_texts as new_texts_of
 from .rows import from_memory, from_review, to_feedback, to_memory
@@ -144,12 +153,14 @@ class MemoryStore(Facts):
         adapter_id: str | None = None,
         memory_ids: Sequence[str] = (),
         after: Sequence[str] | None = None,
+        check: Callable[[], None] = lambda: None,
         created_utc: float | None = None,
     ) -> Interaction:
         """Keep a turn and our reply as the next of its session.
 
         `after` are the interactions before it that the reply was shown, in order: StoreError, and nothing is kept, if
-        one of them or of `memory_ids` was forgotten since, or another turn came between.
+        one of them or of `memory_ids` was forgotten since, or another turn came between. What `check` raises right
+        before it is committed keeps it out, too.
         """
         owner, said = checked_owner(user_id, agent_id, session_id), checked_messages(turn)
         checked_text("reply", reply)
@@ -169,8 +180,11 @@ class MemoryStore(Facts):
             open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
             made = continued(last, open_ended, owner, made)
             replaced = {last.id: made.id} if last is not None and open_ended else {}
+            gone = set(map(turn_memory_id, replaced))  # the words of which stand in the turn itself
+            made = replace(made, memory_ids=tuple(i for i in made.memory_ids if i not in gone))
             Tombstones(session).lift([made], ())
             (made,), stale = self._insert(session, [made], replaced, vectors)
+            check()
         self._indexing.written([made], replaced, vectors, stale)
         return made
 
@@ -273,9 +287,11 @@ class MemoryStore(Facts):
         owner = checked_owner(user_id, agent_id, session_id)
         if not checked_text("text", text).strip():
             raise InputError("text is blank; give what is to be remembered")
+        if not isinstance(shared, bool):  # 1 would be kept as True, under the id of 1
+            raise InputError(f"shared is {repr(shared)[:30]}; give True or False")
         named = note_id(user_id, agent_id, shared, text)
         now = self._moment(created_utc)
-        _ = self._indexing.index  # a StoreError here comes before anything is written
+        self.require_index()
         note = Memory(named, *owner, "note", text, now, tuple(source_ids), shared)
         with self._writing() as session:
             if known := session.get(MemoryRow, note.id):
@@ -287,8 +303,8 @@ class MemoryStore(Facts):
         return note
 
     def require_index(self) -> None:
-        """StoreError where the index cannot be opened, and so nothing be recorded."""
-        _ = self._indexing.index
+        """StoreError where the index cannot be opened, and so nothing be recorded. What is made anew is waited for."""
+        self._indexing.require()
 
     def keep_drafts(self, drafts: Sequence[Draft]) -> int:
         """Keep what the base wrote, but nothing written to what was forgotten meanwhile. Returns how many are new."""
@@ -324,11 +340,9 @@ class MemoryStore(Facts):
             raise InputError("beside is text; give the ids of the interactions that are at hand")
         filters = checked_filters(Filters(session_id, kind, since, until, as_of, frozenset(beside)))
         memory = self.settings.memory
-        least = memory.recall_threshold if threshold is None else threshold
+        least = checked_threshold(memory.recall_threshold if threshold is None else threshold)
         if limit is None and not memory.recall_limit:
             raise InputError("memory.recall_limit is 0, so that nothing is recalled; give a limit")
-        if isnan(least):
-            raise InputError("threshold is nan, below which nothing is; give a number")
         most = checked_limit(memory.recall_limit if limit is None else limit)
         if not checked_text("query", query).strip():
             return []
@@ -354,15 +368,16 @@ class MemoryStore(Facts):
         user_id: str | None = None,
         session_id: str | None = None,
         before_utc: float | None = None,
-        interaction_ids: Sequence[str] = (),
-        memory_ids: Sequence[str] = (),
+        interaction_ids: Iterable[str] | None = None,
+        memory_ids: Iterable[str] | None = None,
         query: str | None = None,
     ) -> ForgetPlan:
         """What would be erased, and what was trained on it. Nothing is changed before `forget_apply(plan)`.
 
         `query` finds memories of that user above the recall threshold; what else is given says which of whom and when.
+        Ids that are given and empty are none.
         """
-        ids = tuple(interaction_ids), tuple(memory_ids)
+        ids = checked_ids("interaction_ids", interaction_ids), checked_ids("memory_ids", memory_ids)
         selection = checked_selection(Selection(user_id, session_id, before_utc, *ids, query))
         found = self._found(selection)
         with self.database.reading() as session:
@@ -370,6 +385,8 @@ class MemoryStore(Facts):
 
     def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
         """Erase rows, vectors, exports and their bytes, if it is still exactly what the plan's token was given for."""
+        if not isinstance(plan, ForgetPlan):
+            raise InputError(f"plan is of type {type(plan).__name__}; give what `forget` returned")
         selection = checked_selection(plan.selection)
         self._indexing.pending()
         found = self._found(selection)
@@ -455,7 +472,7 @@ class MemoryStore(Facts):
 
     def verify(self) -> list[str]:
         """What disagrees: ids that do not re-derive, references to nothing, SQL and index apart. Empty is sound."""
-        return disagreements(self.database, self.interactions(), self._indexing)
+        return disagreements(self.database, self._indexing)
 
     # -- inside ---
 
@@ -475,7 +492,7 @@ class MemoryStore(Facts):
 
     def _vectors(self, texts: Iterable[str]) -> dict[str, Vector]:
         """Embedded before the transaction, so that no other writer waits for it."""
-        _ = self._indexing.index  # a StoreError here comes before anything is written
+        self.require_index()
         return self._indexing.embed_missing({}, texts)
 
     def _insert(

@@ -133,13 +133,16 @@ class Topic:
 
 @dataclass(frozen=True)
 class Selection:
-    """What to forget. Owner and time narrow; ids and what a query finds are joined; without both, all of the scope."""
+    """What to forget. Owner and time narrow; ids and what a query finds are joined; without both, all of the scope.
+
+    Ids that are given and empty are none, and not all of the scope.
+    """
 
     user_id: str | None = None
     session_id: str | None = None
     before_utc: float | None = None
-    interaction_ids: tuple[str, ...] = ()
-    memory_ids: tuple[str, ...] = ()
+    interaction_ids: tuple[str, ...] | None = None
+    memory_ids: tuple[str, ...] | None = None
     query: str | None = None
 
 

@@ -4,12 +4,16 @@ somewhere, and SQL and the index hold the same memories.
 Not covered, since no id is made of them: which adapter answered, what it was shown, times, and where a note was made.
 An import brings answers of adapters that were never here, and what a reply was shown may have been forgotten, so that
 an id which leads nowhere is no disagreement; `audit why` names it.
+
+SQL is read as it was at one moment. The index follows a little later than a commit, so what disagrees is told only if
+it still does after a pause.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from sqlalchemy import select
@@ -20,7 +24,7 @@ from .conversations import draft_id, feedback_id, interaction_id, note_id, reque
 from .database import Database
 from .forgetting import unfinished
 from .indexing import Indexing
-from .reading import owner_of
+from .reading import every_interaction, owner_of
 from .rows import ROWS_A_PAGE, review_of, to_feedback, to_memory, turn_memory
 from .stated_rows import Subject, derived
 from .statements import stated
@@ -28,14 +32,32 @@ from .tables import DraftRow, FeedbackRow, MemoryRow
 from .topic_rows import miscounted
 from .types import Interaction
 
+PAUSE_S = 0.3  # in which a writer brings the index up to what it committed
 
-def disagreements(database: Database, interactions: Iterable[Interaction], indexing: Indexing) -> list[str]:
+
+def disagreements(database: Database, indexing: Indexing) -> list[str]:
+    found = _at_a_moment(database, indexing)
+    if not found:
+        return []
+    time.sleep(PAUSE_S)
+    still = set(_at_a_moment(database, indexing))
+    return [line for line in found if line in still]
+
+
+def _at_a_moment(database: Database, indexing: Indexing) -> list[str]:
+    with database.moment() as session:
+        found = _wrong_rows(session)
+    with database.moment() as session:  # one of its own, as close to the index as can be
+        return [*found, *_index_apart(session, indexing)]
+
+
+def _wrong_rows(session: Session) -> list[str]:
     found: list[str] = []
     expected: dict[str, str] = {}  # memory id: text, of every turn with words of the user
     known: set[str] = set()
     turns: Counter[str] = Counter()
     made: dict[Subject, list[Interaction]] = defaultdict(list)  # the turns in which a user stated something of it
-    for _, said in groupby(interactions, key=owner_of):
+    for _, said in groupby(every_interaction(session), key=owner_of):
         text, topic_id = "", None
         for interaction in said:
             known.add(interaction.id)
@@ -46,17 +68,14 @@ def disagreements(database: Database, interactions: Iterable[Interaction], index
                 for statement in stated(request):
                     made[interaction.user_id, interaction.agent_id, statement.subject].append(interaction)
             found += _wrong_interaction(interaction, text, topic_id)
-    with database.reading() as session:
-        found += [
-            f"receipt {i}: the forgotten bytes may still be in the files; open the store again"
-            for i in unfinished(session)
-        ]
-        found += _wrong_feedback(session, known)
-        found += _wrong_drafts(session, known)
-        found += _wrong_memories(session, known, expected)
-        found += _wrong_statements(session, made)
-        found += miscounted(session, turns)
-        found += _index_apart(session, indexing)
+    found += [
+        f"receipt {i}: the forgotten bytes may still be in the files; open the store again" for i in unfinished(session)
+    ]
+    found += _wrong_feedback(session, known)
+    found += _wrong_drafts(session, known)
+    found += _wrong_memories(session, known, expected)
+    found += _wrong_statements(session, made)
+    found += miscounted(session, turns)
     return found
 
 
@@ -111,13 +130,13 @@ def _wrong_statements(session: Session, made: Mapping[Subject, Sequence[Interact
 
 def _index_apart(session: Session, indexing: Indexing) -> Iterator[str]:
     try:
+        indexing.check_whole()
         held = Counter(indexing.index.ids())
     except StoreError as error:
         yield str(error)
         return
-    facts = set(session.scalars(select(MemoryRow.id)))
-    yield from (
-        f"memory {i}: it is not in the index; run `nightschool memory rebuild`" for i in sorted(facts - held.keys())
-    )
-    yield from (f"memory {i}: the index has it and SQL does not" for i in sorted(held.keys() - facts))
+    marked = {i: is_marked for i, is_marked in session.execute(select(MemoryRow.id, MemoryRow.indexed))}
+    lost = sorted(i for i, is_marked in marked.items() if is_marked and i not in held)
+    yield from (f"memory {i}: it is not in the index; run `nightschool memory rebuild`" for i in lost)
+    yield from (f"memory {i}: the index has it and SQL does not" for i in sorted(held.keys() - marked.keys()))
     yield from (f"memory {i}: the index has it {n} times" for i, n in sorted(held.items()) if n > 1)

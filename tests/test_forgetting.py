@@ -235,6 +235,41 @@ def test_forgetting_needs_a_selector_and_known_ids(quick_store):
     assert texts(quick_store) == ["hi"]
 
 
+def test_no_id_is_nothing_and_not_all_that_the_user_has(quick_store):
+    said(quick_store, "hi")
+    quick_store.remember("a note", user_id="ann")
+    for none in ({"memory_ids": []}, {"interaction_ids": ()}, {"memory_ids": [], "interaction_ids": []}, {"query": ""}):
+        plan = quick_store.forget(user_id="ann", **none)
+        assert (plan.interaction_ids, plan.memory_ids) == ((), ())
+        assert quick_store.forget_apply(plan) == ForgetReceipt(0, 0, 0, (), ())
+    assert quick_store.forget(interaction_ids=[]).interaction_ids == ()
+    assert texts(quick_store) == ["hi"] and quick_store.counts()["memories"] == 2
+
+
+@pytest.mark.parametrize(
+    ("selected", "found"),
+    [
+        ({"memory_ids": "b2:1"}, "memory_ids is of type str; give a list of ids"),
+        ({"interaction_ids": 5}, "interaction_ids is of type int; give a list of ids"),
+        ({"interaction_ids": [None]}, "interaction_ids: an id is of type NoneType, not text"),
+        ({"query": 5, "user_id": "ann"}, "query is of type int, not text"),
+        ({"query": "\ud800", "user_id": "ann"}, "query holds half of a surrogate pair"),
+        ({"user_id": "\ud800"}, "user_id holds half of a surrogate pair"),
+        ({"user_id": "x" * 256}, "user_id has 256 characters"),
+        ({"user_id": b"ann"}, "user_id is of type bytes, not text"),
+        ({"session_id": 5}, "session_id is of type int, not text"),
+    ],
+)
+def test_selection_that_is_malformed_is_refused(quick_store, selected, found):
+    with pytest.raises(InputError, match=found):
+        quick_store.forget(**selected)
+
+
+def test_only_a_plan_is_applied(quick_store):
+    with pytest.raises(InputError, match="plan is of type str; give what `forget` returned"):
+        quick_store.forget_apply("b2:1")
+
+
 def test_plan_counts_and_changes_nothing_and_its_token_applies_it(quick_store):
     gone = said(quick_store, "hi")
     rated = quick_store.rate(gone.id, rating=1)

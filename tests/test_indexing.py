@@ -169,9 +169,11 @@ def test_rebuilding_that_was_interrupted_says_so_and_goes_on_where_it_stopped(
     with opened(settings, other) as store, pytest.raises(KeyboardInterrupt):
         store.rebuild_index(interrupted)
     with opened(settings, make_embedder(32, "other")) as store:
-        for attempt in (lambda: store.recall("zebra", user_id="ann"), lambda: said(store, "lost?")):
-            with pytest.raises(StoreError, match="or that was interrupted; run `nightschool memory rebuild`"):
-                attempt()
+        with pytest.raises(StoreError, match="or that was interrupted; run `nightschool memory rebuild`"):
+            store.recall("zebra", user_id="ann")
+        with pytest.raises(StoreError, match="made of vectors of 64 numbers, the embedder makes 32"):
+            said(store, "lost?")
+        store.embedder.embedded.clear()
         assert any("interrupted" in line for line in store.verify())
         assert store.rebuild_index() == 1
         assert sorted(store.embedder.embedded)[0] == "ok" and len(store.embedder.embedded) == 2
@@ -179,6 +181,28 @@ def test_rebuilding_that_was_interrupted_says_so_and_goes_on_where_it_stopped(
         assert len(recalled(store)) == 5
         assert said(store, "zebra 0", session="t").topic_id == owner.topic_id
     assert told == [2, 4]
+
+
+def test_what_is_written_before_an_interrupted_rebuilding_goes_on_waits_to_be_indexed(
+    settings, hash_embedder, monkeypatch, caplog
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with opened(settings, hash_embedder) as store:
+        said(store, "zebra 0")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("nightschool.memory.indexing.Indexing.pending", interrupted)
+            store.rebuild_index()
+    with opened(settings, hash_embedder) as fresh:
+        fresh.record([{"role": "user", "content": "zebra 1"}], "", user_id="ann", session_id="t")
+        said(fresh, "zebra 2", session="t")  # in the place of the one before
+        fresh.remember("zebra 3", user_id="ann")
+        assert "kept, and to be indexed later" in caplog.text
+        with pytest.raises(StoreError, match="the index is being made anew, or that was interrupted"):
+            fresh.recall("zebra", user_id="ann")
+        assert fresh.rebuild_index() == 3
+        assert len(recalled(fresh)) == 3 and fresh.verify() == []
 
 
 def test_while_another_process_makes_the_index_anew_nobody_else_does(settings, hash_embedder, make_embedder):

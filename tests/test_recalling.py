@@ -85,6 +85,7 @@ def test_as_of_a_time_is_what_recall_gave_then(either_store, clock):
         ({"as_of": "today"}, "as_of is not a finite number"),
         ({"since": 2.0, "until": 2.0}, r"since \(2.0\) is not before until \(2.0\)"),
         ({"threshold": float("nan")}, "threshold is nan"),
+        ({"threshold": "x"}, "threshold is of type str, not a number"),
         ({"limit": 0}, "limit is 0; give a whole number from 1"),
         ({"session_id": "a\0"}, "session_id holds a NUL"),
     ],

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Semaphore
+from typing import Any
 
 import nightschool
 import pytest
 from nightschool.content import Message
-from nightschool.errors import InputError, ServingError, StoreError
+from nightschool.errors import InputError, ServingError, SettingsError, StoreError
 from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.conversations import Owner
@@ -22,7 +23,7 @@ from nightschool.memory.embed import Embedder
 from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
 from nightschool.replies import ReplyStream
-from nightschool.sdk import LOOK_S, MOST_WAITING, Assistant, AsyncAssistant
+from nightschool.sdk import LOOK_S, MOST_WAITING, THREADS, Assistant, AsyncAssistant
 from nightschool.serving.engine import Pieces, Sampling
 from nightschool.settings import ServingSettings, Settings
 
@@ -389,6 +390,23 @@ def test_reply_that_is_not_read_to_its_end_is_not_kept_however_long_it_is_made(a
     assert [i.text for i in assistant.store.interactions()] == ["Hello again"]
 
 
+def test_reply_that_is_cancelled_while_it_is_written_is_not_kept(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert, stream = assistant.store._insert, assistant.stream("Hello there", session_id="one")
+
+    def leaving(*given: Any) -> object:
+        stream.close()
+        return insert(*given)
+
+    monkeypatch.setattr(assistant.store, "_insert", leaving)
+    with pytest.raises(ServingError, match="cancelled"):
+        list(stream)
+    assert not list(assistant.store.interactions())
+    monkeypatch.undo()
+    assert assistant.reply("Hello there", session_id="one").text == "None: user=Hello there"
+
+
 def test_wait_for_a_piece_that_is_given_up_breaks_the_answer_off(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,6 +489,44 @@ def test_awaited_reply_comes_in_pieces(assistant: Assistant) -> None:
         assert assistant.store.interaction(answer.reply.id).reply == answer.reply.text
 
     asyncio.run(talk())
+
+
+def test_awaited_reply_in_pieces_waits_for_a_place_no_longer_than_for_an_answer(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nightschool.sdk.THREADS", 1)
+    front = AsyncAssistant(assistant)
+
+    async def talk() -> None:
+        async with front.stream("Hello", session_id="one") as unread:
+            assert await anext(unread)
+            assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.1))
+            with pytest.raises(ServingError, match="1 replies are being read in pieces"):
+                async with front.stream("Hello", session_id="two"):
+                    pass
+            assert [piece async for piece in unread]
+        async with front.stream("Hello", session_id="two") as answer:
+            assert [piece async for piece in answer]
+
+    asyncio.run(talk())
+
+
+def test_page_says_how_many_replies_are_open_at_once() -> None:
+    page = (Path(nightschool.__file__).parent / "docs" / "sdk.md").read_text(encoding="utf-8")
+    assert f"has {THREADS} such replies open" in page and MOST_WAITING == 8 and "at most eight wait" in page
+
+
+def test_each_reply_draws_for_itself(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = set()
+
+    def drawing(*_: object, sampling: Sampling, **__: object) -> Pieces:
+        seeds.add(sampling.seed)
+        yield "Hi."
+
+    monkeypatch.setattr(assistant.engine, "stream", drawing)
+    for session in ("one", "two", "three"):
+        assistant.reply("Hello", session_id=session)
+    assert len(seeds) > 1
 
 
 def test_engine_stops_where_an_awaited_reply_is_cancelled(
@@ -575,26 +631,63 @@ def test_engine_that_records_in_the_session_it_answers_in_is_an_error_and_no_dea
 
 
 def test_many_turns_of_a_session_can_be_recorded_at_once(assistant: Assistant) -> None:
-    with ThreadPoolExecutor(3 * MOST_WAITING) as pool:
+    with ThreadPoolExecutor(MOST_WAITING) as pool:
         list(pool.map(lambda i: assistant.record(f"turn {i}", "ok", session_id="one"), range(3 * MOST_WAITING)))
     assert len(list(assistant.store.interactions())) == 3 * MOST_WAITING
 
 
-def test_reply_that_could_not_be_recorded_is_not_made(
-    tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+def test_turn_answered_elsewhere_waits_no_longer_than_a_reply(assistant: Assistant) -> None:
+    assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.1))
+    with ThreadPoolExecutor(1) as pool, assistant.stream("Hello", session_id="one") as unread:
+        assert next(unread)
+        waiting = pool.submit(assistant.record, "Hello there", "Hi.", session_id="one")
+        with pytest.raises(ServingError, match="the turn before is still being answered"):
+            waiting.result(60)
+    assert not list(assistant.store.interactions())
+
+
+def test_turns_of_a_session_are_answered_in_the_order_in_which_they_came(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(home=tmp_path / "home")
-    with MemoryStore(settings, embedder=embedder) as store, pytest.raises(KeyboardInterrupt):
+    gate, begun = held_back(assistant, monkeypatch)
+    order = [str(i) for i in range(MOST_WAITING)]
+    with ThreadPoolExecutor(MOST_WAITING) as pool:
+        for n, text in enumerate(order, 1):
+            pool.submit(assistant.reply, text, session_id="one")
+            assert begun.acquire(timeout=60) if n == 1 else True
+            while len(assistant._turns_of(Owner("default", "", "one")).threads) < n:
+                time.sleep(0.01)
+        gate.set()
+    assert [i.text for i in assistant.store.interactions()] == order
+
+
+def over(store: MemoryStore) -> Assistant:
+    registry = Registry(store.database, store.settings.home / "adapters", store.clock)
+    return Assistant(store.settings, store, registry, EchoEngine())
+
+
+def test_reply_that_could_not_be_recorded_is_not_made(
+    settings: Settings, make_embedder: Callable[..., Embedder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MemoryStore(settings, embedder=make_embedder()) as store:
         store.record([{"role": "user", "content": "hi"}], "ho", user_id="ada", session_id="s")
-        monkeypatch.setattr(Indexing, "pending", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        store.rebuild_index()
-    monkeypatch.undo()
-    engine = EchoEngine()
-    monkeypatch.setattr(engine, "stream", None)
-    with MemoryStore(settings, embedder=embedder) as store:
-        fresh = Assistant(settings, store, Registry(store.database, settings.home / "adapters", store.clock), engine)
-        with pytest.raises(StoreError, match="the index is being made anew, or that was interrupted"):
+    with MemoryStore(settings, embedder=make_embedder(name="another")) as store:
+        fresh = over(store)
+        monkeypatch.setattr(fresh.engine, "stream", None)  # so that a call would be another error
+        with pytest.raises(StoreError, match="the embedder is another"):
             fresh.reply("Hello")
+
+
+def test_reply_is_kept_without_notes_where_making_the_index_anew_was_interrupted(
+    quick_store: MemoryStore, make_embedder: Callable[..., Embedder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_store.remember("Hello there", user_id="ada")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Indexing, "pending", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        quick_store.rebuild_index()
+    with MemoryStore(quick_store.settings, embedder=make_embedder()) as store:
+        reply = over(store).reply("Hello there", user_id="ada")
+        assert (reply.memory_ids, store.interaction(reply.id).reply) == ((), reply.text)
 
 
 def test_what_cannot_be_kept_is_refused_before_it_is_answered(
@@ -610,6 +703,59 @@ def test_what_cannot_be_kept_is_refused_before_it_is_answered(
         assistant.record([{"role": "user"}], "no")  # type: ignore[typeddict-item]
     with pytest.raises(InputError, match="surrogate"):
         assistant.rate("\ud800", 1)
+
+
+@pytest.mark.parametrize("turn", [None, 5, {"role": "user", "content": "hi"}, ["hi"], [None]])
+def test_turn_that_is_no_list_of_messages_is_refused(assistant: Assistant, turn: Any) -> None:
+    with pytest.raises(InputError, match="message"):
+        assistant.record(turn, "ok", user_id="ada")
+
+
+@pytest.mark.parametrize("reply", [None, 5, {}])
+def test_what_is_no_reply_is_not_rated(assistant: Assistant, reply: Any) -> None:
+    with pytest.raises(InputError, match="interaction_id is of type"):
+        assistant.rate(reply, 1)
+
+
+def test_subject_of_no_text_is_refused(assistant: Assistant) -> None:
+    with pytest.raises(InputError, match="subject holds half of a surrogate pair"):
+        assistant.history(user_id="ada", subject="\ud800")
+
+
+@pytest.mark.parametrize(("session", "found"), [("", "is empty"), (0, "is of type int"), (False, "is of type bool")])
+def test_session_that_has_no_name_is_not_the_own_one(assistant: Assistant, session: Any, found: str) -> None:
+    front = AsyncAssistant(assistant)
+    for attempt in (
+        lambda: assistant.reply("Hello", session_id=session),
+        lambda: list(assistant.stream("Hello", session_id=session)),
+        lambda: assistant.record("Hello", "Hi.", session_id=session),
+        lambda: asyncio.run(front.reply("Hello", session_id=session)),
+    ):
+        with pytest.raises(InputError, match=f"session_id {found}"):
+            attempt()
+    assert assistant.reply("Hello").session_id == assistant._session_id
+
+
+def test_closed_assistant_refuses(assistant: Assistant) -> None:
+    reply = assistant.reply("Hello", user_id="ada")
+    assistant.close()
+    for attempt in (
+        lambda: assistant.reply("Hello", user_id="ada"),
+        lambda: assistant.remember("a note", user_id="ada"),
+        lambda: assistant.recall("Hello", user_id="ada"),
+        lambda: assistant.rate(reply, 1),
+        lambda: assistant.forget(user_id="ada"),
+    ):
+        with pytest.raises(StoreError, match="it was closed; open the home again"):
+            attempt()
+    assistant.close()
+
+
+def test_home_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for home in ("", 5, tmp_path / "file"):
+        with pytest.raises(SettingsError, match="home"):
+            nightschool.open(home)  # type: ignore[arg-type]
 
 
 def test_home_and_settings_of_another_home_are_refused(tmp_path: Path) -> None:

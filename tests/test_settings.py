@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 from nightschool.errors import SettingsError
 from nightschool.evolve.gate import criteria
-from nightschool.settings import SECTIONS, GateSettings, Settings, load_settings, with_values
+from nightschool.settings import (
+    SECTIONS,
+    GateSettings,
+    ServingSettings,
+    Settings,
+    load_settings,
+    make_home,
+    with_values,
+)
 from sqlalchemy import make_url
 
 
@@ -13,6 +21,29 @@ def test_defaults_hold_without_file_and_environment(tmp_path: Path) -> None:
     assert settings == Settings(home=tmp_path)
     assert settings.database_url == f"sqlite:///{tmp_path / 'nightschool.db'}"
     assert settings.index_url == str(tmp_path / "index")
+
+
+def test_home_that_is_none_is_named(tmp_path: Path) -> None:
+    for wrong in ("", 5, b"home", "~nobody-of-this-name/home"):
+        with pytest.raises(SettingsError, match="home"):
+            load_settings(wrong, {})  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"home is 'x'; give a pathlib\.Path"):
+        Settings(home="x")  # type: ignore[arg-type]
+    (tmp_path / "file").touch()
+    for home in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "a\0b"):
+        with pytest.raises(SettingsError, match="is no folder and cannot be made"):
+            make_home(home)
+
+
+def test_settings_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").mkdir()
+    with pytest.raises(SettingsError, match=r"settings\.toml cannot be read: Is a directory"):
+        load_settings(tmp_path, {})
+
+
+def test_number_that_is_given_as_text_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"serving\.max_tokens is '96'; it is 1 or more"):
+        ServingSettings(max_tokens="96")  # type: ignore[arg-type]
 
 
 def test_home_stays_where_it_was_when_the_process_goes_elsewhere(

@@ -299,6 +299,20 @@ def test_processes_that_record_in_turns_load_what_the_other_moved_and_no_other_t
         assert one.verify() == other.verify() == []
 
 
+def test_reply_names_no_memory_of_the_unanswered_turn_whose_place_it_takes(quick_store):
+    unanswered, note = said(quick_store, "the long story", reply=""), quick_store.remember("a note", user_id="ann")
+    shown = {"memory_ids": [turn_memory_id(unanswered.id), note.id], "after": [unanswered.id]}
+    made = quick_store.record([user("and now?")], "ok", **ANN, **shown)
+    assert made.memory_ids == quick_store.interaction(made.id).memory_ids == (note.id,)
+    assert [m["content"] for m in made.turn] == ["the long story", "and now?"]
+
+
+@pytest.mark.parametrize("shared", [1, 0, "no", None])
+def test_note_is_shared_by_a_bool_alone(quick_store, shared):
+    with pytest.raises(InputError, match=f"shared is {shared!r}; give True or False"):
+        quick_store.remember("a note", user_id="ann", shared=shared)
+
+
 def test_live_turn_after_an_unanswered_one_takes_it_in(quick_store):
     quick_store.record_many([conversation("hi", "hello", "thanks")])
     made = quick_store.record([{"role": "tool", "content": "clock: 12"}], "It is noon.", **ANN)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from nightschool.memory import verification
 from nightschool.memory.conversations import draft_id
 from nightschool.memory.types import Draft
 from sqlalchemy import text
@@ -54,6 +55,31 @@ def test_damage_in_sql_is_named(told, damage, found):
     import re
 
     assert re.search(found, disagreements), disagreements
+
+
+def test_what_is_written_while_the_store_is_verified_is_no_disagreement(told, monkeypatch):
+    receipts = verification.unfinished
+
+    def meanwhile(session):
+        told.record([{"role": "user", "content": "I live in Oslo"}], "ok", user_id="ann", session_id="live")
+        return receipts(session)
+
+    monkeypatch.setattr(verification, "unfinished", meanwhile)
+    assert told.verify() == []
+
+
+def test_index_that_follows_what_was_committed_agrees(told, monkeypatch):
+    index = told._indexing.index
+    (memory_id, *_) = index.ids()
+    rows = index.rows(f"id = '{memory_id}'", 1)
+    index.delete([memory_id])
+    with monkeypatch.context() as patch:
+        patch.setattr(verification.time, "sleep", lambda _: index.add(rows))
+        assert told.verify() == []
+    index.delete([memory_id])
+    with told.database.writing() as session:
+        session.execute(text("UPDATE memories SET indexed = false WHERE id = :id"), {"id": memory_id})
+    assert told.verify() == []  # it waits to be indexed
 
 
 def test_memory_that_the_index_lost_or_doubled_is_named(told):
