@@ -6,6 +6,7 @@ letter, and only values that are invented anew count, since a name from a list c
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from ..engine import Sampling
 from ..local import LocalEngine
 from . import words
 from .corpus import conversation
+from .export import origin
 from .facts import Fact, facts
 from .model import Balancer
 from .run import Plan
@@ -106,7 +108,7 @@ def measure(folder: Path, held_out: Sequence[Conversation], checkpoint: Path | N
     engine = LocalEngine(ServingSettings(base=str(folder), device="cpu"))
     perplexity, tokens = dialogue_perplexity(engine, held_out)
     from_notes, among, ended = facts_used(engine, count)
-    by_tokens, by_talks = expert_load(engine, held_out[:count])
+    by_tokens, by_talks = expert_load(engine, held_out[:count], _real_share(folder))
     return Report(
         perplexity=perplexity,
         perplexity_full=_perplexity_full(engine, checkpoint, held_out) if checkpoint else None,
@@ -144,8 +146,14 @@ def _perplexity_full(engine: LocalEngine, checkpoint: Path, talks: Sequence[Conv
         engine._model.load_state_dict(served)
 
 
-def expert_load(engine: LocalEngine, talks: Sequence[Conversation]) -> tuple[float, float]:
-    """Over as many tokens of real dialogue as of written, as it was trained, and over as many conversations of each.
+def _real_share(folder: Path) -> float:
+    """Of the tokens that it was trained on, those of real dialogue; runs that do not say had half."""
+    state = json.loads(origin(folder) or "{}")
+    return float(state.get("plan", {}).get("real", 0.5))
+
+
+def expert_load(engine: LocalEngine, talks: Sequence[Conversation], real_share: float = 0.5) -> tuple[float, float]:
+    """Over tokens of real dialogue and of written, shared as it was trained, and over as many conversations of each.
 
     Each conversation is read alone, so that no padding is counted.
     """
@@ -153,7 +161,8 @@ def expert_load(engine: LocalEngine, talks: Sequence[Conversation]) -> tuple[flo
     counts = Balancer(engine._model)
     real = _loads(engine, counts, talks)
     written = _loads(engine, counts, [conversation(rng) for _ in talks])
-    by_tokens = real / real.sum(1, keepdim=True) + written / written.sum(1, keepdim=True)
+    real_part, written_part = (loads / loads.sum(1, keepdim=True) for loads in (real, written))
+    by_tokens = real_share * real_part + (1 - real_share) * written_part
     return _worst(by_tokens), _worst(real + written)
 
 
@@ -385,7 +394,7 @@ By the same command with `--evaluate DIR`, greedily, through the engine that ser
 | the same from earlier turns | {turns} |
 | second tool call right to the letter, its id read off a result, functions listed | {calls} |
 | says that it does not know, asked for what the notes do not hold | {unknown} |
-| load of the busiest expert over the mean, worst layer, as many tokens of real dialogue as of written ones | {load} |
+| load of the busiest expert over the mean, worst layer, over the shares of tokens it was trained on | {load} |
 | the same over as many conversations of each, so two thirds real dialogue | {load_talks} |
 | answers that end by themselves within 64 tokens | {ended} |
 
