@@ -156,7 +156,8 @@ class Bench:
         self.bytes: dict[str, dict[int, float]] = {}
         self.recorded = device == "cuda"  # whether our steps were CUDA graphs to the end
         self.found: Found = {"left_out": {}, **circumstances(device == "cpu")}
-        self.kind, self.model, self.lora = "", None, BASE  # one model at a time fits
+        self.model: Any = None  # one at a time fits
+        self.kind, self.lora = "", BASE
         self.numbers: dict[str, Tensor] = {}  # logits by kind
 
     def run(self) -> None:

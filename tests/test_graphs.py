@@ -103,6 +103,7 @@ def test_buffers_belong_to_one_batch_at_a_time_and_few_are_kept(engine: LocalEng
     for i in range(5):
         ask(engine, i)
     assert len(made._buffers) <= graphs.KEPT
+    engine._batcher.call(lambda: None)  # the last answer comes before its batch is let go
     assert all(buffers.free for buffers in made._buffers)
     (key, taken) = ((1, 16, ()), made._find({}, 1, 16))
     lent = taken.lend(1)
