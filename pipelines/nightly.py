@@ -37,13 +37,13 @@ def run(
 
     `engine` opens the one that answers: where it holds the base in this process, after training, which needs the room.
     """
-    with night_lock(settings.home, store.database):
+    with night_lock(settings.home, store.database) as still_alone:
         registry.close_interrupted()
         cycle_id = registry.open_cycle()
         try:
             registry.sweep()
             registry.withdraw_tainted()
-            _night(cycle_id, store, registry, engine, settings, progress)
+            _night(cycle_id, store, registry, engine, settings, progress, still_alone)
         except BaseException as error:  # an unattended night must record why it ended, whatever it was
             why = f"{type(error).__name__}: {error}".removesuffix(": ")
             registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why)
@@ -62,6 +62,7 @@ def _night(
     opened: Callable[[], Engine],
     settings: Settings,
     progress: Progress,
+    still_alone: Callable[[], None],
 ) -> None:
     probes = load_probes(settings.home)  # a mistake in them shows before the work, not after
     if settings.serving.engine != "local":
@@ -75,9 +76,11 @@ def _night(
     if known:
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
     candidate, engine = known or _learn(snapshot, registry, settings, progress), opened()
+    still_alone()  # training takes long, and so does judging
     with for_now(engine, registry):
         verdict = _judge(candidate, snapshot, probes, store, registry, engine, settings, progress)
         registry.update_cycle(cycle_id, candidate_id=candidate.id)
+        still_alone()
         _decide(candidate, verdict, registry, progress)
 
 

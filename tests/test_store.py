@@ -781,3 +781,36 @@ def test_one_night_at_a_time_in_a_database_that_two_homes_share(tmp_path):
             pass
         one.close()
         two.close()
+
+
+def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path):
+    one, two = (Database(f"sqlite:///{tmp_path / 'shared.db'}") for _ in range(2))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with night_lock(tmp_path / "one", one) as still_alone:
+        with pytest.raises(NightRunning, match="another home runs a night"), night_lock(tmp_path / "two", two):
+            pass
+        still_alone()
+    with night_lock(tmp_path / "two", two):
+        pass
+    one.close()
+    two.close()
+
+
+@pytest.mark.postgres
+def test_night_whose_lock_was_lost_with_its_connection_is_told(tmp_path):
+    with postgres_schema() as url:
+        one, two = Database(url), Database(url)
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        with night_lock(tmp_path / "one", one) as still_alone:
+            still_alone()
+            with two.writing() as session:
+                holder = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 5177014"
+                session.execute(text(holder))
+            with night_lock(tmp_path / "two", two):
+                for _ in range(2):
+                    with pytest.raises(NightRunning, match="was lost"):
+                        still_alone()
+        one.close()
+        two.close()
