@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Phase, Snapsh
 log = logging.getLogger("nightschool")
 FILES, CONFIG_ID = (WEIGHTS, CONFIG), "config_id"  # the latter in an adapter's details
 DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
+PROMOTED = "promoted"  # the reason of a deployment that goes forth
 PRUNED = "pruned"  # beside a manifest: its weights were erased on purpose
 
 
@@ -55,7 +56,8 @@ def seal(
 ) -> Adapter:
     """Name the weights in `folder` by their hash, write the manifest last, and rename the folder after the weights.
 
-    Weights that are already there are not written again; `Registry.add` decides whose they are.
+    Weights that are already there are not written again; `Registry.add` decides whose they are. Of the same origin,
+    they are told with the settings that made them this time.
     """
     adapter_id = files_id([folder / WEIGHTS])
     if (folder / CONFIG).exists():
@@ -65,7 +67,9 @@ def seal(
     if intact(target):
         shutil.rmtree(folder)
         known = read_adapter(target)
-        return known if _origin(known) == _origin(adapter) else adapter
+        kept = {key: value for key, value in known.details.items() if key == CONFIG_ID}  # its config stays as well
+        adapter = replace(adapter, details={k: v for k, v in details.items() if k != CONFIG_ID} | kept)
+        return replace(known, details=adapter.details) if _origin(known) == _origin(adapter) else adapter
     _write_manifest(folder, adapter)
     if target.exists():
         shutil.rmtree(target)  # debris of a crash, or damaged
@@ -168,6 +172,13 @@ def _forgotten_meanwhile(session: Session, snapshot_id: str) -> str | None:
     return None
 
 
+def _promoted_in(session: Session, cycle: CycleRow) -> bool:
+    """Whether its candidate went into service between its beginning and its end, whatever ended it."""
+    then = DeploymentRow.created_utc.between(cycle.started_utc, cycle.finished_utc)
+    moved = select(DeploymentRow.id).where(DeploymentRow.adapter_id == cycle.candidate_id, then)
+    return session.scalars(moved.where(DeploymentRow.reason == PROMOTED).limit(1)).first() is not None
+
+
 class Registry:
     """What was trained, how it was judged and which adapter serves, in the memory's own database."""
 
@@ -256,11 +267,16 @@ class Registry:
 
     def add(self, adapter: Adapter) -> None:
         """Record what was trained. Weights that are known keep their origin, unless that is tainted and this is clean:
-        then what was forgotten had taught them nothing; or this names all their sources and more."""
+        then what was forgotten had taught them nothing; or this names all their sources and more. The settings are
+        those that made them last."""
         with self.database.writing() as session:
             known = session.get(AdapterRow, adapter.id)
             tainted = _forgotten_meanwhile(session, adapter.snapshot_id)
-            if known and (_origin(known) == _origin(adapter) or tainted):
+            if known and _origin(known) == _origin(adapter):
+                known.details = adapter.details
+                _write_manifest(adapter.path, self._adapter(known))
+                return
+            if known and tainted:
                 return
             if known and not known.tainted and not self._covers(adapter.snapshot_id, known.snapshot_id):
                 return
@@ -368,7 +384,7 @@ class Registry:
         """Put an accepted, untainted, undamaged adapter into service; GateRefused otherwise."""
         adapter = self.adapter(adapter_id)
         self._require_servable(adapter)
-        self._deploy(adapter.id, "promoted")
+        self._deploy(adapter.id, PROMOTED)
         return adapter
 
     def _require_servable(self, adapter: Adapter) -> None:
@@ -463,9 +479,8 @@ class Registry:
                 raise NotFound(f"no cycle {cycle_id}; `nightschool report` lists the nights")
             verdict = self.verdict(row.candidate_id, row.finished_utc) if row.candidate_id else None
             accepted = verdict.accepted if verdict else None
-            return Cycle(
-                row.id, row.started_utc, row.finished_utc, row.snapshot_id, row.candidate_id, accepted, row.error
-            )
+            error = None if row.error and _promoted_in(session, row) else row.error
+            return Cycle(row.id, row.started_utc, row.finished_utc, row.snapshot_id, row.candidate_id, accepted, error)
 
     def cycle_verdict(self, cycle: Cycle) -> Verdict | None:
         """What was decided that night."""

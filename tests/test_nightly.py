@@ -125,7 +125,7 @@ def toy_nights(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
         assistant.registry.add_verdict(verdict)
         return verdict
 
-    listen(assistant, users=12)
+    listen(assistant)
     monkeypatch.setattr(nightly, "_learn", learn)
     monkeypatch.setattr(nightly, "_judge", judge)
 
@@ -405,3 +405,61 @@ def test_adapter_of_another_base_is_no_incumbent(assistant: Assistant, monkeypat
     assert any("b2:served cannot be compared with" in line for line in said)
     verdict = assistant.registry.cycle_verdict(cycle)
     assert verdict and verdict.incumbent_id is None
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_other_settings_that_make_the_same_weights_do_not_undo_a_rollback(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert night(assistant).outcome == "promoted"
+    (made,) = assistant.registry.adapters()
+    assistant.registry.rollback()
+    assistant.settings = replace(assistant.settings, night=replace(NIGHT, budget_minutes=1))
+    said: list[str] = []
+    assert night(assistant, said).outcome == "nothing to learn" and f"adapters promote {made.id}" in said[-1]
+    assert assistant.registry.live() is None
+
+    (again,) = assistant.registry.adapters()
+    assert again.details["night"]["budget_minutes"] == 1 and read_adapter(again.path) == again
+    monkeypatch.setattr(nightly, "_learn", lambda *_: pytest.fail("it is trained again"))
+    assert night(assistant).outcome == "nothing to learn"
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_what_was_withdrawn_as_tainted_and_is_made_again_of_the_rest_serves(assistant: Assistant) -> None:
+    assert night(assistant).outcome == "promoted"
+    assistant.forget_apply(assistant.forget(user_id="user3"))
+    assert assistant.registry.live() is None
+    cycle = night(assistant)
+    live = assistant.registry.live()
+    assert cycle.outcome == "promoted" and live and live.id == cycle.candidate_id
+
+
+@pytest.mark.usefixtures("toy_nights")
+@pytest.mark.parametrize("error", [BrokenPipeError(), SystemExit(1), ValueError("closed file")])
+def test_nobody_who_listens_does_not_end_a_night(assistant: Assistant, error: BaseException) -> None:
+    said: list[str] = []
+
+    def progress(line: str) -> None:
+        said.append(line)
+        raise error
+
+    n = assistant
+    cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
+    assert (cycle.outcome, cycle.error) == ("promoted", None) and len(said) == 1
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_night_that_ends_too_soon_after_its_promotion_has_promoted(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "erase_tainted", killed)
+        with pytest.raises(KeyboardInterrupt):
+            night(assistant)
+    assert assistant.registry.latest_cycle().finished_utc is None
+    assistant.registry.close_interrupted()  # as the next night does
+    assert (assistant.registry.latest_cycle().outcome, assistant.registry.latest_cycle().error) == ("promoted", None)

@@ -18,7 +18,7 @@ from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import SnapshotRow, SnapshotSourceRow
 from nightschool.memory.topic_rows import states
 from nightschool.memory.types import Draft
-from nightschool.pipelines.lock import NightRunning, night_lock
+from nightschool.pipelines.lock import NIGHT_LOCK, NightRunning, night_lock
 from nightschool.settings import DatasetSettings, MemorySettings, Settings
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
@@ -806,8 +806,8 @@ def test_night_whose_lock_was_lost_with_its_connection_is_told(tmp_path):
         with night_lock(tmp_path / "one", one) as still_alone:
             still_alone()
             with two.writing() as session:
-                holder = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 5177014"
-                session.execute(text(holder))
+                held = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {NIGHT_LOCK}"
+                session.execute(text(f"SELECT pg_terminate_backend(pid) FROM ({held}) AS held"))
             with night_lock(tmp_path / "two", two):
                 for _ in range(2):
                     with pytest.raises(NightRunning, match="was lost"):
