@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import asdict, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Phase, Snapsh
 log = logging.getLogger("nightschool")
 FILES, CONFIG_ID = (WEIGHTS, CONFIG), "config_id"  # the latter in an adapter's details
 DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
+GONE = "put it back from a backup, or let go of what nothing needs with `nightschool adapters prune`"
+PROMOTED = "promoted"  # the reason of a deployment that goes forth
 PRUNED = "pruned"  # beside a manifest: its weights were erased on purpose
 
 
@@ -55,7 +57,8 @@ def seal(
 ) -> Adapter:
     """Name the weights in `folder` by their hash, write the manifest last, and rename the folder after the weights.
 
-    Weights that are already there are not written again; `Registry.add` decides whose they are.
+    Weights that are already there are not written again; `Registry.add` decides whose they are. Of the same origin,
+    they are told with the settings that made them this time.
     """
     adapter_id = files_id([folder / WEIGHTS])
     if (folder / CONFIG).exists():
@@ -65,7 +68,9 @@ def seal(
     if intact(target):
         shutil.rmtree(folder)
         known = read_adapter(target)
-        return known if _origin(known) == _origin(adapter) else adapter
+        kept = {key: value for key, value in known.details.items() if key == CONFIG_ID}  # its config stays as well
+        adapter = replace(adapter, details={k: v for k, v in details.items() if k != CONFIG_ID} | kept)
+        return replace(known, details=adapter.details) if _origin(known) == _origin(adapter) else adapter
     _write_manifest(folder, adapter)
     if target.exists():
         shutil.rmtree(target)  # debris of a crash, or damaged
@@ -84,16 +89,24 @@ def _write_manifest(folder: Path, adapter: Adapter) -> None:
     os.replace(partial, folder / MANIFEST)
 
 
+def _mend(adapter: Adapter) -> None:
+    """Write the manifest anew from what is on record, if it alone is missing."""
+    weights = adapter.path / WEIGHTS
+    if weights.exists() and not (adapter.path / MANIFEST).exists() and files_id([weights]) == adapter.id:
+        log.warning("%s had no %s; it is written anew", adapter.path, MANIFEST)
+        _write_manifest(adapter.path, adapter)
+
+
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in `folder`; GateRefused when its manifest is missing or its weights are not what they were."""
     manifest = folder / MANIFEST
     try:
         if not manifest.exists():
-            why = f"no {MANIFEST}, so the adapter is incomplete; run `nightschool night` again"
+            why = f"no {MANIFEST}, so the adapter is incomplete; run `nightschool night`, or {GONE}"
             raise GateRefused(f"{folder.name}: {why}")
         adapter = Adapter(path=folder, **json.loads(manifest.read_text(encoding="utf-8")))
         if not (folder / WEIGHTS).exists():
-            raise GateRefused(f"{folder.name}: its weights are gone; run `nightschool night` to train anew")
+            raise GateRefused(f"{folder.name}: its weights are gone; run `nightschool night` to train anew, or {GONE}")
         found, config = (files_id([folder / name]) if (folder / name).exists() else "missing" for name in FILES)
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or not these fields
         raise GateRefused(f"{folder.name}: {MANIFEST} is damaged: {error}; run `nightschool audit verify`") from error
@@ -113,16 +126,26 @@ def read_adapter(folder: Path) -> Adapter:
 
 def intact(folder: Path) -> bool:
     """Whether `folder` holds an adapter whose weights and config are what its manifest says."""
+    return refusal(folder) is None
+
+
+def refusal(folder: Path) -> str | None:
+    """Why `read_adapter` refuses that folder; None if it does not."""
     try:
         read_adapter(folder)
-    except GateRefused:
-        return False
-    return True
+    except GateRefused as error:
+        return str(error)
+    return None
 
 
 def is_held(adapter: Adapter) -> bool:
     """Whether its weights are on the disk; what is tainted or pruned has none."""
     return (adapter.path / WEIGHTS).exists()
+
+
+def _may_be_pruned(adapter: Adapter, tainted: Container[str]) -> bool:
+    """Whether its weights are held, or were lost and nobody has said that this is as it should be."""
+    return is_held(adapter) or not (adapter.id in tainted or (adapter.path / PRUNED).exists())
 
 
 def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
@@ -168,6 +191,24 @@ def _forgotten_meanwhile(session: Session, snapshot_id: str) -> str | None:
     return None
 
 
+def _in_turn(deployments: Iterable[DeploymentRow]) -> list[str | None]:
+    """What serves and what it would be gone back to, each once: a promotion puts on, going back takes off."""
+    served: list[str | None] = [None]
+    for row in deployments:
+        if row.reason == PROMOTED or row.adapter_id not in served:
+            served.append(row.adapter_id)
+        while served[-1] != row.adapter_id:
+            served.pop()
+    return list(dict.fromkeys(reversed(served)))
+
+
+def _promoted_in(session: Session, cycle: CycleRow) -> bool:
+    """Whether its candidate went into service between its beginning and its end, whatever ended it."""
+    then = DeploymentRow.created_utc.between(cycle.started_utc, cycle.finished_utc)
+    moved = select(DeploymentRow.id).where(DeploymentRow.adapter_id == cycle.candidate_id, then)
+    return session.scalars(moved.where(DeploymentRow.reason == PROMOTED).limit(1)).first() is not None
+
+
 class Registry:
     """What was trained, how it was judged and which adapter serves, in the memory's own database."""
 
@@ -183,9 +224,11 @@ class Registry:
     def sweep(self) -> int:
         """Remove what a crash left: folders of ours that are not whole, or of a snapshot of ours and in no record.
 
-        Only the night calls it, under its lock. What is whole and made elsewhere stays: the database may be the wrong
-        one.
+        Only the night calls it, under its lock. What is on record stays, and gets back a manifest that was lost. What
+        is whole and made elsewhere stays: the database may be the wrong one.
         """
+        for adapter in self.adapters():
+            _mend(adapter)
         ours = (p for name in (DEBRIS, SEALED) for p in self.folder.glob(name + "*") if p.is_dir())
         debris = [p for p in ours if not p.is_symlink() and self._is_debris(p)]
         for path in debris:
@@ -194,11 +237,12 @@ class Registry:
         return len(debris)
 
     def _is_debris(self, path: Path) -> bool:
-        if path.name.startswith(DEBRIS) or not (path / MANIFEST).exists():
-            return True
         with self.database.reading() as session:
-            recorded = session.scalars(select(AdapterRow.id).where(AdapterRow.folder == path.name)).first()
-            return recorded is None and intact(path) and bool(session.get(SnapshotRow, read_adapter(path).snapshot_id))
+            if session.scalars(select(AdapterRow.id).where(AdapterRow.folder == path.name)).first():
+                return False
+            if path.name.startswith(DEBRIS) or not (path / MANIFEST).exists():
+                return True
+            return intact(path) and bool(session.get(SnapshotRow, read_adapter(path).snapshot_id))
 
     # -- snapshots ---
 
@@ -256,11 +300,16 @@ class Registry:
 
     def add(self, adapter: Adapter) -> None:
         """Record what was trained. Weights that are known keep their origin, unless that is tainted and this is clean:
-        then what was forgotten had taught them nothing; or this names all their sources and more."""
+        then what was forgotten had taught them nothing; or this names all their sources and more. The settings are
+        those that made them last."""
         with self.database.writing() as session:
             known = session.get(AdapterRow, adapter.id)
             tainted = _forgotten_meanwhile(session, adapter.snapshot_id)
-            if known and (_origin(known) == _origin(adapter) or tainted):
+            if known and _origin(known) == _origin(adapter):
+                known.details = adapter.details
+                _write_manifest(adapter.path, self._adapter(known))
+                return
+            if known and tainted:
                 return
             if known and not known.tainted and not self._covers(adapter.snapshot_id, known.snapshot_id):
                 return
@@ -305,7 +354,7 @@ class Registry:
         return [adapter.id for adapter in held if _erased(adapter.path / WEIGHTS)]
 
     def prunable(self, keep: int) -> list[Adapter]:
-        """Those whose weights are held and needed by nothing, oldest first.
+        """Those whose weights are needed by nothing, and held or lost, oldest first.
 
         Needed is what serves, the `keep` others that served last and still may, the newest, which may be judged again,
         and what these were trained from.
@@ -316,12 +365,17 @@ class Registry:
         kept |= set(islice((i for i in deployed if i not in kept and self._servable(self.adapter(i))), keep))
         while more := {a.parent_id for a in found if a.id in kept and a.parent_id} - kept:
             kept |= more
-        return [a for a in found if a.id not in kept and is_held(a)]
+        tainted = self.tainted()
+        return [a for a in found if a.id not in kept and _may_be_pruned(a, tainted)]
 
     def prune(self, keep: int) -> list[str]:
-        """Erase the weights of what is `prunable`, and say whose; manifests and rows stay, for lineage."""
+        """Erase the weights of what is `prunable`, and say whose; manifests and rows stay, for lineage.
+
+        A folder that was removed by hand is made again for the mark alone, so that `audit verify` is sound.
+        """
         going = self.prunable(keep)
         for adapter in going:
+            adapter.path.mkdir(parents=True, exist_ok=True)
             (adapter.path / PRUNED).touch()
         return [adapter.id for adapter in going if _erased(adapter.path / WEIGHTS)]
 
@@ -368,7 +422,7 @@ class Registry:
         """Put an accepted, untainted, undamaged adapter into service; GateRefused otherwise."""
         adapter = self.adapter(adapter_id)
         self._require_servable(adapter)
-        self._deploy(adapter.id, "promoted")
+        self._deploy(adapter.id, PROMOTED)
         return adapter
 
     def _require_servable(self, adapter: Adapter) -> None:
@@ -409,12 +463,11 @@ class Registry:
         return target
 
     def predecessor(self, adapter_id: str) -> Adapter | None:
-        """What served before that adapter was first deployed and may still serve; None is the base."""
+        """What served before that adapter was put into service this time and may still serve; None is the base."""
         with self.database.reading() as session:
-            first = select(func.min(DeploymentRow.id)).where(DeploymentRow.adapter_id == adapter_id)
-            earlier = select(DeploymentRow.adapter_id).where(DeploymentRow.id < first.scalar_subquery())
-            ids = list(dict.fromkeys(session.scalars(earlier.order_by(DeploymentRow.id.desc()))))
-        served = takewhile(lambda found: found is not None, ids)  # before the base, nothing is gone back to
+            ids = _in_turn(session.scalars(select(DeploymentRow).order_by(DeploymentRow.id)))
+        below = ids[ids.index(adapter_id) + 1 :] if adapter_id in ids else ids
+        served = takewhile(lambda found: found is not None, below)  # before the base, nothing is gone back to
         return next((a for a in map(self.adapter, filter(None, served)) if self._servable(a)), None)
 
     def _servable(self, adapter: Adapter) -> bool:
@@ -463,9 +516,8 @@ class Registry:
                 raise NotFound(f"no cycle {cycle_id}; `nightschool report` lists the nights")
             verdict = self.verdict(row.candidate_id, row.finished_utc) if row.candidate_id else None
             accepted = verdict.accepted if verdict else None
-            return Cycle(
-                row.id, row.started_utc, row.finished_utc, row.snapshot_id, row.candidate_id, accepted, row.error
-            )
+            error = None if row.error and _promoted_in(session, row) else row.error
+            return Cycle(row.id, row.started_utc, row.finished_utc, row.snapshot_id, row.candidate_id, accepted, error)
 
     def cycle_verdict(self, cycle: Cycle) -> Verdict | None:
         """What was decided that night."""

@@ -194,7 +194,7 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
         started = nightschool.store.clock()
 
         def progress(line: str) -> None:
-            err.print(f"{nightschool.store.clock() - started:6.0f}s  {line}", markup=False, highlight=False)
+            typer.echo(f"{nightschool.store.clock() - started:6.0f}s  {line}", err=True)  # rich would close stdout too
 
         n = nightschool
         cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
@@ -207,16 +207,20 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
 @adapters.command("list")
 def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
     """Every adapter, its verdict, and which one serves."""
-    from ..evolve.registry import is_held
+    from ..evolve.registry import is_held, refusal
 
     with assistant(home) as nightschool:
         registry = nightschool.registry
         live, tainted = registry.live(), registry.tainted()
+        refused = refusal(live.path) if live else None
+        serving = registry.predecessor(live.id) if live and refused else live
         rows = []
         for adapter in registry.adapters():
             verdict = registry.verdict(adapter.id)
-            state = "live" if live and live.id == adapter.id else "tainted" if adapter.id in tainted else ""
-            state = state if state == "live" or is_held(adapter) else f"{state} weights gone".strip()
+            state = "tainted" if adapter.id in tainted else ""
+            state = state if is_held(adapter) else f"{state} weights gone".strip()
+            if live and live.id == adapter.id:
+                state = f"live, but refused: {refused}" if refused else "live"
             judged = "not judged" if verdict is None else "accepted" if verdict.accepted else "rejected"
             rows.append({**asdict(adapter), "verdict": judged, "state": state})
     if as_json:
@@ -226,7 +230,7 @@ def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
     for row in rows:
         table.add_row(row["id"], row["phase"], when(row["created_utc"]), row["verdict"], row["state"])
     out.print(table)
-    out.print(f"serving: {live.id if live else 'the base'}", highlight=False)
+    out.print(f"serving: {serving.id if serving else 'the base'}", highlight=False)
 
 
 @adapters.command()
@@ -253,16 +257,17 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Erase the weights of adapters that nothing needs any more. Where they came from stays on record."""
+    from ..evolve.registry import is_held
     from ..pipelines.lock import night_lock
 
     with assistant(home) as nightschool, night_lock(nightschool.settings.home, nightschool.store.database):
         found = nightschool.registry.prunable(keep)
         size = sum(file.stat().st_size for a in found for file in a.path.glob("*.safetensors"))
+        lines = [f"{a.id}  {a.phase}  {when(a.created_utc)}{'' if is_held(a) else '  lost already'}" for a in found]
         erased = nightschool.registry.prune(keep) if apply else []
     command = f"nightschool adapters prune --keep {keep} --apply{at(home)}"
     still = f"{size / 2**20:.1f} MiB, still there; `{command}` erases them"
     last = f"{len(erased)} of {len(found)} erased" if apply else still
-    lines = [f"{a.id}  {a.phase}  {when(a.created_utc)}" for a in found]
     show(
         {"adapters": [a.id for a in found], "bytes": size, "erased": erased},
         as_json,

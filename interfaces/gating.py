@@ -27,8 +27,9 @@ def explain(
     with assistant(home) as n:
         found = n.registry.cycle(cycle) if cycle else n.registry.latest_cycle()
         verdict = n.registry.cycle_verdict(found)
+        live = n.registry.live()
     value = {"cycle": found.id, "outcome": found.outcome, "verdict": asdict(verdict) if verdict else None}
-    show(value, as_json, explained(found, verdict))
+    show(value, as_json, explained(found, verdict, live.id if live else None))
 
 
 @gate.command("probes")
@@ -52,14 +53,15 @@ def probes_(home: Home = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def explained(cycle: Cycle, verdict: Verdict | None) -> list[str]:
+def explained(cycle: Cycle, verdict: Verdict | None, serving: str | None = None) -> list[str]:
     head = f"night {cycle.id}: {cycle.outcome}"
     if verdict is None:
         return [head, cycle.error or "no candidate was made, so there was nothing to judge"]
     against = verdict.incumbent_id or "the base"
     lines = [head, f"candidate {verdict.candidate_id} against {against}"]
     if cycle.error:
-        lines.append(f"failed after its verdict, so nothing of it serves: {cycle.error}")
+        of_it = "and its candidate serves" if serving == verdict.candidate_id else "so nothing of it serves"
+        lines.append(f"failed after its verdict, {of_it}: {cycle.error}")
     if not verdict.measures:
         return [*lines, *(f"not judged: {reason}" for reason in verdict.reasons)]
     for m in verdict.measures:

@@ -7,7 +7,7 @@ first statement on, so what a writing transaction reads stays true until it comm
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from filelock import FileLock, Timeout
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -72,6 +73,31 @@ def _make_private(file: Path) -> None:
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
+@contextmanager
+def _file_alone(url: str) -> Iterator[Callable[[], bool]]:
+    file = file_of(url)
+    if file is None:
+        yield lambda: True
+        return
+    lock = FileLock(f"{file.resolve()}.night.lock", timeout=0, mode=0o600)
+    with suppress(Timeout):
+        lock.acquire()
+    try:
+        yield lambda: lock.is_locked
+    finally:
+        lock.release()
+
+
+def _holds(connection: Connection, key: int) -> bool:
+    """Whether the server still knows that this connection holds `key`; it may be another one than took it."""
+    own = "locktype = 'advisory' AND pid = pg_backend_pid() AND granted"
+    try:
+        found = connection.exec_driver_sql(f"SELECT count(*) FROM pg_locks WHERE {own} AND objid = {key}").scalar()
+    except SQLAlchemyError:
+        return False
+    return bool(found)
+
+
 class Database:
     def __init__(self, url: str) -> None:
         self.url = without_password(_checked(url))
@@ -107,17 +133,21 @@ class Database:
             yield session
 
     @contextmanager
-    def alone(self, key: int) -> Iterator[bool]:
-        """Whether nobody else holds `key`, which is then held. SQLite's is true: files of a home do that for it."""
+    def alone(self, key: int) -> Iterator[Callable[[], bool]]:
+        """Take `key` if nobody else holds it; says whenever it is asked whether it is held.
+
+        SQLite's is a lock beside its file, whatever the key; one that has no file is nobody else's.
+        """
         if self.sql.dialect.name != "postgresql":
-            yield True
+            with _file_alone(self.url) as held:
+                yield held
             return
         with self.sql.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            held = bool(connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({key})").scalar())
+            taken = bool(connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({key})").scalar())
             try:
-                yield held
+                yield lambda: taken and _holds(connection, key)
             finally:
-                if held:  # where the server is gone, so is the lock
+                if taken:  # where the server is gone, so is the lock
                     with suppress(SQLAlchemyError):
                         connection.exec_driver_sql(f"SELECT pg_advisory_unlock({key})")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ class NightRunning(NightschoolError):
 
 
 @contextmanager
-def night_lock(home: Path, database: Database) -> Iterator[None]:
+def night_lock(home: Path, database: Database) -> Iterator[Callable[[], None]]:
+    """Alone in `home` and in `database`; NightRunning otherwise. What it gives raises it where that was lost since."""
     lock = FileLock(home / "night.lock", timeout=0)
     try:
         lock.acquire()
@@ -27,8 +28,16 @@ def night_lock(home: Path, database: Database) -> Iterator[None]:
         raise NightRunning(f"another night is running in {home}; wait for it, or stop that process") from None
     try:
         with database.alone(NIGHT_LOCK) as alone:
-            if not alone:
+            if not alone():
                 raise NightRunning(f"another home runs a night in {database.url}; wait for it, or stop that process")
-            yield
+            yield lambda: _require(alone, database)
     finally:
         lock.release()
+
+
+def _require(alone: Callable[[], bool], database: Database) -> None:
+    if not alone():
+        raise NightRunning(
+            f"the lock of this night in {database.url} was lost with its connection, so another may have begun;"
+            " run `nightschool night` again"
+        )

@@ -7,6 +7,7 @@ the rules have changed: the gate's settings or the operator's probes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from ..serving.engine import Engine
 from ..settings import Settings
 from .lock import night_lock
 
+log = logging.getLogger("nightschool")
 Progress = Callable[[str], None]
 READINGS = 3  # of the memory, if something is forgotten each time
 
@@ -33,17 +35,19 @@ READINGS = 3  # of the memory, if something is forgotten each time
 def run(
     store: MemoryStore, registry: Registry, engine: Callable[[], Engine], settings: Settings, progress: Progress
 ) -> Cycle:
-    """One night. Returns how it ended; what ended it too soon is recorded in the cycle and raised.
+    """One night. Returns how it ended; what ended it too soon is recorded in the cycle and raised. Once its adapter
+    serves the cycle is that of a promotion, whatever comes then.
 
     `engine` opens the one that answers: where it holds the base in this process, after training, which needs the room.
     """
-    with night_lock(settings.home, store.database):
+    progress = _while_heard(progress)
+    with night_lock(settings.home, store.database) as still_alone:
         registry.close_interrupted()
         cycle_id = registry.open_cycle()
         try:
             registry.sweep()
             registry.withdraw_tainted()
-            _night(cycle_id, store, registry, engine, settings, progress)
+            _night(cycle_id, store, registry, engine, settings, progress, still_alone)
         except BaseException as error:  # an unattended night must record why it ended, whatever it was
             why = f"{type(error).__name__}: {error}".removesuffix(": ")
             registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why)
@@ -51,8 +55,23 @@ def run(
                 registry.erase_tainted()
             raise
         registry.erase_tainted()  # what was trained on what was forgotten meanwhile
-        registry.update_cycle(cycle_id, finished_utc=store.clock())
+        registry.update_cycle(cycle_id, finished_utc=store.clock(), error=None)
         return registry.cycle(cycle_id)
+
+
+def _while_heard(progress: Progress) -> Progress:
+    """The same until it fails, and then nothing: a closed pipe or a broken printer ends no night."""
+    heard = [progress]
+
+    def say(line: str) -> None:
+        try:
+            for each in heard:
+                each(line)
+        except (Exception, SystemExit) as error:  # the latter is what rich makes of a closed pipe
+            heard.clear()
+            log.warning("the night goes on and is not told of any more: %s: %s", type(error).__name__, error)
+
+    return say
 
 
 def _night(
@@ -62,6 +81,7 @@ def _night(
     opened: Callable[[], Engine],
     settings: Settings,
     progress: Progress,
+    still_alone: Callable[[], None],
 ) -> None:
     probes = load_probes(settings.home)  # a mistake in them shows before the work, not after
     if settings.serving.engine != "local":
@@ -74,10 +94,16 @@ def _night(
         return
     if known:
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
-    candidate, engine = known or _learn(snapshot, registry, settings, progress), opened()
+    candidate = known or _learn(snapshot, registry, settings, progress)
+    if reason := _taken_out(candidate, registry):
+        progress(f"nothing to learn: {reason}")
+        return
+    engine = opened()
+    still_alone()  # training takes long, and so does judging
     with for_now(engine, registry):
         verdict = _judge(candidate, snapshot, probes, store, registry, engine, settings, progress)
         registry.update_cycle(cycle_id, candidate_id=candidate.id)
+        still_alone()
         _decide(candidate, verdict, registry, progress)
 
 
@@ -119,8 +145,14 @@ def nothing_to_learn(
     decided = decided and (verdict.accepted or _serving(registry) in (verdict.incumbent_id, known.id))
     if decided and not (verdict.accepted and _left_behind(known, registry)):
         return f"adapter {known.id} was already trained on this memory with these settings, and judged"
-    if verdict.accepted and known.id in _withdrawn(registry):
-        return f"adapter {known.id} was taken out of service; `nightschool adapters promote {known.id}` puts it back"
+    return _taken_out(known, registry)
+
+
+def _taken_out(adapter: Adapter, registry: Registry) -> str | None:
+    """Why a night does not put it into service: it was accepted, served, and does not now."""
+    verdict, found = registry.verdict(adapter.id), adapter.id
+    if verdict and verdict.accepted and found in _withdrawn(registry):
+        return f"adapter {found} was taken out of service; `nightschool adapters promote {found}` puts it back"
     return None
 
 
@@ -135,8 +167,12 @@ def _left_behind(adapter: Adapter, registry: Registry) -> bool:
 
 
 def _withdrawn(registry: Registry) -> set[str]:
-    """What served once and does not now."""
-    return {d["adapter_id"] for d in registry.deployments()} - {_serving(registry)}
+    """What served once and does not now, but for what was withdrawn as tainted: what is made again is clean."""
+    served: set[str] = set()
+    for d in registry.deployments():
+        served -= {i for i in served if d["reason"] == f"withdrew {i}: tainted"}
+        served |= {d["adapter_id"]} - {None}
+    return served - {_serving(registry)}
 
 
 def _gather(

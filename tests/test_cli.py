@@ -313,8 +313,12 @@ def test_doctor_sees_a_live_adapter_that_cannot_answer(run: Run, tmp_path: Path)
         registry.add_verdict(Verdict(adapter.id, None, adapter.snapshot_id, True, (), ("better",)))
         registry.promote(adapter.id)
     assert any("was trained on base b2:other" in problem for problem in examine(settings)["problems"])
+    assert [a["state"] for a in json.loads(run("adapters", "list", "--json").stdout)] == ["live"]
     (adapter.path / WEIGHTS).write_bytes(b"damaged")
     assert any("its weights are" in problem for problem in examine(settings)["problems"])
+    (listed,) = json.loads(run("adapters", "list", "--json").stdout)
+    assert listed["state"].startswith("live, but refused: ") and "its weights are" in listed["state"]
+    assert "serving: the base" in run("adapters", "list").stdout
 
 
 def test_demo_invents_nobody_where_others_are(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,13 @@ def test_nights_that_were_not_judged_say_why() -> None:
     assert explained(failed, None) == ["night c1: failed", "TrainingError: too hot"]
 
 
+def test_failure_after_a_verdict_says_what_serves() -> None:
+    failed = Cycle("c1", 0.0, 60.0, "b2:s", "b2:a", True, "StoreError: full")
+    verdict = Verdict("b2:a", None, "b2:s", True, (), ())
+    assert "failed after its verdict, so nothing of it serves: StoreError: full" in explained(failed, verdict)
+    assert "failed after its verdict, and its candidate serves: StoreError: full" in explained(failed, verdict, "b2:a")
+
+
 def test_every_measure_of_the_gate_has_words() -> None:
     documented = set(re.findall(r"^- `(\w+)`:", judge.__globals__["__doc__"], re.M))
     assert documented == WORDS.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,13 +90,17 @@ def test_forgetting_the_answered_reaction_reaches_what_it_taught_before(
         from_rows(quick_store, registry.snapshot_rows(taught.snapshot_id))
 
 
-def test_weights_that_were_pruned_are_sound_and_those_that_are_lost_are_not(
-    quick_store: MemoryStore, registry: Registry, taught: Adapter
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_weights_that_were_pruned_or_let_go_of_are_sound_and_those_that_are_lost_are_not(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter, by_hand: bool
 ) -> None:
     folder = registry.building()
     (folder / WEIGHTS).write_bytes(b"newer")
     facts = {"base_id": "base", "snapshot_id": taught.snapshot_id, "parent_id": None, "details": {}}
     registry.add(seal(folder, phase="sft", created_utc=2.0, **facts))
+    if by_hand:
+        shutil.rmtree(taught.path)
+        assert any("adapters prune" in line for line in verify(quick_store, registry))
     assert registry.prune(0) == [taught.id] and verify(quick_store, registry) == []
     (registry.adapters()[-1].path / WEIGHTS).unlink()
     assert any("its weights are gone" in line for line in verify(quick_store, registry))

@@ -1,7 +1,9 @@
 """Whole nights on the seedling, at a small size: what is promoted, what is not, and what a failure leaves behind."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +12,14 @@ import torch
 from nightschool.content import plain
 from nightschool.errors import NightschoolError, ServingError, TrainingError
 from nightschool.evolve import dataset, dpo, lineage, sft
-from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, read_adapter
-from nightschool.evolve.types import Adapter, Snapshot
+from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, read_adapter, seal
+from nightschool.evolve.types import Adapter, Snapshot, Verdict
 from nightschool.memory.embed import Embedder
 from nightschool.memory.store import MemoryStore
 from nightschool.pipelines import nightly
 from nightschool.pipelines.lock import NightRunning, night_lock
 from nightschool.sdk import Assistant
+from nightschool.serving.base import base_id
 from nightschool.serving.local import LocalEngine
 from nightschool.settings import DatasetSettings, GateSettings, NightSettings, Settings
 from safetensors.torch import save_file
@@ -102,6 +105,29 @@ def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_with
     assert lineage.verify(assistant.store, assistant.registry) == []
     (assistant.registry.folder / live.path.name / "adapter_model.safetensors").write_bytes(b"")
     assert any(live.path.name in line for line in lineage.verify(assistant.store, assistant.registry))
+
+
+@pytest.fixture
+def toy_nights(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training that makes the same weights whatever the settings, and a gate that accepts them."""
+
+    def learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress: nightly.Progress) -> Adapter:
+        folder = registry.building()
+        (folder / WEIGHTS).write_bytes(b"toy")
+        facts = {"base_id": base_id(settings.serving.base), "snapshot_id": snapshot.id, "parent_id": None}
+        made = {"created_utc": assistant.store.clock(), "details": {"night": plain(asdict(settings.night))}}
+        adapter = seal(folder, phase="dpo", **facts, **made)
+        registry.add(adapter)
+        return adapter
+
+    def judge(candidate: Adapter, snapshot: Snapshot, *_: object) -> Verdict:
+        verdict = Verdict(candidate.id, None, snapshot.id, True, (), ("better",))
+        assistant.registry.add_verdict(verdict)
+        return verdict
+
+    listen(assistant)
+    monkeypatch.setattr(nightly, "_learn", learn)
+    monkeypatch.setattr(nightly, "_judge", judge)
 
 
 def test_night_without_feedback_has_nothing_to_learn(assistant: Assistant) -> None:
@@ -242,6 +268,24 @@ def test_nothing_is_opened_while_another_night_runs_and_a_server_that_is_down_is
     assert cycle.outcome == "failed" and cycle.error == "ServingError: no such server"
 
 
+@pytest.mark.usefixtures("toy_nights")
+@pytest.mark.parametrize(("asked", "judged"), [(1, False), (2, True)])
+def test_night_that_lost_its_lock_judges_nothing_and_promotes_nothing(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch, asked: int, judged: bool
+) -> None:
+    times = count(1)
+
+    def still_alone() -> None:
+        if next(times) == asked:
+            raise NightRunning("the lock was lost")
+
+    monkeypatch.setattr(nightly, "night_lock", lambda *_: nullcontext(still_alone))
+    with pytest.raises(NightRunning, match="was lost"):
+        night(assistant)
+    assert assistant.registry.live() is None and assistant.registry.latest_cycle().outcome == "failed"
+    assert any(assistant.registry.verdict(a.id) for a in assistant.registry.adapters()) == judged
+
+
 def test_night_that_ended_without_a_word_is_closed_by_the_next(assistant: Assistant) -> None:
     lost = assistant.registry.open_cycle()
     assert assistant.registry.cycle(lost).outcome == "running"
@@ -361,3 +405,61 @@ def test_adapter_of_another_base_is_no_incumbent(assistant: Assistant, monkeypat
     assert any("b2:served cannot be compared with" in line for line in said)
     verdict = assistant.registry.cycle_verdict(cycle)
     assert verdict and verdict.incumbent_id is None
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_other_settings_that_make_the_same_weights_do_not_undo_a_rollback(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert night(assistant).outcome == "promoted"
+    (made,) = assistant.registry.adapters()
+    assistant.registry.rollback()
+    assistant.settings = replace(assistant.settings, night=replace(NIGHT, budget_minutes=1))
+    said: list[str] = []
+    assert night(assistant, said).outcome == "nothing to learn" and f"adapters promote {made.id}" in said[-1]
+    assert assistant.registry.live() is None
+
+    (again,) = assistant.registry.adapters()
+    assert again.details["night"]["budget_minutes"] == 1 and read_adapter(again.path) == again
+    monkeypatch.setattr(nightly, "_learn", lambda *_: pytest.fail("it is trained again"))
+    assert night(assistant).outcome == "nothing to learn"
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_what_was_withdrawn_as_tainted_and_is_made_again_of_the_rest_serves(assistant: Assistant) -> None:
+    assert night(assistant).outcome == "promoted"
+    assistant.forget_apply(assistant.forget(user_id="user3"))
+    assert assistant.registry.live() is None
+    cycle = night(assistant)
+    live = assistant.registry.live()
+    assert cycle.outcome == "promoted" and live and live.id == cycle.candidate_id
+
+
+@pytest.mark.usefixtures("toy_nights")
+@pytest.mark.parametrize("error", [BrokenPipeError(), SystemExit(1), ValueError("closed file")])
+def test_nobody_who_listens_does_not_end_a_night(assistant: Assistant, error: BaseException) -> None:
+    said: list[str] = []
+
+    def progress(line: str) -> None:
+        said.append(line)
+        raise error
+
+    n = assistant
+    cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
+    assert (cycle.outcome, cycle.error) == ("promoted", None) and len(said) == 1
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_night_that_ends_too_soon_after_its_promotion_has_promoted(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "erase_tainted", killed)
+        with pytest.raises(KeyboardInterrupt):
+            night(assistant)
+    assert assistant.registry.latest_cycle().finished_utc is None
+    assistant.registry.close_interrupted()  # as the next night does
+    assert (assistant.registry.latest_cycle().outcome, assistant.registry.latest_cycle().error) == ("promoted", None)

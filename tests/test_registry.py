@@ -1,5 +1,6 @@
 """The registry over a real database, with folders that hold made-up weights."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -390,3 +391,37 @@ def test_what_is_recorded_while_another_process_writes_waits_for_it(registry: Re
     job.result()
     other.close()
     assert len(registry.snapshot_ids()) == 2
+
+
+def test_what_is_on_record_is_never_swept_and_gets_its_manifest_back(registry: Registry) -> None:
+    live, damaged = promoted(registry, b"one"), trained(registry, b"two")
+    for adapter in (live, damaged):
+        (adapter.path / MANIFEST).unlink()
+    (damaged.path / WEIGHTS).write_bytes(b"twi")
+    assert registry.sweep() == 0
+    assert read_adapter(live.path) == live
+    assert (damaged.path / WEIGHTS).exists() and not intact(damaged.path)
+
+
+def test_rollback_goes_back_to_what_served_before_the_live_one_was_promoted_again(registry: Registry) -> None:
+    one, two = promoted(registry, b"one"), promoted(registry, b"two")
+    registry.promote(one.id)
+    assert registry.predecessor(one.id) == two and registry.predecessor(two.id) is None  # each once, so this ends
+    assert [registry.rollback(), registry.rollback(), registry.rollback()] == [two, one, None]
+
+
+def test_tainted_adapter_that_was_promoted_again_gives_way_to_what_served_before_it(registry: Registry) -> None:
+    one, two = promoted(registry, b"one"), promoted(registry, b"two")
+    registry.promote(one.id)
+    registry.taint(one.id, "a turn was forgotten")
+    assert registry.live() == two == registry.withdraw_tainted() == registry.live()
+    assert registry.rollback() is None
+
+
+def test_what_was_removed_by_hand_is_marked_by_prune(registry: Registry) -> None:
+    gone, kept = trained(registry, b"gone"), trained(registry, b"kept")
+    shutil.rmtree(gone.path)
+    with pytest.raises(GateRefused, match=r"backup.*adapters prune"):
+        read_adapter(gone.path)
+    assert registry.prunable(3) == [gone] and registry.prune(3) == [gone.id]
+    assert registry.prunable(3) == [] and registry.sweep() == 0 and is_held(kept)

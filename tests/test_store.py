@@ -18,7 +18,7 @@ from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import SnapshotRow, SnapshotSourceRow
 from nightschool.memory.topic_rows import states
 from nightschool.memory.types import Draft
-from nightschool.pipelines.lock import NightRunning, night_lock
+from nightschool.pipelines.lock import NIGHT_LOCK, NightRunning, night_lock
 from nightschool.settings import DatasetSettings, MemorySettings, Settings
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
@@ -779,5 +779,38 @@ def test_one_night_at_a_time_in_a_database_that_two_homes_share(tmp_path):
             pass
         with night_lock(tmp_path / "two", two):
             pass
+        one.close()
+        two.close()
+
+
+def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path):
+    one, two = (Database(f"sqlite:///{tmp_path / 'shared.db'}") for _ in range(2))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with night_lock(tmp_path / "one", one) as still_alone:
+        with pytest.raises(NightRunning, match="another home runs a night"), night_lock(tmp_path / "two", two):
+            pass
+        still_alone()
+    with night_lock(tmp_path / "two", two):
+        pass
+    one.close()
+    two.close()
+
+
+@pytest.mark.postgres
+def test_night_whose_lock_was_lost_with_its_connection_is_told(tmp_path):
+    with postgres_schema() as url:
+        one, two = Database(url), Database(url)
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        with night_lock(tmp_path / "one", one) as still_alone:
+            still_alone()
+            with two.writing() as session:
+                held = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {NIGHT_LOCK}"
+                session.execute(text(f"SELECT pg_terminate_backend(pid) FROM ({held}) AS held"))
+            with night_lock(tmp_path / "two", two):
+                for _ in range(2):
+                    with pytest.raises(NightRunning, match="was lost"):
+                        still_alone()
         one.close()
         two.close()
