@@ -444,9 +444,10 @@ def _lineage_lines(found: Any) -> list[str]:
 def audit_verify(home: Home = None, as_json: AsJson = False) -> None:
     """Re-derive the ids of memory, adapters and what they were trained on. Exits 1 if anything disagrees."""
     from ..evolve import lineage as lines_of
+    from .doctor import unrecorded
 
     with assistant(home) as nightschool:
-        found = lines_of.verify(nightschool.store, nightschool.registry)
+        found = [*lines_of.verify(nightschool.store, nightschool.registry), *unrecorded(nightschool.registry)]
     show(found, as_json, found or ["sound: every id re-derives"])
     if found:
         raise typer.Exit(1)

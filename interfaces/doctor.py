@@ -5,11 +5,14 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NightschoolError
 from ..settings import Settings, without_user
 from .printing import checked_home, is_home
+
+if TYPE_CHECKING:
+    from ..evolve.registry import Registry
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
 EXTRAS = {"accelerate": "serve", "peft": "serve", "trl": "train"}
@@ -99,8 +102,10 @@ def _in_service(settings: Settings, problems: list[str]) -> str:
     from ..memory.store import MemoryStore
     from ..serving.base import base_id
 
-    with MemoryStore(settings) as store:
-        live = Registry(store.database, settings.home / "adapters", store.clock).live()
+    with MemoryStore(checked_home(settings)) as store:
+        registry = Registry(store.database, settings.home / "adapters", store.clock)
+        live = registry.live()
+        problems += unrecorded(registry)
     if live is None:
         return "the base"
     if live.base_id != (used := base_id(settings.serving.base)):
@@ -109,6 +114,15 @@ def _in_service(settings: Settings, problems: list[str]) -> str:
             " run `nightschool night` to train for it, or `nightschool base use` to set the other back"
         )
     return read_adapter(live.path).id
+
+
+def unrecorded(registry: Registry) -> list[str]:
+    """Whole adapters in the folder that no record knows: made elsewhere, or the database is another than theirs."""
+    from ..evolve.registry import MANIFEST
+
+    known = {adapter.path for adapter in registry.adapters()}
+    found = sorted({manifest.parent for manifest in registry.folder.glob(f"*/{MANIFEST}")} - known)
+    return [f"{path}: no record knows this adapter; is the database the one of this home?" for path in found]
 
 
 def _try(problems: list[str], what: str, look: Any) -> Any:

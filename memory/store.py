@@ -119,8 +119,7 @@ class MemoryStore(Facts):
         self.sql = self.database.sql
         self._lock = RLock()
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
-        elsewhere = bool(settings.memory.index_url)  # where another store may have its own
-        self._indexing = Indexing(self.database, self.embedder, settings.index_url, named=elsewhere)
+        self._indexing = Indexing(self.database, self.embedder, settings.index_url)
         with self.database.reading() as session:
             due = naming_due(session)
         if due:

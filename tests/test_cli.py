@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from nightschool.evolve import dataset
-from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, seal
 from nightschool.evolve.types import Snapshot, Verdict
 from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
@@ -71,6 +71,27 @@ def test_home_that_nobody_made_is_an_error_and_is_not_made(run: Run, tmp_path: P
     home.mkdir()  # a folder without a database is no home either
     done = run(*line.split())
     assert (done.exit_code, str(done.exception), list(home.iterdir())) == (1, message, [])
+
+
+def test_database_that_is_empty_is_no_answer_and_adapters_that_no_record_knows_are_told(
+    run: Run, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    assert run("import", export(tmp_path, LINE)).exit_code == 0
+    folder = home / "adapters" / "a-made"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text("{}")
+    for name in ("nightschool.db", "nightschool.db-wal", "nightschool.db-shm"):
+        (home / name).unlink(missing_ok=True)
+    (home / "nightschool.db").touch()
+    for line in ("audit answers --user ada", "audit verify", "memory verify", "forget --user ada --yes"):
+        told = str(run(*line.split()).exception)
+        assert "nightschool.db is empty" in told and f"`nightschool init --home {home}`" in told
+    assert "nightschool.db is empty" in str(examine(load_settings(home))["problems"])
+    assert run("init").exit_code == 0
+    assert "no record knows" in run("audit", "verify").stdout
+    assert "no record knows" in str(examine(load_settings(home))["problems"])
+    assert "is of another memory" in run("memory", "verify").stdout
 
 
 def test_database_on_a_server_is_looked_for_beside_a_folder_that_is_there(
