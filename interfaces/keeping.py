@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InputError, NotFound
+from ..errors import InputError, NotFound, Unerased
 from .printing import AsJson, Home, assistant, checked_files, err, out, show, when
 
 if TYPE_CHECKING:
@@ -123,9 +123,16 @@ def forget(
         if older_than is None and not (plan.interaction_ids or plan.memory_ids):
             asked = {"--user": user, "--session": session, "--id": ids or None, "--query": query}
             given = ", ".join(f"{name} {value!r}" for name, value in asked.items() if value is not None)
-            raise NotFound(f"nothing is held of {given}; nothing was erased")
+            left = "; but bytes of what was forgotten before are not erased yet, see `nightschool memory verify`"
+            raise NotFound(
+                f"nothing is held of {given}; nothing was erased{left if nightschool.store.unfinished() else ''}"
+            )
         if apply or yes:
-            receipt = nightschool.forget_apply(replace(plan, token=apply or plan.token))
+            try:
+                receipt = nightschool.forget_apply(replace(plan, token=apply or plan.token))
+            except Unerased as error:
+                show(asdict(error.receipt), as_json, _receipt_lines(error.receipt))
+                raise
             show(asdict(receipt), as_json, _receipt_lines(receipt))
         else:
             show(asdict(plan), as_json, _plan_lines(nightschool, plan))

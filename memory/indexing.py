@@ -244,10 +244,7 @@ class Indexing:
             return held.value
 
     def _check_known(self, index: VectorIndex) -> None:
-        """StoreError if SQL knows none of what the index holds; one from before indexes bore names shows so whose it is.
-
-        What is to be erased SQL knows no more.
-        """
+        """StoreError if SQL knows none of what an index without a name holds, but for what is to be erased."""
         with self._database.reading() as session:
             known, erasing = set(session.scalars(select(MemoryRow.id))), unfinished(session)
         held = index.ids()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from nightschool.errors import StoreError
 from nightschool.evolve import dataset
 from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, seal
 from nightschool.evolve.types import Snapshot, Verdict
@@ -92,6 +93,22 @@ def test_database_that_is_empty_is_no_answer_and_adapters_that_no_record_knows_a
     assert "no record knows" in run("audit", "verify").stdout
     assert "no record knows" in str(examine(load_settings(home))["problems"])
     assert "is of another memory" in run("memory", "verify").stdout
+
+
+def test_rows_that_are_forgotten_are_told_where_their_bytes_cannot_be_erased(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise StoreError("cannot erase from the index: no space left")
+
+    assert run("import", export(tmp_path, LINE)).exit_code == 0
+    monkeypatch.setattr("nightschool.memory.vectors.VectorIndex.erase", full)
+    done = run("forget", "--user", "ada", "--yes")
+    assert (done.exit_code, "erased: 1 turns, 1 memories" in done.stdout) == (1, True)
+    assert "the rows are deleted, but not yet their bytes: cannot erase from the index" in str(done.exception)
+    assert "are not erased yet" in str(run("forget", "--user", "ada", "--yes").exception)
+    monkeypatch.undo()
+    assert str(run("forget", "--user", "ada", "--yes").exception).endswith("nothing was erased")
 
 
 def test_database_on_a_server_is_looked_for_beside_a_folder_that_is_there(
