@@ -34,7 +34,7 @@ def printed(report: Report, compared: Sequence[Compared], out: Console) -> None:
         out.print(line, markup=False, highlight=False)
     _table(
         out,
-        "taught",
+        "taught" if report.taught else "gathered, taught nothing",
         ("topic", "share of the weight", "rows"),
         [(t.label, f"{t.share:.1%}", t.rows) for t in topics(report)],
     )
@@ -73,13 +73,17 @@ def summary(report: Report) -> list[str]:
     cycle = report.cycle
     parts = ", ".join(f"{n} {part.replace('_', ' ')}" for part, n in report.parts.items()) or "nothing"
     new = f"new since the nights before: {report.new_turns} turns"
-    lines = [f"night {cycle.id} of {when(cycle.started_utc)}: {report.outcome}", new, f"learnt from: {parts}"]
+    lines = [
+        f"night {cycle.id} of {when(cycle.started_utc)}: {report.outcome}",
+        new,
+        f"{'learnt from' if report.taught else 'gathered'}: {parts}",
+    ]
     if report.minutes is not None:
         lines.append(f"took {report.minutes:.1f} minutes")
     if cycle.candidate_id and not report.phases:
         lines.append("made no new adapter: one of an earlier night was judged again")
     if cycle.error:
-        lines.append(f"failed: {cycle.error}")
+        lines.append(f"failed: {cycle.error}" if report.outcome == "failed" else cycle.error)
     return lines
 
 

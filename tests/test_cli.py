@@ -271,7 +271,9 @@ def test_night_without_feedback_exits_3(run: Run, tmp_path: Path) -> None:
     run("import", export(tmp_path, LINE))
     done = run("night", "--json")
     assert done.exit_code == 3
-    assert json.loads(done.stdout.splitlines()[-1])["outcome"] == "nothing to learn"
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["outcome"] == "nothing to learn" and "answers to learn" in told["error"]
+    assert told["error"] in run("report").stdout.splitlines()
 
 
 def test_empty_home_is_sound_and_serves_the_base(run: Run) -> None:
