@@ -10,6 +10,7 @@ import textwrap
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,8 @@ TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 
 def main() -> None:
     """Entry point: errors that we raise on purpose become one line and exit code 1."""
+    if isinstance(sys.stdout, TextIOWrapper):  # not every terminal has the letters of what people said
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (NightschoolError, OSError) as error:  # the latter says of which file
@@ -503,3 +506,7 @@ def demo(
     from .demo import run
 
     raise typer.Exit(run(home, out, err))
+
+
+if __name__ == "__main__":
+    main()

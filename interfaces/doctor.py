@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from ..content import plain
 from ..errors import NightschoolError
 from ..settings import Settings, without_user
 from .printing import checked_home, is_home
@@ -30,10 +31,11 @@ def examine(settings: Settings) -> dict[str, Any]:
         "home": str(settings.home),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "device": _device(),
+        "device": _try(problems, "device", _device),
         "base": _try(problems, "base", lambda: _base(settings, problems)),
         "engine": _try(problems, "engine", lambda: _engine(settings)),
         "memory": _try(problems, "memory", lambda: _counts(settings)),
+        "probes": _try(problems, "probes", lambda: _probes(settings)),
         "serving": _try(problems, "serving", lambda: _in_service(settings, problems)),
         "settings": _try(problems, "settings", lambda: _shown(settings)),
         "problems": problems,
@@ -80,7 +82,7 @@ def _shown(settings: Settings) -> dict[str, Any]:
     """The settings without a password, of a database or a server."""
     from ..memory.database import without_password
 
-    found = settings.to_json()
+    found = {name: plain(section) for name, section in settings.to_json().items()}
     if url := settings.memory.database_url:
         found["memory"]["database_url"] = without_password(url)
     found["serving"]["url"] = without_user(settings.serving.url)
@@ -91,7 +93,14 @@ def _counts(settings: Settings) -> dict[str, int]:
     from ..memory.store import MemoryStore
 
     with MemoryStore(checked_home(settings)) as store:
+        store.check_index()
         return store.counts()
+
+
+def _probes(settings: Settings) -> int:
+    from ..evolve.probes import load_probes
+
+    return len(load_probes(settings.home))
 
 
 def _in_service(settings: Settings, problems: list[str]) -> str:
@@ -130,4 +139,6 @@ def _try(problems: list[str], what: str, look: Any) -> Any:
         return look()
     except NightschoolError as error:
         problems.append(f"{what}: {error}")
-        return "not usable"
+    except Exception as error:  # whatever it is, the other findings are told
+        problems.append(f"{what}: {type(error).__name__}: {error}")
+    return "not usable"

@@ -51,34 +51,18 @@ def assistant(home: Path | None, *, make: bool = False) -> Iterator[Assistant]:
 
 def checked_home(settings: Settings) -> Settings:
     """The same, if their home was made and its database holds our tables; StoreError otherwise."""
+    from ..memory.database import without_password
+    from ..memory.verification import is_empty
+
     init = f"nightschool init{at(settings.home)}"
     if not is_home(settings):
         raise StoreError(f"no home at {settings.home}; run `{init}`")
-    if not _has_tables(settings.database_url):
-        from ..memory.database import without_password
-
+    if is_empty(settings.database_url):
         raise StoreError(
             f"{without_password(settings.database_url)} is empty: nothing can be said of the home {settings.home}; name"
             f" or restore its database, or run `{init}` to begin with an empty one"
         )
     return settings
-
-
-def _has_tables(url: str) -> bool:
-    """Whether it may be a database of ours; also true of one that cannot be read, for opening it says why."""
-    from sqlalchemy import inspect
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from ..memory.database import FIRST_TABLES, VERSIONS, open_engine
-
-    engine = open_engine(url)
-    try:
-        tables = set(inspect(engine).get_table_names())
-    except SQLAlchemyError:
-        return True
-    finally:
-        engine.dispose()
-    return VERSIONS in tables or tables >= FIRST_TABLES
 
 
 def is_home(settings: Settings) -> bool:

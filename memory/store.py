@@ -305,6 +305,10 @@ class MemoryStore(Facts):
         """StoreError where the index cannot be opened, and so nothing be recorded. What is made anew is waited for."""
         self._indexing.require()
 
+    def check_index(self) -> None:
+        """StoreError where the index cannot be opened or read."""
+        self._indexing.index.ids()
+
     def keep_drafts(self, drafts: Sequence[Draft]) -> int:
         """Keep what the base wrote, but nothing written to what was forgotten meanwhile. Returns how many are new."""
         with self._writing() as session:

@@ -1,6 +1,10 @@
 """The command line: what it prints, and what its exit codes say."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -311,6 +315,39 @@ def test_doctor_names_what_is_there_and_what_is_wrong(run: Run, tmp_path: Path) 
     assert found["memory"]["interactions"] == 0
     env = {"NIGHTSCHOOL_BASE": str(tmp_path / "nothing")}
     assert "nothing" in examine(load_settings(tmp_path / "home", env))["problems"][0]
+
+
+def test_doctor_finds_an_index_and_probes_that_cannot_be_read_and_tells_the_rest(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    run("import", export(tmp_path, LINE))
+    for file in (home / "index").rglob("data/*.lance"):
+        file.unlink()
+    (home / "probes.toml").write_text("[[probe]\n")
+    monkeypatch.setattr("nightschool.interfaces.doctor._engine", lambda _: 1 / 0)
+    done = run("doctor", "--json")
+    problems = json.loads(done.stdout)["problems"]
+    assert done.exit_code == 1 and [problem.split(":")[0] for problem in problems] == ["engine", "memory", "probes"]
+    assert "index" in problems[1] and "not valid TOML" in problems[2]
+    shutil.rmtree(home / "index")
+    (home / "index").write_text("")
+    assert any("memory: cannot" in problem for problem in json.loads(run("doctor", "--json").stdout)["problems"])
+
+
+def test_doctor_prints_json_also_of_bounds_without_end(run: Run, tmp_path: Path) -> None:
+    run("init")
+    (tmp_path / "home" / "settings.toml").write_text("[night]\nbudget_minutes = inf\n")
+    assert '"budget_minutes": "inf"' in run("doctor", "--json").stdout
+
+
+def test_what_a_terminal_has_no_letters_for_is_written_otherwise(run: Run, tmp_path: Path) -> None:
+    odd = {**LINE, "messages": [{"role": "user", "content": "快"}, {"role": "assistant", "content": "好"}]}
+    run("import", export(tmp_path, odd))
+    command = [sys.executable, "-m", "nightschool.interfaces.cli", "audit", "answers", "--home", str(tmp_path / "home")]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "") and "\\u5feb" in done.stdout
 
 
 def test_doctor_names_a_home_that_others_may_read(run: Run, tmp_path: Path) -> None:
