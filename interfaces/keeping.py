@@ -51,8 +51,10 @@ def history(
     """What a user stated of themselves, by subject: what holds now, and what held before."""
     with assistant(home) as nightschool:
         found = nightschool.store.history(user_id=user, agent_id=agent)
+        held = found or nightschool.forget(user_id=user).memory_ids  # a plan, by which nothing changes
+    none = "nothing was stated" if held else f"nothing is held of user {user!r}"
     lines = [f"{m.subject}: {m.text}  ({_held(m)}, said {len(m.source_ids)} times)" for m in found]
-    show([asdict(m) for m in found], as_json, lines or ["nothing was stated"])
+    show([asdict(m) for m in found], as_json, lines or [none])
 
 
 def _held(memory: Memory) -> str:

@@ -145,6 +145,18 @@ def test_missing_file_is_named_before_anything_is_made(run: Run, tmp_path: Path)
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize("array", [False, True])
+def test_what_comes_through_a_pipe_is_imported_and_the_next_command_is_quoted(tmp_path: Path, array: bool) -> None:
+    home = tmp_path / "my home"
+    command = [sys.executable, "-m", "nightschool.interfaces.cli", "import", "/dev/stdin", "--home", str(home)]
+    given = json.dumps([LINE] if array else LINE)
+    done = subprocess.run(command, input=given, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "1 turns new" in done.stdout
+    assert (
+        f"nightschool import FILE --home '{home}'" in CliRunner().invoke(cli.app, ["init", "--home", str(home)]).stdout
+    )
+
+
 @pytest.mark.parametrize("command", [["import"], ["memory", "import"]])
 def test_directory_to_import_is_called_one(run: Run, tmp_path: Path, command: Sequence[str]) -> None:
     done = run(*command, str(tmp_path))
