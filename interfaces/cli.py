@@ -468,9 +468,12 @@ def report(
     from ..evolve.report import Compared, side_by_side
     from ..evolve.report import report as gather
     from . import reporting
+    from .doctor import night_runs
 
     with assistant(home) as n:
         found = gather(n.store, n.registry, cycle)
+        if found.outcome == "running" and not night_runs(n.settings.home, n.store.database):
+            found = reporting.as_ended(found)
         tolerance = n.settings.serving.parity_tolerance
         compared: list[Compared] = []
         try:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..content import plain
 from ..errors import NightschoolError
 from ..settings import Settings, without_user
-from .printing import checked_home, is_home
+from .printing import ENDED, checked_home, is_home
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..evolve.registry import Registry
+    from ..memory.database import Database
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
 EXTRAS = {"accelerate": "serve", "peft": "serve", "trl": "train"}
@@ -36,6 +39,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         "engine": _try(problems, "engine", lambda: _engine(settings)),
         "memory": _try(problems, "memory", lambda: _counts(settings)),
         "probes": _try(problems, "probes", lambda: _probes(settings)),
+        "nights": _try(problems, "nights", lambda: _ended(settings)),
         "serving": _try(problems, "serving", lambda: _in_service(settings, problems)),
         "settings": _try(problems, "settings", lambda: _shown(settings)),
         "problems": problems,
@@ -101,6 +105,29 @@ def _probes(settings: Settings) -> int:
     from ..evolve.probes import load_probes
 
     return len(load_probes(settings.home))
+
+
+def _ended(settings: Settings) -> list[str]:
+    """Nights that ended without a word; the next one records it."""
+    if not is_home(settings):
+        return []
+    from ..evolve.registry import Registry
+    from ..memory.store import MemoryStore
+
+    with MemoryStore(checked_home(settings)) as store:
+        registry = Registry(store.database, settings.home / "adapters", store.clock)
+        left = [cycle for cycle in registry.cycles() if cycle.outcome == "running"]
+        return [f"{c.id} {ENDED}" for c in left if not night_runs(settings.home, store.database)]
+
+
+def night_runs(home: Path, database: Database) -> bool:
+    from ..pipelines.lock import NightRunning, night_lock
+
+    try:
+        with night_lock(home, database):
+            return False
+    except NightRunning:
+        return True
 
 
 def _in_service(settings: Settings, problems: list[str]) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 out, err = Console(soft_wrap=True, emoji=False), Console(stderr=True, soft_wrap=True, emoji=False)
+ENDED = "ended without a word"  # the outcome of a night that is unfinished and does not run
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
 Home = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from io import StringIO
@@ -18,7 +18,7 @@ from rich.text import Text
 from ..errors import InputError
 from ..evolve.report import Compared, Report
 from ..evolve.types import Measure
-from .printing import CONTROLS, outcome, when
+from .printing import CONTROLS, ENDED, outcome, when
 
 TOPICS = 12  # the rest are one line
 NIGHTS = 4  # side by side on a terminal; the page has all
@@ -27,6 +27,12 @@ EARLIER = 30  # nights before those, one a line
 
 def to_json(report: Report, compared: Sequence[Compared]) -> dict[str, Any]:
     return {**asdict(report), "examples": [asdict(c) for c in compared]}
+
+
+def as_ended(report: Report) -> Report:
+    """The same of a night that is unfinished and does not run: it was killed, or the power failed."""
+    *earlier, last = report.nights
+    return replace(report, outcome=ENDED, nights=(*earlier, replace(last, outcome=ENDED)))
 
 
 def printed(report: Report, compared: Sequence[Compared], out: Console) -> None:

@@ -19,6 +19,7 @@ from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
 from nightschool.memory.signals import censor_id
 from nightschool.memory.store import MemoryStore
+from nightschool.pipelines.lock import night_lock
 from nightschool.replies import ReplyStream
 from nightschool.serving.base import SEEDLING
 from nightschool.settings import load_settings
@@ -345,6 +346,19 @@ def test_doctor_finds_an_index_and_probes_that_cannot_be_read_and_tells_the_rest
     shutil.rmtree(home / "index")
     (home / "index").write_text("")
     assert any("memory: cannot" in problem for problem in json.loads(run("doctor", "--json").stdout)["problems"])
+
+
+def test_night_that_was_killed_is_told_from_one_that_runs(run: Run, tmp_path: Path) -> None:
+    run("init")
+    with cli.assistant(tmp_path / "home") as nightschool:
+        cycle_id = nightschool.registry.open_cycle()
+        with night_lock(nightschool.settings.home, nightschool.store.database):
+            assert json.loads(run("report", "--json").stdout)["outcome"] == "running"
+            assert json.loads(run("doctor", "--json").stdout)["nights"] == []
+    told = json.loads(run("report", "--json").stdout)
+    assert told["outcome"] == told["nights"][-1]["outcome"] == "ended without a word"
+    found = json.loads(run("doctor", "--json").stdout)
+    assert (found["nights"], found["problems"]) == ([f"{cycle_id} ended without a word"], [])
 
 
 def test_doctor_prints_json_also_of_bounds_without_end(run: Run, tmp_path: Path) -> None:
