@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -68,7 +69,7 @@ class Indexing:
                 self.check_whole()
                 index = self._unopened()
                 index.count()  # a StoreError here if it was made by another embedder, or for another store
-                unnamed = not index.is_named()
+                unnamed = not index.name()
                 if unnamed:
                     self._check_known(index)
                 self._index = index
@@ -232,19 +233,32 @@ class Indexing:
     def _unopened(self) -> VectorIndex:
         from .vectors import VectorIndex
 
-        return VectorIndex(self._url, self._embedder.dimension, self._embedder.name, self._store_id())
+        made = partial(VectorIndex, self._url, self._embedder.dimension, self._embedder.name)
+        return made(self._store_id(made))
 
-    def _store_id(self) -> str:
+    def _store_id(self, made: Callable[[], VectorIndex]) -> str:
         """By which the index knows its store again: another's index is not brought in step with this one."""
         with self._database.reading() as session:
             if known := session.get(StateRow, STORE):
                 return known.value
+        name = self._known_name(made()) or uuid4().hex
         with self._database.writing() as session:
-            held = session.get(StateRow, STORE) or session.merge(StateRow(name=STORE, value=uuid4().hex))
+            held = session.get(StateRow, STORE) or session.merge(StateRow(name=STORE, value=name))
             return held.value
 
+    def _known_name(self, index: VectorIndex) -> str:
+        """That of an index whose rows SQL knows: a backup from before stores had names was put back."""
+        name = index.name()
+        if not name:
+            return ""
+        try:
+            self._check_known(index)
+        except StoreError:  # it is another's, or cannot be read, which opening it says
+            return ""
+        return name
+
     def _check_known(self, index: VectorIndex) -> None:
-        """StoreError if SQL knows none of what an index without a name holds, but for what is to be erased."""
+        """StoreError if SQL knows none of what the index holds, but for what is to be erased."""
         with self._database.reading() as session:
             known, erasing = set(session.scalars(select(MemoryRow.id))), unfinished(session)
         held = index.ids()

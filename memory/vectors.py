@@ -197,10 +197,11 @@ class VectorIndex:
             return False
         return True
 
-    def is_named(self) -> bool:
-        """Whether it bears the name of its store."""
-        with self._lock, _translated("read"):
-            return bool((self._open().schema.metadata or {}).get(b"store"))
+    def name(self) -> str:
+        """That of its store; empty if it bears none, or is not made yet."""
+        with self._lock, _translated("read"), suppress(ValueError):
+            return str((self._connect().open_table(TABLE).schema.metadata or {}).get(b"store", b"").decode())
+        return ""
 
     def check_owner(self) -> None:
         """StoreError if it is the index of another store."""
