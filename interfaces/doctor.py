@@ -154,7 +154,7 @@ def _in_service(settings: Settings, problems: list[str]) -> str:
 
 def unrecorded(registry: Registry) -> list[str]:
     """Whole adapters in the folder that no record knows: made elsewhere, or the database is another than theirs."""
-    from ..evolve.registry import MANIFEST
+    from ..serving.engine import MANIFEST
 
     known = {adapter.path for adapter in registry.adapters()}
     found = sorted({manifest.parent for manifest in registry.folder.glob(f"*/{MANIFEST}")} - known)
