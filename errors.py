@@ -6,12 +6,15 @@
       StoreError         the memory cannot be read or written
         SchemaOutdated   the database was written by another version
         NotFound         no row has that id (in that scope)
+        Unerased         the rows are deleted as `receipt` says, but not all their bytes
       TrainingError      a phase did not learn, or could not run
       GateRefused        an adapter may not serve: unjudged, rejected, damaged or tainted
       ServingError       a base or an adapter cannot be loaded, or an answer cannot be made
 
 The message names the thing, the value and the next step.
 """
+
+from typing import Any
 
 
 class NightschoolError(Exception):
@@ -36,6 +39,12 @@ class SchemaOutdated(StoreError):
 
 class NotFound(StoreError):
     pass
+
+
+class Unerased(StoreError):
+    def __init__(self, message: str, receipt: Any) -> None:
+        super().__init__(message)
+        self.receipt = receipt  # what `forget_apply` would have returned
 
 
 class TrainingError(NightschoolError):

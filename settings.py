@@ -281,7 +281,9 @@ def with_file(settings: Settings, path: Path) -> Settings:
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
     for section, values in data.items():
-        if section not in SECTIONS or not isinstance(values, dict):
+        if section in SECTIONS and not isinstance(values, dict):
+            raise SettingsError(f"{path}: {section} is {values!r}, not a section; write [{section}] above its settings")
+        if section not in SECTIONS:
             raise SettingsError(
                 f"{path}: no section [{section}]{_nearest(section, SECTIONS)}; known: {', '.join(SECTIONS)}"
             )

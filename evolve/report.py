@@ -69,6 +69,11 @@ class Report:
     phases: tuple[Phase, ...]  # none if it made no new adapter
     nights: tuple[Night, ...]
 
+    @property
+    def taught(self) -> bool:
+        """Whether an adapter was made of what was gathered."""
+        return bool(self.cycle.candidate_id or self.phases)
+
 
 @dataclass(frozen=True)
 class Compared:

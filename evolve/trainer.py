@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..content import plain
@@ -361,7 +362,10 @@ def save(
 ) -> Adapter:
     """Weights and config without a path of this machine in them, then the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_weights(student.model), str(folder / WEIGHTS), metadata={"format": "pt"})
+    try:
+        save_file(adapter_weights(student.model), str(folder / WEIGHTS), metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"the adapter cannot be saved in {folder}: {error}") from error
     (folder / WEIGHTS).chmod(0o644)  # as the other files: where the home is opened, a server may read it
     config = student.model.peft_config["default"]
     config.base_model_name_or_path = student.base_id

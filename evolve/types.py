@@ -15,6 +15,7 @@ from ..content import Message, content_id
 
 Phase = Literal["sft", "dpo"]
 INTERRUPTED = "interrupted"  # the error of a night that ended without a word
+NOTHING = "nothing to learn"  # begins the error of a night that taught nothing, and is no failure
 TOLD = "told, and decides nothing"  # the rule of a measure that has none
 PairSource = Literal["correction", "regeneration", "contrast", "rephrasing", "synthetic"]
 Prompt = tuple[Message, ...]
@@ -167,8 +168,8 @@ class Cycle:
 
     @property
     def outcome(self) -> str:
-        if self.error:
+        if self.error and not self.error.startswith(NOTHING):
             return "failed"
         if self.accepted is not None:
             return "promoted" if self.accepted else "rejected"
-        return "nothing to learn" if self.finished_utc else "running"
+        return NOTHING if self.finished_utc else "running"

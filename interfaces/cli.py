@@ -10,6 +10,7 @@ import textwrap
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,8 @@ TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 
 def main() -> None:
     """Entry point: errors that we raise on purpose become one line and exit code 1."""
+    if isinstance(sys.stdout, TextIOWrapper):  # not every terminal has the letters of what people said
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (NightschoolError, OSError) as error:  # the latter says of which file
@@ -449,9 +452,10 @@ def _lineage_lines(found: Any) -> list[str]:
 def audit_verify(home: Home = None, as_json: AsJson = False) -> None:
     """Re-derive the ids of memory, adapters and what they were trained on. Exits 1 if anything disagrees."""
     from ..evolve import lineage as lines_of
+    from .doctor import unrecorded
 
     with assistant(home) as nightschool:
-        found = lines_of.verify(nightschool.store, nightschool.registry)
+        found = [*lines_of.verify(nightschool.store, nightschool.registry), *unrecorded(nightschool.registry)]
     show(found, as_json, found or ["sound: every id re-derives"])
     if found:
         raise typer.Exit(1)
@@ -469,9 +473,12 @@ def report(
     from ..evolve.report import Compared, side_by_side
     from ..evolve.report import report as gather
     from . import reporting
+    from .doctor import night_runs
 
     with assistant(home) as n:
         found = gather(n.store, n.registry, cycle)
+        if found.outcome == "running" and not night_runs(n.settings.home, n.store.database):
+            found = reporting.as_ended(found)
         tolerance = n.settings.serving.parity_tolerance
         compared: list[Compared] = []
         try:
@@ -507,3 +514,7 @@ def demo(
     from .demo import run
 
     raise typer.Exit(run(home, out, err))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,11 +5,18 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..content import plain
 from ..errors import NightschoolError
 from ..settings import Settings, without_user
-from .printing import checked_home, is_home
+from .printing import ENDED, checked_home, is_home
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..evolve.registry import Registry
+    from ..memory.database import Database
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
 EXTRAS = {"accelerate": "serve", "peft": "serve", "trl": "train"}
@@ -27,10 +34,12 @@ def examine(settings: Settings) -> dict[str, Any]:
         "home": str(settings.home),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "device": _device(),
+        "device": _try(problems, "device", _device),
         "base": _try(problems, "base", lambda: _base(settings, problems)),
         "engine": _try(problems, "engine", lambda: _engine(settings)),
         "memory": _try(problems, "memory", lambda: _counts(settings)),
+        "probes": _try(problems, "probes", lambda: _probes(settings)),
+        "nights": _try(problems, "nights", lambda: _ended(settings)),
         "serving": _try(problems, "serving", lambda: _in_service(settings, problems)),
         "settings": _try(problems, "settings", lambda: _shown(settings)),
         "problems": problems,
@@ -77,7 +86,7 @@ def _shown(settings: Settings) -> dict[str, Any]:
     """The settings without a password, of a database or a server."""
     from ..memory.database import without_password
 
-    found = settings.to_json()
+    found = {name: plain(section) for name, section in settings.to_json().items()}
     if url := settings.memory.database_url:
         found["memory"]["database_url"] = without_password(url)
     found["serving"]["url"] = without_user(settings.serving.url)
@@ -88,7 +97,37 @@ def _counts(settings: Settings) -> dict[str, int]:
     from ..memory.store import MemoryStore
 
     with MemoryStore(checked_home(settings)) as store:
+        store.check_index()
         return store.counts()
+
+
+def _probes(settings: Settings) -> int:
+    from ..evolve.probes import load_probes
+
+    return len(load_probes(settings.home))
+
+
+def _ended(settings: Settings) -> list[str]:
+    """Nights that ended without a word; the next one records it."""
+    if not is_home(settings):
+        return []
+    from ..evolve.registry import Registry
+    from ..memory.store import MemoryStore
+
+    with MemoryStore(checked_home(settings)) as store:
+        registry = Registry(store.database, settings.home / "adapters", store.clock)
+        left = [cycle for cycle in registry.cycles() if cycle.outcome == "running"]
+        return [f"{c.id} {ENDED}" for c in left if not night_runs(settings.home, store.database)]
+
+
+def night_runs(home: Path, database: Database) -> bool:
+    from ..pipelines.lock import NightRunning, night_lock
+
+    try:
+        with night_lock(home, database):
+            return False
+    except NightRunning:
+        return True
 
 
 def _in_service(settings: Settings, problems: list[str]) -> str:
@@ -99,8 +138,10 @@ def _in_service(settings: Settings, problems: list[str]) -> str:
     from ..memory.store import MemoryStore
     from ..serving.base import base_id
 
-    with MemoryStore(settings) as store:
-        live = Registry(store.database, settings.home / "adapters", store.clock).live()
+    with MemoryStore(checked_home(settings)) as store:
+        registry = Registry(store.database, settings.home / "adapters", store.clock)
+        live = registry.live()
+        problems += unrecorded(registry)
     if live is None:
         return "the base"
     if live.base_id != (used := base_id(settings.serving.base)):
@@ -111,9 +152,20 @@ def _in_service(settings: Settings, problems: list[str]) -> str:
     return read_adapter(live.path).id
 
 
+def unrecorded(registry: Registry) -> list[str]:
+    """Whole adapters in the folder that no record knows: made elsewhere, or the database is another than theirs."""
+    from ..serving.engine import MANIFEST
+
+    known = {adapter.path for adapter in registry.adapters()}
+    found = sorted({manifest.parent for manifest in registry.folder.glob(f"*/{MANIFEST}")} - known)
+    return [f"{path}: no record knows this adapter; is the database the one of this home?" for path in found]
+
+
 def _try(problems: list[str], what: str, look: Any) -> Any:
     try:
         return look()
     except NightschoolError as error:
         problems.append(f"{what}: {error}")
-        return "not usable"
+    except Exception as error:  # whatever it is, the other findings are told
+        problems.append(f"{what}: {type(error).__name__}: {error}")
+    return "not usable"

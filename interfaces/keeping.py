@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InputError, NotFound
+from ..errors import InputError, NotFound, Unerased
 from .printing import AsJson, Home, assistant, checked_files, err, out, show, when
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ def history(
     """What a user stated of themselves, by subject: what holds now, and what held before."""
     with assistant(home) as nightschool:
         found = nightschool.store.history(user_id=user, agent_id=agent)
+        held = found or nightschool.forget(user_id=user).memory_ids  # a plan, by which nothing changes
+    none = "nothing was stated" if held else f"nothing is held of user {user!r}"
     lines = [f"{m.subject}: {m.text}  ({_held(m)}, said {len(m.source_ids)} times)" for m in found]
-    show([asdict(m) for m in found], as_json, lines or ["nothing was stated"])
+    show([asdict(m) for m in found], as_json, lines or [none])
 
 
 def _held(memory: Memory) -> str:
@@ -123,9 +125,16 @@ def forget(
         if older_than is None and not (plan.interaction_ids or plan.memory_ids):
             asked = {"--user": user, "--session": session, "--id": ids or None, "--query": query}
             given = ", ".join(f"{name} {value!r}" for name, value in asked.items() if value is not None)
-            raise NotFound(f"nothing is held of {given}; nothing was erased")
+            left = "; but bytes of what was forgotten before are not erased yet, see `nightschool memory verify`"
+            raise NotFound(
+                f"nothing is held of {given}; nothing was erased{left if nightschool.store.unfinished() else ''}"
+            )
         if apply or yes:
-            receipt = nightschool.forget_apply(replace(plan, token=apply or plan.token))
+            try:
+                receipt = nightschool.forget_apply(replace(plan, token=apply or plan.token))
+            except Unerased as error:
+                show(asdict(error.receipt), as_json, _receipt_lines(error.receipt))
+                raise
             show(asdict(receipt), as_json, _receipt_lines(receipt))
         else:
             show(asdict(plan), as_json, _plan_lines(nightschool, plan))

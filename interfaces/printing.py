@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 out, err = Console(soft_wrap=True, emoji=False), Console(stderr=True, soft_wrap=True, emoji=False)
+ENDED = "ended without a word"  # the outcome of a night that is unfinished and does not run
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
 Home = Annotated[
@@ -34,7 +36,7 @@ User = Annotated[str, typer.Option("--user", help="Whose memory.")]
 
 def at(home: Path | None) -> str:
     """The option that names the same home in the next command."""
-    return f" --home {home}" if home else ""
+    return f" --home {shlex.quote(str(home))}" if home else ""
 
 
 @contextmanager
@@ -49,9 +51,18 @@ def assistant(home: Path | None, *, make: bool = False) -> Iterator[Assistant]:
 
 
 def checked_home(settings: Settings) -> Settings:
-    """The same, if their home was made; StoreError otherwise."""
+    """The same, if their home was made and its database holds our tables; StoreError otherwise."""
+    from ..memory.database import without_password
+    from ..memory.verification import is_empty
+
+    init = f"nightschool init{at(settings.home)}"
     if not is_home(settings):
-        raise StoreError(f"no home at {settings.home}; run `nightschool init --home {settings.home}`")
+        raise StoreError(f"no home at {settings.home}; run `{init}`")
+    if is_empty(settings.database_url):
+        raise StoreError(
+            f"{without_password(settings.database_url)} is empty: nothing can be said of the home {settings.home}; name"
+            f" or restore its database, or run `{init}` to begin with an empty one"
+        )
     return settings
 
 
@@ -68,7 +79,7 @@ def is_home(settings: Settings) -> bool:
 
 def checked_files(files: Sequence[Path]) -> None:
     """InputError if what is to be read is not there, or is a directory."""
-    if missing := [str(f) for f in files if not f.is_dir() and not f.is_file()]:
+    if missing := [str(f) for f in files if not f.exists()]:
         raise InputError(f"no such file: {', '.join(missing)}")
     if folders := [str(f) for f in files if f.is_dir()]:
         raise InputError(f"a directory and no file: {', '.join(folders)}; name the files in it")

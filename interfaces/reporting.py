@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from io import StringIO
@@ -18,7 +18,7 @@ from rich.text import Text
 from ..errors import InputError
 from ..evolve.report import Compared, Report
 from ..evolve.types import Measure
-from .printing import CONTROLS, outcome, when
+from .printing import CONTROLS, ENDED, outcome, when
 
 TOPICS = 12  # the rest are one line
 NIGHTS = 4  # side by side on a terminal; the page has all
@@ -29,12 +29,18 @@ def to_json(report: Report, compared: Sequence[Compared]) -> dict[str, Any]:
     return {**asdict(report), "examples": [asdict(c) for c in compared]}
 
 
+def as_ended(report: Report) -> Report:
+    """The same of a night that is unfinished and does not run: it was killed, or the power failed."""
+    *earlier, last = report.nights
+    return replace(report, outcome=ENDED, nights=(*earlier, replace(last, outcome=ENDED)))
+
+
 def printed(report: Report, compared: Sequence[Compared], out: Console) -> None:
     for line in summary(report):
         out.print(line, markup=False, highlight=False)
     _table(
         out,
-        "taught",
+        "taught" if report.taught else "gathered, taught nothing",
         ("topic", "share of the weight", "rows"),
         [(t.label, f"{t.share:.1%}", t.rows) for t in topics(report)],
     )
@@ -73,13 +79,17 @@ def summary(report: Report) -> list[str]:
     cycle = report.cycle
     parts = ", ".join(f"{n} {part.replace('_', ' ')}" for part, n in report.parts.items()) or "nothing"
     new = f"new since the nights before: {report.new_turns} turns"
-    lines = [f"night {cycle.id} of {when(cycle.started_utc)}: {report.outcome}", new, f"learnt from: {parts}"]
+    lines = [
+        f"night {cycle.id} of {when(cycle.started_utc)}: {report.outcome}",
+        new,
+        f"{'learnt from' if report.taught else 'gathered'}: {parts}",
+    ]
     if report.minutes is not None:
         lines.append(f"took {report.minutes:.1f} minutes")
     if cycle.candidate_id and not report.phases:
         lines.append("made no new adapter: one of an earlier night was judged again")
     if cycle.error:
-        lines.append(f"failed: {cycle.error}")
+        lines.append(f"failed: {cycle.error}" if report.outcome == "failed" else cycle.error)
     return lines
 
 

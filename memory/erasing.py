@@ -16,6 +16,9 @@ from .forgetting import finish, unfinished
 from .indexing import Indexing
 from .reader import readers_in
 
+DELETED = "the rows are deleted"
+AGAIN = "open the store again, which takes it up where it stopped"
+
 
 def erase_bytes(home: Path, database: Database, indexing: Indexing, now: float) -> None:
     """After the rows: the index, our exports, the readers fitted on them, and what the files still hold."""
@@ -23,13 +26,17 @@ def erase_bytes(home: Path, database: Database, indexing: Indexing, now: float) 
         receipts = unfinished(session)
     if not receipts:
         return
-    indexing.erase()
-    kept = _undeleted([*(home / name for name in exports_in(home)), *readers_in(home)])
-    database.erase()
+    try:
+        indexing.erase()
+        kept = _undeleted([*(home / name for name in exports_in(home)), *readers_in(home)])
+        database.erase()
+    except StoreError as error:
+        said = str(error)
+        raise StoreError(said if DELETED in said else f"{DELETED}, but not yet their bytes: {said}; {AGAIN}") from error
     if kept:
         raise StoreError(
-            f"the rows are deleted, but these files may hold them and cannot be deleted: {', '.join(kept)};"
-            " make them deletable and open the store again, which takes it up where it stopped"
+            f"{DELETED}, but these files may hold them and cannot be deleted: {', '.join(kept)};"
+            f" make them deletable and {AGAIN}"
         )
     with database.writing() as session:
         finish(session, receipts, now)

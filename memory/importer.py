@@ -10,7 +10,7 @@ import json
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,6 +50,7 @@ class _Record:
     line: int
     value: object = None
     error: str | None = None
+    number: int = 0  # in its array, which may be one line; 0 in no array
 
 
 def import_files(
@@ -64,7 +65,7 @@ def import_files(
     """Bring in every file. `now` is the time of what has none, `user_id` and `agent_id` whose it is where it names
     nobody; `progress` is told how many conversations are in."""
     files = [Path(path) for path in paths]
-    if missing := [str(path) for path in files if not path.is_file()]:
+    if missing := [str(path) for path in files if not path.exists() or path.is_dir()]:
         raise InputError(f"no such file: {', '.join(missing)}; nothing was brought in")
     report = ImportReport(0, 0, 0, 0, ())
     records = (record for path in files for record in _records(path))
@@ -91,7 +92,7 @@ def _with_batch(
     recorded = store.record_many(list(conversations.values()))
     places = list(conversations)
     errors |= {places[j]: error for j, error in recorded.errors.items()}
-    reported = [LineError(batch[i].file, batch[i].line, str(error)) for i, error in sorted(errors.items())]
+    reported = [_told(batch[i], error) for i, error in sorted(errors.items())]
     return ImportReport(
         report.conversations + len(conversations) - len(recorded.errors),
         report.interactions_new + recorded.new,
@@ -99,6 +100,12 @@ def _with_batch(
         report.feedback_new + recorded.feedback_new,
         (*report.errors, *reported),
         report.forgotten + recorded.forgotten,
+    )
+
+
+def _told(record: _Record, error: InputError) -> LineError:
+    return LineError(
+        record.file, record.line, f"conversation {record.number}: {error}" if record.number else str(error)
     )
 
 
@@ -110,16 +117,15 @@ def _read(record: _Record, given: tuple[float, str, str]) -> Conversation | None
 
 def _records(path: Path) -> Iterator[_Record]:
     """The values of a file: of its one array, or one a line."""
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    return _array(path) if start == b"[" else _lines(path)
+    with path.open("rb") as file:  # once, for a pipe is read but once
+        start = file.peek().removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        yield from _array(str(path), file) if start == b"[" else _lines(str(path), file)
 
 
-def _lines(path: Path) -> Iterator[_Record]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _parsed(str(path), number, line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
+def _lines(name: str, file: BinaryIO) -> Iterator[_Record]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            yield _parsed(name, number, line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
 
 
 def _parsed(file: str, number: int, line: bytes) -> _Record:
@@ -130,20 +136,23 @@ def _parsed(file: str, number: int, line: bytes) -> _Record:
         return _Record(file, number, error=_why(error) + (CUT if cut else ""))
 
 
-def _array(path: Path) -> Iterator[_Record]:
+def _array(name: str, file: BinaryIO) -> Iterator[_Record]:
     """The elements one after the other, so that those before a broken one go in and no file is held whole."""
-    with path.open("rb") as file:
-        text = _Sliding(file)
-        try:
-            yield from _elements(str(path), text)
-        except InputError as error:
-            yield _Record(str(path), text.line, error=f"{error}; what follows it was not read")
+    text = _Sliding(file)
+    number = 0
+    try:
+        for record in _elements(name, text):
+            number = record.number
+            yield record
+    except InputError as error:
+        after = 0 if str(error).startswith("not UTF-8") else number + 1  # a byte is read ahead of its conversation
+        yield _Record(name, text.line, error=f"{error}; what follows it was not read", number=after)
 
 
 def _elements(file: str, text: _Sliding) -> Iterator[_Record]:
     text.skip(" \t\r\n")
     text.advance(len("["))
-    while True:
+    for number in count(1):
         text.skip(" \t\r\n,")
         line = text.line
         if text.next() == "]":
@@ -154,7 +163,7 @@ def _elements(file: str, text: _Sliding) -> Iterator[_Record]:
                     file, text.line, error="not JSON: something follows the end of the array; it was not read"
                 )
             return
-        yield _Record(file, line, text.value())
+        yield _Record(file, line, text.value(), number=number)
 
 
 class _Sliding:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from ..errors import StoreError
 from .conversations import request_of, turn_memory_id
 from .database import Database
 from .embed import Embedder
+from .forgetting import unfinished
 from .passages import Passages, index_row, of_note, of_turn
 from .reading import in_pages, memories
 from .rows import IDS_A_QUERY, chunks, to_interaction, to_memory, turn_memory
@@ -51,9 +53,8 @@ class Waiting:
 
 
 class Indexing:
-    def __init__(self, database: Database, embedder: Embedder, url: str, *, named: bool = False) -> None:
-        """`named`: the index bears the name of its store, and that of another is refused."""
-        self._database, self._embedder, self._url, self._named = database, embedder, url, named
+    def __init__(self, database: Database, embedder: Embedder, url: str) -> None:
+        self._database, self._embedder, self._url = database, embedder, url
         self._lock = RLock()
         self._index: VectorIndex | None = None
         self._remaking = False  # by this process
@@ -67,8 +68,13 @@ class Indexing:
             if self._index is None:
                 self.check_whole()
                 index = self._unopened()
-                index.count()  # a StoreError here if it was made by another embedder
+                index.count()  # a StoreError here if it was made by another embedder, or for another store
+                unnamed = not index.name()
+                if unnamed:
+                    self._check_known(index)
                 self._index = index
+                if unnamed:  # it is written anew with the name
+                    self.erase()
                 self.reconcile()
                 self.pending()
             return self._index
@@ -227,15 +233,37 @@ class Indexing:
     def _unopened(self) -> VectorIndex:
         from .vectors import VectorIndex
 
-        return VectorIndex(self._url, self._embedder.dimension, self._embedder.name, self._store_id())
+        made = partial(VectorIndex, self._url, self._embedder.dimension, self._embedder.name)
+        return made(self._store_id(made))
 
-    def _store_id(self) -> str:
+    def _store_id(self, made: Callable[[], VectorIndex]) -> str:
         """By which the index knows its store again: another's index is not brought in step with this one."""
-        if not self._named:
-            return ""
+        with self._database.reading() as session:
+            if known := session.get(StateRow, STORE):
+                return known.value
+        name = self._known_name(made()) or uuid4().hex
         with self._database.writing() as session:
-            held = session.get(StateRow, STORE) or session.merge(StateRow(name=STORE, value=uuid4().hex))
+            held = session.get(StateRow, STORE) or session.merge(StateRow(name=STORE, value=name))
             return held.value
+
+    def _known_name(self, index: VectorIndex) -> str:
+        """That of an index whose rows SQL knows: a backup from before stores had names was put back."""
+        name = index.name()
+        if not name:
+            return ""
+        try:
+            self._check_known(index)
+        except StoreError:  # it is another's, or cannot be read, which opening it says
+            return ""
+        return name
+
+    def _check_known(self, index: VectorIndex) -> None:
+        """StoreError if SQL knows none of what the index holds, but for what is to be erased."""
+        with self._database.reading() as session:
+            known, erasing = set(session.scalars(select(MemoryRow.id))), unfinished(session)
+        held = index.ids()
+        if held and not erasing and known.isdisjoint(held):
+            raise index.of_another()
 
     def _waiting(self) -> list[Waiting]:
         """Some memories that are not indexed."""

@@ -23,7 +23,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from ..content import Message
-from ..errors import InputError, NotFound, StoreError
+from ..errors import InputError, NotFound, StoreError, Unerased
 from ..settings import Settings, make_home
 from . import reading
 from .conversations import (
@@ -50,7 +50,7 @@ from .embed import Embedder, MiniLM
 from .erasing import compact, erase_bytes
 from .exporting import EXPORTS, exports_in, write_export
 from .facts import Facts
-from .forgetting import checked_selection, confirmed, erase_rows, inherit_again, targets
+from .forgetting import checked_selection, confirmed, erase_rows, inherit_again, targets, unfinished
 from .indexing import Indexing
 from .passages import of_turn
 from .ranking import WEIGHTS, Fit, Weights
@@ -119,8 +119,7 @@ class MemoryStore(Facts):
         self.sql = self.database.sql
         self._lock = RLock()
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
-        elsewhere = bool(settings.memory.index_url)  # where another store may have its own
-        self._indexing = Indexing(self.database, self.embedder, settings.index_url, named=elsewhere)
+        self._indexing = Indexing(self.database, self.embedder, settings.index_url)
         with self.database.reading() as session:
             due = naming_due(session)
         if due:
@@ -306,6 +305,10 @@ class MemoryStore(Facts):
         """StoreError where the index cannot be opened, and so nothing be recorded. What is made anew is waited for."""
         self._indexing.require()
 
+    def check_index(self) -> None:
+        """StoreError where the index cannot be opened or read."""
+        self._indexing.index.ids()
+
     def keep_drafts(self, drafts: Sequence[Draft]) -> int:
         """Keep what the base wrote, but nothing written to what was forgotten meanwhile. Returns how many are new."""
         with self._writing() as session:
@@ -384,7 +387,10 @@ class MemoryStore(Facts):
             return targets(session, selection, found, exports_in(self.settings.home)).plan
 
     def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
-        """Erase rows, vectors, exports and their bytes, if it is still exactly what the plan's token was given for."""
+        """Erase rows, vectors, exports and their bytes, if it is still exactly what the plan's token was given for.
+
+        Unerased if the rows are gone and not all their bytes.
+        """
         if not isinstance(plan, ForgetPlan):
             raise InputError(f"plan is of type {type(plan).__name__}; give what `forget` returned")
         selection = checked_selection(plan.selection)
@@ -398,9 +404,17 @@ class MemoryStore(Facts):
             vectors = self._indexing.own_vectors(going.interactions)
             erase_rows(session, going, self.clock())
             release(session, going.interactions, vectors)
-        self._erase_bytes()
-        self._indexing.pending()  # what was stated in other turns, too
+        try:
+            self._erase_bytes()
+        except StoreError as error:
+            raise Unerased(str(error), going.receipt) from error
+        self._indexing.catch_up()  # what was stated in other turns, too
         return going.receipt
+
+    def unfinished(self) -> bool:
+        """Whether bytes of what was forgotten may still be in the files."""
+        with self.database.reading() as session:
+            return bool(unfinished(session))
 
     def _found(self, selection: Selection) -> set[str]:
         if selection.query is None or selection.user_id is None or not selection.query.strip():

@@ -197,6 +197,12 @@ class VectorIndex:
             return False
         return True
 
+    def name(self) -> str:
+        """That of its store; empty if it bears none, or is not made yet."""
+        with self._lock, _translated("read"), suppress(ValueError):
+            return str((self._connect().open_table(TABLE).schema.metadata or {}).get(b"store", b"").decode())
+        return ""
+
     def check_owner(self) -> None:
         """StoreError if it is the index of another store."""
         with self._lock, _translated("read"), suppress(ValueError):  # there is none yet
@@ -205,9 +211,13 @@ class VectorIndex:
     def _check_owner(self, metadata: Mapping[bytes, bytes]) -> None:
         held = metadata.get(b"store", b"").decode()
         if held and self.store_id and held != self.store_id:
-            raise StoreError(
-                f"the index {self.url} is of another memory; give this one its own memory.index_url, or delete that one"
-            )
+            raise self.of_another()
+
+    def of_another(self) -> StoreError:
+        return StoreError(
+            f"the index {self.url} is of another memory; give this one its own memory.index_url, or delete that one; or"
+            " name the database that the index is of in memory.database_url"
+        )
 
     def _check_made(self, metadata: Mapping[bytes, bytes]) -> None:
         self._check_owner(metadata)

@@ -16,12 +16,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from sqlalchemy import select
+from sqlalchemy import inspect, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..errors import StoreError
 from .conversations import draft_id, feedback_id, interaction_id, note_id, request_of, turn_memory_id
-from .database import Database
+from .database import FIRST_TABLES, VERSIONS, Database, open_engine
 from .forgetting import unfinished
 from .indexing import Indexing
 from .reading import every_interaction, owner_of
@@ -33,6 +34,18 @@ from .topic_rows import miscounted
 from .types import Interaction
 
 PAUSE_S = 0.3  # in which a writer brings the index up to what it committed
+
+
+def is_empty(url: str) -> bool:
+    """Whether that database holds no tables of ours; not of one that cannot be read, for opening it says why."""
+    engine = open_engine(url)
+    try:
+        tables = set(inspect(engine).get_table_names())
+    except SQLAlchemyError:
+        return False
+    finally:
+        engine.dispose()
+    return VERSIONS not in tables and not tables >= FIRST_TABLES
 
 
 def disagreements(database: Database, indexing: Indexing) -> list[str]:

@@ -20,7 +20,7 @@ from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
 from ..evolve.registry import Registry, ensure_loaded, intact
-from ..evolve.types import Adapter, Cycle, Snapshot, Verdict
+from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict
 from ..memory.store import MemoryStore
 from ..serving.base import base_id, has_passed_by
 from ..serving.engine import Engine
@@ -90,7 +90,8 @@ def _night(
     registry.update_cycle(cycle_id, snapshot_id=snapshot.id)
     known = trained_before(snapshot, registry, settings, base_id(settings.serving.base))
     if reason := nothing_to_learn(snapshot, known, registry, settings, probes):
-        progress(f"nothing to learn: {reason}")
+        registry.update_cycle(cycle_id, error=f"{NOTHING}: {reason}")
+        progress(f"{NOTHING}: {reason}")
         return
     if known:
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")

@@ -85,6 +85,21 @@ def _weights(folder: Path) -> list[str]:
     return sorted(set((_index(folder).get("weight_map") or {}).values())) or [WEIGHTS]
 
 
+def damaged(spec: str) -> list[str]:
+    """What is wrong with the files of its weights that are there, as far as their heads and lengths tell."""
+    from safetensors import SafetensorError, safe_open
+
+    found: list[str] = []
+    folder = locate(spec)
+    for file in (folder / name for name in _weights(folder) if (folder / name).exists()):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            found.append(f"base {spec}: {file} is damaged: {error}; copy or download it anew")
+    return found
+
+
 def _index(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).exists() else {}
@@ -125,12 +140,13 @@ def disk_bytes(spec: str) -> int:
 
 def load_config(spec: str) -> Any:
     """The model's config; nothing else of it is read."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     folder = locate(spec)
     try:
         return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ServingError(f"base {spec}: its config.json cannot be used: {error}") from error
 
 
@@ -151,14 +167,14 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
     """The dequantised model in `dtype` on `device`, in eval mode."""
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from . import blocks
 
     folder = locate(spec, weights=True)
     with loading():
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = load_config(spec)
             if reason := why_not_dequantised(spec, config):
                 raise ServingError(reason)
             _set_to_dequantise(config)

@@ -12,6 +12,7 @@ from ..settings import LORA_TARGETS
 from .base import (
     base_id,
     context_of,
+    damaged,
     disk_bytes,
     expert_share,
     has_weights,
@@ -96,6 +97,7 @@ def _problems(spec: str, on_disk: float) -> list[str]:
     found = [] if on_disk else [f"base {spec}: no *.safetensors in {locate(spec)}"]
     if on_disk and os.environ.get("HF_HUB_OFFLINE") and not has_weights(locate(spec)):
         found.append(f"base {spec}: not all its weights are in {locate(spec)}, and HF_HUB_OFFLINE is set")
+    found += damaged(spec)
     try:
         answer_ids(load_tokenizer(spec), [{"role": "user", "content": "?"}], "!")
     except ServingError as error:

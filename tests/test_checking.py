@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from nightschool.errors import SettingsError
+import torch
+from nightschool.errors import ServingError, SettingsError
+from nightschool.serving.base import load_base, load_config
 from nightschool.serving.checking import check
 from nightschool.serving.launch import vllm_command
 from nightschool.settings import Settings
@@ -32,6 +37,19 @@ def test_base_without_weights_or_chat_template_has_problems(toy_base: str, tmp_p
         (tmp_path / name).write_bytes((Path(toy_base) / name).read_bytes())
     problems = check(str(tmp_path), rank=4).problems
     assert any("no *.safetensors" in p for p in problems) and any("no chat template" in p for p in problems)
+
+
+def test_base_with_a_file_that_was_cut_or_an_odd_config_is_told(toy_base: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(toy_base, base)
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert any("model.safetensors is damaged" in problem for problem in check(str(base), rank=4).problems)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "hidden_size": "x"}))
+    for load in (load_config, partial(load_base, dtype=torch.float32)):
+        with pytest.raises(ServingError, match=r"its config\.json cannot be used: .*hidden_size"):
+            load(str(base))
 
 
 def test_served_command_names_the_base_the_address_and_the_modules(settings: Settings) -> None:

@@ -1,12 +1,17 @@
 """The command line: what it prints, and what its exit codes say."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from nightschool.errors import StoreError
 from nightschool.evolve import dataset
 from nightschool.evolve.registry import WEIGHTS, Registry, seal
 from nightschool.evolve.types import Snapshot, Verdict
@@ -14,8 +19,10 @@ from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
 from nightschool.memory.signals import censor_id
 from nightschool.memory.store import MemoryStore
+from nightschool.pipelines.lock import night_lock
 from nightschool.replies import ReplyStream
 from nightschool.serving.base import SEEDLING
+from nightschool.serving.engine import MANIFEST
 from nightschool.settings import load_settings
 from typer.testing import CliRunner
 
@@ -73,6 +80,43 @@ def test_home_that_nobody_made_is_an_error_and_is_not_made(run: Run, tmp_path: P
     assert (done.exit_code, str(done.exception), list(home.iterdir())) == (1, message, [])
 
 
+def test_database_that_is_empty_is_no_answer_and_adapters_that_no_record_knows_are_told(
+    run: Run, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    assert run("import", export(tmp_path, LINE)).exit_code == 0
+    folder = home / "adapters" / "a-made"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text("{}")
+    for name in ("nightschool.db", "nightschool.db-wal", "nightschool.db-shm"):
+        (home / name).unlink(missing_ok=True)
+    (home / "nightschool.db").touch()
+    for line in ("audit answers --user ada", "audit verify", "memory verify", "forget --user ada --yes"):
+        told = str(run(*line.split()).exception)
+        assert "nightschool.db is empty" in told and f"`nightschool init --home {home}`" in told
+    assert "nightschool.db is empty" in str(examine(load_settings(home))["problems"])
+    assert run("init").exit_code == 0
+    assert "no record knows" in run("audit", "verify").stdout
+    assert "no record knows" in str(examine(load_settings(home))["problems"])
+    assert "is of another memory" in run("memory", "verify").stdout
+
+
+def test_rows_that_are_forgotten_are_told_where_their_bytes_cannot_be_erased(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise StoreError("cannot erase from the index: no space left")
+
+    assert run("import", export(tmp_path, LINE)).exit_code == 0
+    monkeypatch.setattr("nightschool.memory.vectors.VectorIndex.erase", full)
+    done = run("forget", "--user", "ada", "--yes")
+    assert (done.exit_code, "erased: 1 turns, 1 memories" in done.stdout) == (1, True)
+    assert "the rows are deleted, but not yet their bytes: cannot erase from the index" in str(done.exception)
+    assert "are not erased yet" in str(run("forget", "--user", "ada", "--yes").exception)
+    monkeypatch.undo()
+    assert str(run("forget", "--user", "ada", "--yes").exception).endswith("nothing was erased")
+
+
 def test_database_on_a_server_is_looked_for_beside_a_folder_that_is_there(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +145,18 @@ def test_missing_file_is_named_before_anything_is_made(run: Run, tmp_path: Path)
     assert done.exit_code == 1
     assert "nowhere.jsonl" in str(done.exception)
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_what_comes_through_a_pipe_is_imported_and_the_next_command_is_quoted(tmp_path: Path, array: bool) -> None:
+    home = tmp_path / "my home"
+    command = [sys.executable, "-m", "nightschool.interfaces.cli", "import", "/dev/stdin", "--home", str(home)]
+    given = json.dumps([LINE] if array else LINE)
+    done = subprocess.run(command, input=given, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "1 turns new" in done.stdout
+    assert (
+        f"nightschool import FILE --home '{home}'" in CliRunner().invoke(cli.app, ["init", "--home", str(home)]).stdout
+    )
 
 
 @pytest.mark.parametrize("command", [["import"], ["memory", "import"]])
@@ -233,7 +289,9 @@ def test_night_without_feedback_exits_3(run: Run, tmp_path: Path) -> None:
     run("import", export(tmp_path, LINE))
     done = run("night", "--json")
     assert done.exit_code == 3
-    assert json.loads(done.stdout.splitlines()[-1])["outcome"] == "nothing to learn"
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["outcome"] == "nothing to learn" and "answers to learn" in told["error"]
+    assert told["error"] in run("report").stdout.splitlines()
 
 
 def test_empty_home_is_sound_and_serves_the_base(run: Run) -> None:
@@ -271,6 +329,52 @@ def test_doctor_names_what_is_there_and_what_is_wrong(run: Run, tmp_path: Path) 
     assert found["memory"]["interactions"] == 0
     env = {"NIGHTSCHOOL_BASE": str(tmp_path / "nothing")}
     assert "nothing" in examine(load_settings(tmp_path / "home", env))["problems"][0]
+
+
+def test_doctor_finds_an_index_and_probes_that_cannot_be_read_and_tells_the_rest(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    run("import", export(tmp_path, LINE))
+    for file in (home / "index").rglob("data/*.lance"):
+        file.unlink()
+    (home / "probes.toml").write_text("[[probe]\n")
+    monkeypatch.setattr("nightschool.interfaces.doctor._engine", lambda _: 1 / 0)
+    done = run("doctor", "--json")
+    problems = json.loads(done.stdout)["problems"]
+    assert done.exit_code == 1 and [problem.split(":")[0] for problem in problems] == ["engine", "memory", "probes"]
+    assert "index" in problems[1] and "not valid TOML" in problems[2]
+    shutil.rmtree(home / "index")
+    (home / "index").write_text("")
+    assert any("memory: cannot" in problem for problem in json.loads(run("doctor", "--json").stdout)["problems"])
+
+
+def test_night_that_was_killed_is_told_from_one_that_runs(run: Run, tmp_path: Path) -> None:
+    run("init")
+    with cli.assistant(tmp_path / "home") as nightschool:
+        cycle_id = nightschool.registry.open_cycle()
+        with night_lock(nightschool.settings.home, nightschool.store.database):
+            assert json.loads(run("report", "--json").stdout)["outcome"] == "running"
+            assert json.loads(run("doctor", "--json").stdout)["nights"] == []
+    told = json.loads(run("report", "--json").stdout)
+    assert told["outcome"] == told["nights"][-1]["outcome"] == "ended without a word"
+    found = json.loads(run("doctor", "--json").stdout)
+    assert (found["nights"], found["problems"]) == ([f"{cycle_id} ended without a word"], [])
+
+
+def test_doctor_prints_json_also_of_bounds_without_end(run: Run, tmp_path: Path) -> None:
+    run("init")
+    (tmp_path / "home" / "settings.toml").write_text("[night]\nbudget_minutes = inf\n")
+    assert '"budget_minutes": "inf"' in run("doctor", "--json").stdout
+
+
+def test_what_a_terminal_has_no_letters_for_is_written_otherwise(run: Run, tmp_path: Path) -> None:
+    odd = {**LINE, "messages": [{"role": "user", "content": "快"}, {"role": "assistant", "content": "好"}]}
+    run("import", export(tmp_path, odd))
+    command = [sys.executable, "-m", "nightschool.interfaces.cli", "audit", "answers", "--home", str(tmp_path / "home")]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "") and "\\u5feb" in done.stdout
 
 
 def test_doctor_names_a_home_that_others_may_read(run: Run, tmp_path: Path) -> None:

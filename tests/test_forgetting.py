@@ -154,7 +154,7 @@ def test_erasing_that_cannot_be_finished_yet_leaves_the_store_usable_and_says_so
         with pytest.raises(StoreError, match="busy"):
             store.forget_apply(store.forget(user_id="ann"))
     with MemoryStore(settings, embedder=hash_embedder) as store:
-        assert "not finished yet: busy" in caplog.text
+        assert "the rows are deleted, but not yet their bytes: busy" in caplog.text
         said(store, "more")
         assert len(store.verify()) == 1
 

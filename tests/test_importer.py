@@ -158,7 +158,13 @@ def test_refused_element_of_an_array_is_reported_with_the_line_where_it_begins(q
     path = lines(tmp_path / "a.json", "[", json.dumps(chat("hi", "hello")), ",\n\n5,", json.dumps(chat("a", "b")), "]")
     report = brought(quick_store, path)
     assert report.interactions_new == 2
-    assert report.errors == (LineError(str(path), 5, "the record is 5, not an object"),)
+    assert report.errors == (LineError(str(path), 5, "conversation 2: the record is 5, not an object"),)
+
+
+def test_of_an_array_in_one_line_the_conversation_is_named_that_is_wrong(quick_store, tmp_path):
+    talks = json.dumps([chat("hi", "hello"), 5, chat("a", "b")])
+    report = brought(quick_store, lines(tmp_path / "a.json", talks.replace("]}]", "]}, {]")))
+    assert [(e.line, e.reason.split(":")[0]) for e in report.errors] == [(1, "conversation 2"), (1, "conversation 4")]
 
 
 def test_byte_order_mark_is_read_over_in_lines_and_arrays(quick_store, tmp_path):

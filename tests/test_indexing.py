@@ -243,6 +243,39 @@ def test_index_of_another_store_is_left_alone(settings, hash_embedder, tmp_path)
         assert store.verify() == [] and len(recalled(store)) == 1
 
 
+def unnamed(index):
+    """The same index, as it was before indexes bore the name of their store."""
+    table = index._open()
+    kept = table.schema.metadata | {b"store": b""}
+    index._connect().create_table("memories", table.to_arrow().replace_schema_metadata(kept), mode="overwrite")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_index_in_the_home_is_not_emptied_by_another_database(settings, hash_embedder, tmp_path, old):
+    with opened(settings, hash_embedder) as store:
+        said(store, "zebra 0")
+        if old:
+            unnamed(store._indexing.index)
+    another = replace(settings.memory, database_url=f"sqlite:///{tmp_path}/another.db")
+    with opened(replace(settings, memory=another), hash_embedder) as other:
+        (found,) = other.verify()
+        assert "is of another memory" in found
+    with opened(settings, hash_embedder) as store:
+        assert len(store._indexing.index.ids()) == 1 and store.verify() == [] and len(recalled(store)) == 1
+        assert store._indexing.index.name()
+        said(store, "zebra 1", session="t")
+        assert len(recalled(store)) == 2
+
+
+def test_backup_from_before_stores_had_names_goes_on_with_its_index(settings, hash_embedder):
+    with opened(settings, hash_embedder) as store:
+        said(store, "zebra 0")
+        with store.sql.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM store_state WHERE name = 'store'")
+    with opened(settings, hash_embedder) as store:
+        assert store.verify() == [] and len(recalled(store)) == 1
+
+
 def test_rebuilding_that_another_embedder_interrupted_begins_anew(settings, hash_embedder, make_embedder, monkeypatch):
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt

@@ -131,6 +131,24 @@ def test_the_label_of_a_topic_is_masked_before_it_is_cut_into_words(
     assert hidden not in json.dumps(to_json(report(quick_store, registry), []), default=str)
 
 
+def test_a_night_that_taught_nothing_says_so_and_why(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    quick_store.clock.now += 86_400
+    cycle_id = registry.open_cycle()
+    registry.update_cycle(cycle_id, snapshot_id=night.snapshot_id)
+    registry.update_cycle(cycle_id, error="nothing to learn: too few", finished_utc=quick_store.clock())
+    found, out = report(quick_store, registry), Console(file=StringIO(), width=120)
+    print_report(found, [], out)
+    lines = out.file.getvalue().splitlines()
+    assert (found.outcome, "nothing to learn: too few" in lines) == ("nothing to learn", True)
+    assert "gathered, taught nothing" in map(str.strip, lines) and "taught" not in map(str.strip, lines)
+    assert any(line.startswith("gathered: ") for line in lines)
+    out = Console(file=StringIO(), width=120)
+    print_report(report(quick_store, registry, night.id), [], out)
+    assert "taught" in map(str.strip, out.file.getvalue().splitlines())
+
+
 def test_how_long_an_interrupted_night_took_is_not_known(
     quick_store: MemoryStore, registry: Registry, night: Cycle
 ) -> None:

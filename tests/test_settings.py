@@ -102,6 +102,7 @@ def test_home_comes_from_the_environment_when_not_given(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("[nigth]\nseed = 1\n", r"no section \[nigth\] \(did you mean night\?\)"),
+        ("night = 3\n", r"night is 3, not a section; write \[night\]"),
         ("seed = 1\n", r"no section \[seed\]"),
         ("[night]\nsede = 1\n", r"no setting night.sede \(did you mean seed\?\)"),
         ("[night]\nseed = 'x'\n", "night.seed must be int, not 'x'"),

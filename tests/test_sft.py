@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from nightschool.evolve import sft, trainer
 from nightschool.evolve.trainer import checkpointing, replay_rows, suited
 from nightschool.evolve.types import Adapter, Example, Snapshot
 from nightschool.settings import NightSettings, Settings
+from safetensors import SafetensorError
 
 
 @pytest.fixture
@@ -204,3 +206,16 @@ def test_few_rows_are_learnt_more_gently_and_many_at_the_given_rates(settings: S
     assert gentler(20) == replace(night, **half, sft_epochs=2.0, replay_weight=4.0)
     assert (gentler(1).sft_epochs, gentler(1).replay_weight) == (3.0, 10.0)
     assert replay_rows(night, 10) == 20 and replay_rows(night, 400) == 100
+
+
+def test_adapter_that_cannot_be_saved_is_an_error_of_training(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(trainer, "save_file", full)
+    monkeypatch.setattr(trainer, "adapter_weights", lambda _: {})
+    with pytest.raises(TrainingError, match=r"cannot be saved in .*: No space left on device"):
+        facts = {"snapshot_id": "b2:s", "phase": "sft", "parent_id": None, "details": {}}
+        trainer.save(SimpleNamespace(model=None), tmp_path / "a", settings, **facts)

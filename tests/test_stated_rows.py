@@ -234,6 +234,8 @@ def test_history_is_shown_on_the_command_line(quick_store: MemoryStore) -> None:
         "home: I live in Oslo.  (since 1970-01-01 00:01:40Z until 1970-01-01 00:03:20Z, said 1 times)",
         "home: I moved to Rome.  (since 1970-01-01 00:03:20Z, said 1 times)",
     ]
+    assert CliRunner().invoke(app, ["memory", "history"]).output.strip() == "nothing is held of user 'default'"
+    quick_store.record([{"role": "user", "content": "hi"}], "hello", user_id="default", session_id="s")
     assert CliRunner().invoke(app, ["memory", "history"]).output.strip() == "nothing was stated"
 
 
