@@ -47,7 +47,7 @@ def run(
         try:
             registry.sweep()
             registry.withdraw_tainted()
-            _night(cycle_id, store, registry, engine, settings, progress, still_alone)
+            why_not = _night(cycle_id, store, registry, engine, settings, progress, still_alone)
         except BaseException as error:  # an unattended night must record why it ended, whatever it was
             why = f"{type(error).__name__}: {error}".removesuffix(": ")
             registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why)
@@ -55,7 +55,7 @@ def run(
                 registry.erase_tainted()
             raise
         registry.erase_tainted()  # what was trained on what was forgotten meanwhile
-        registry.update_cycle(cycle_id, finished_utc=store.clock(), error=None)
+        registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why_not)
         return registry.cycle(cycle_id)
 
 
@@ -82,7 +82,8 @@ def _night(
     settings: Settings,
     progress: Progress,
     still_alone: Callable[[], None],
-) -> None:
+) -> str | None:
+    """Why nothing was learnt, where nothing was."""
     probes = load_probes(settings.home)  # a mistake in them shows before the work, not after
     if settings.serving.engine != "local":
         opened()  # no more does a server that is down
@@ -90,15 +91,12 @@ def _night(
     registry.update_cycle(cycle_id, snapshot_id=snapshot.id)
     known = trained_before(snapshot, registry, settings, base_id(settings.serving.base))
     if reason := nothing_to_learn(snapshot, known, registry, settings, probes):
-        registry.update_cycle(cycle_id, error=f"{NOTHING}: {reason}")
-        progress(f"{NOTHING}: {reason}")
-        return
+        return _told(f"{NOTHING}: {reason}", progress)
     if known:
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
     candidate = known or _learn(snapshot, registry, settings, progress)
     if reason := _taken_out(candidate, registry):
-        progress(f"nothing to learn: {reason}")
-        return
+        return _told(f"{NOTHING}: {reason}", progress)
     engine = opened()
     still_alone()  # training takes long, and so does judging
     with for_now(engine, registry):
@@ -106,6 +104,12 @@ def _night(
         registry.update_cycle(cycle_id, candidate_id=candidate.id)
         still_alone()
         _decide(candidate, verdict, registry, progress)
+    return None
+
+
+def _told(line: str, progress: Progress) -> str:
+    progress(line)
+    return line
 
 
 def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, base_id: str) -> Adapter | None:
