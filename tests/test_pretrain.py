@@ -101,7 +101,7 @@ def test_domain_of_the_night_is_not_written_about() -> None:
     assert not re.findall(r"\b(coffee|cafe|café|espresso|latte|tea|menu|drink|sandwich|restaurant)\b", text)
 
 
-def test_conversation_by_hand_keeps_what_was_chosen_and_invents_each_value_once() -> None:
+def test_written_conversation_keeps_what_was_chosen_and_invents_each_value_once() -> None:
     lines = (
         ("system", "Notes:\\n- My {p=dog|cat} is called <name>.\\n- I am a <job>."),
         ("user", "{Hi|Hello}{!|} What is my {p:dog|cat} called?"),
@@ -115,7 +115,7 @@ def test_conversation_by_hand_keeps_what_was_chosen_and_invents_each_value_once(
     assert len({talks.told(lines, Random(i))[1] for i in range(50)}) == 8
 
 
-def test_every_conversation_by_hand_can_be_told_and_nothing_is_left_over() -> None:
+def test_every_written_conversation_can_be_told_and_nothing_is_left_over() -> None:
     everything = talks.everything()
     assert len(everything) == len(set(everything)) > 1000
     for i, lines in enumerate(everything):

@@ -17,7 +17,6 @@ from random import Random
 from .scenes import (
     Conversation,
     at_the_desk,
-    by_hand,
     everyday,
     from_earlier_turns,
     from_notes,
@@ -25,6 +24,7 @@ from .scenes import (
     greeting,
     on_style,
     turn,
+    written_out,
 )
 from .toolscenes import with_tools
 
@@ -34,7 +34,7 @@ Scene = Callable[[Random], Conversation]
 
 # in shares of conversations; what copies from the context has the largest
 SCENES: dict[Scene, int] = {
-    by_hand: 60,
+    written_out: 60,
     from_notes: 28,
     from_earlier_turns: 14,
     from_records: 8,

@@ -364,9 +364,9 @@ but it was trained on rows of 256 and 512 tokens: keep prompts within that.
 | share of tokens | text | licence |
 | --- | --- | --- |
 | {real} | self_dialogue corpus (github jfainberg/self_dialogue_corpus) | BSD-3-Clause |
-| the rest | conversations written for it by hand (serving/pretrain/talks) and by the script | Apache-2.0, as here |
+| the rest | conversations written for it one by one (serving/pretrain/talks) and by the script | Apache-2.0, as here |
 
-The first are dialogues that people wrote with themselves; 2 % are held out by hash. Written by hand is small talk of
+The first are dialogues that people wrote with themselves; 2 % are held out by hash. Written one by one is small talk of
 every kind, talk that uses notes and what was told, and a help desk, each with words to choose from. The script's own
 hold facts in notes and earlier turns, records, tool calls and small instructions; names and ids are made of syllables.
 Nothing about coffee, food or drink was written: the domain of the demonstration has to be learnt at night.

@@ -169,7 +169,7 @@ def everyday(rng: Random) -> Conversation:
     return talk
 
 
-def by_hand(rng: Random) -> Conversation:
+def written_out(rng: Random) -> Conversation:
     """What people wrote for it, of which no two are alike."""
     told = talks.told(rng.choice(talks.everything()), rng)
     return [turn(role, _typed(rng, text) if role == "user" else text) for role, text in told]

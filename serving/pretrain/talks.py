@@ -1,4 +1,4 @@
-"""Conversations that were written by hand for the seedling, with words to choose from; `talks/*.txt` hold them.
+"""Conversations that were written one by one for the seedling, with words to choose from; `talks/*.txt` hold them.
 
 One block of lines is one conversation, `S:`, `U:` and `A:` saying who speaks. `{a|b}` is one of its parts, `{x=a|b}` as
 well, after which `{x:c|d}` takes the part in the same place, and `<name>` is a value that is invented anew, the same
