@@ -68,15 +68,13 @@ class _Turns:
     def has(self, thread: int) -> bool:
         return bool(self.threads) and self.threads[0] == thread
 
-    def queue(self, thread: int) -> bool:
+    def queue(self, thread: int, most: float) -> bool:
         """Whether it is one more in line; an engine that records while it answers has the turn, and is no deadlock."""
         with self.moved:
             if self.has(thread):
                 return False
-            if len(self.threads) >= MOST_WAITING:
-                raise ServingError(
-                    f"{MOST_WAITING} turns of this session wait for an answer already; ask again after them"
-                )
+            if len(self.threads) >= most:
+                raise ServingError(f"{most} turns of this session wait for an answer already; ask again after them")
             self.threads.append(thread)
             return True
 
@@ -225,10 +223,10 @@ class Assistant:
             return self._turns.setdefault(owner, _Turns())
 
     @contextmanager
-    def _turn_of(self, owner: Owner, dropped: Event) -> Iterator[None]:
+    def _turn_of(self, owner: Owner, dropped: Event, most: float = MOST_WAITING) -> Iterator[None]:
         """Held while one is answered: the next turn of a session is answered, and recorded, after this one."""
         turns, thread = self._turns_of(owner), get_ident()
-        queued = turns.queue(thread)
+        queued = turns.queue(thread, most)
         try:
             self._await_turn(turns, thread, dropped)
             yield
@@ -279,7 +277,7 @@ class Assistant:
         """
         messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
         owner = self._owner(user_id, agent_id, session_id)
-        with self._turn_of(owner, Event()):  # not between what a reply is shown and its record
+        with self._turn_of(owner, Event(), inf):  # not between what a reply is shown and its record
             return self.store.record(messages, reply, **owner._asdict(), created_utc=created_utc)
 
     def rate(

@@ -42,6 +42,7 @@ FILES, CONFIG_ID = (WEIGHTS, CONFIG), "config_id"  # the latter in an adapter's 
 DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
 GONE = "put it back from a backup, or let go of what nothing needs with `nightschool adapters prune`"
 PROMOTED = "promoted"  # the reason of a deployment that goes forth
+ROLLED_BACK = "rolled back from "  # and the adapter
 PRUNED = "pruned"  # beside a manifest: its weights were erased on purpose
 
 
@@ -448,7 +449,7 @@ class Registry:
                 "the base is serving: there is nothing to roll back from; see `nightschool adapters list`"
             )
         target = self.predecessor(live.id)
-        self._deploy(target.id if target else None, f"rolled back from {live.id}")
+        self._deploy(target.id if target else None, f"{ROLLED_BACK}{live.id}")
         return target
 
     def withdraw_tainted(self) -> Adapter | None:

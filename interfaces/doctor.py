@@ -126,7 +126,7 @@ def night_runs(home: Path, database: Database) -> bool:
     try:
         with night_lock(home, database):
             return False
-    except NightRunning:
+    except (NightRunning, OSError):  # the latter in a home that may only be read
         return True
 
 

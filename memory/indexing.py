@@ -251,19 +251,21 @@ class Indexing:
         name = index.name()
         if not name:
             return ""
-        try:
-            self._check_known(index)
-        except StoreError:  # it is another's, or cannot be read, which opening it says
-            return ""
-        return name
+        return name if self._knows(index) else ""
 
     def _check_known(self, index: VectorIndex) -> None:
-        """StoreError if SQL knows none of what the index holds, but for what is to be erased."""
-        with self._database.reading() as session:
-            known, erasing = set(session.scalars(select(MemoryRow.id))), unfinished(session)
-        held = index.ids()
-        if held and not erasing and known.isdisjoint(held):
+        if not self._knows(index):
             raise index.of_another()
+
+    def _knows(self, index: VectorIndex) -> bool:
+        """Whether SQL knows some of what the index holds, if it should: not of what is erased or waits for it."""
+        with self._database.reading() as session:
+            marked = {i: is_marked for i, is_marked in session.execute(select(MemoryRow.id, MemoryRow.indexed))}
+            erasing = unfinished(session)
+        held = index.ids()
+        if not held or erasing or not marked.keys().isdisjoint(held):
+            return True
+        return bool(marked) and not any(marked.values())
 
     def _waiting(self) -> list[Waiting]:
         """Some memories that are not indexed."""

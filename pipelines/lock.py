@@ -12,6 +12,7 @@ from ..errors import NightschoolError
 from ..memory.database import Database
 
 NIGHT_LOCK = 5_177_014  # any number, the same in every process
+WAIT_S = 2.0
 
 
 class NightRunning(NightschoolError):
@@ -21,7 +22,7 @@ class NightRunning(NightschoolError):
 @contextmanager
 def night_lock(home: Path, database: Database) -> Iterator[Callable[[], None]]:
     """Alone in `home` and in `database`; NightRunning otherwise. What it gives raises it where that was lost since."""
-    lock = FileLock(home / "night.lock", timeout=0)
+    lock = FileLock(home / "night.lock", timeout=WAIT_S)  # whoever asks whether a night runs holds it for a moment
     try:
         lock.acquire()
     except Timeout:

@@ -19,7 +19,7 @@ from ..evolve.expansion import base_of
 from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
-from ..evolve.registry import Registry, ensure_loaded, intact
+from ..evolve.registry import ROLLED_BACK, Registry, ensure_loaded, intact
 from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict
 from ..memory.store import MemoryStore
 from ..serving.base import base_id, has_passed_by
@@ -154,9 +154,9 @@ def nothing_to_learn(
 
 
 def _taken_out(adapter: Adapter, registry: Registry) -> str | None:
-    """Why a night does not put it into service: it was accepted, served, and does not now."""
+    """Why a night does not put it into service: the gate accepted it, and somebody rolled back from it."""
     verdict, found = registry.verdict(adapter.id), adapter.id
-    if verdict and verdict.accepted and found in _withdrawn(registry):
+    if verdict and verdict.accepted and found in _rolled_back(registry):
         return f"adapter {found} was taken out of service; `nightschool adapters promote {found}` puts it back"
     return None
 
@@ -171,13 +171,13 @@ def _left_behind(adapter: Adapter, registry: Registry) -> bool:
     return adapter.id not in {d["adapter_id"] for d in registry.deployments()}
 
 
-def _withdrawn(registry: Registry) -> set[str]:
-    """What served once and does not now, but for what was withdrawn as tainted: what is made again is clean."""
-    served: set[str] = set()
+def _rolled_back(registry: Registry) -> set[str]:
+    """What was taken out of service so, and was not put back since."""
+    found: set[str] = set()
     for d in registry.deployments():
-        served -= {i for i in served if d["reason"] == f"withdrew {i}: tainted"}
-        served |= {d["adapter_id"]} - {None}
-    return served - {_serving(registry)}
+        found |= {d["reason"].removeprefix(ROLLED_BACK)} if d["reason"].startswith(ROLLED_BACK) else set()
+        found -= {d["adapter_id"]}
+    return found
 
 
 def _gather(

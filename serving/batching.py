@@ -165,14 +165,20 @@ class Batcher:
             request.deliver()  # once more does no harm
 
     def _admitted(self) -> list[Request]:
-        """Those of the waiting, in order, for which there is room; the first one always has it when nothing runs."""
+        """Those of the waiting, in order, for which there is room; the first one always has it when nothing runs.
+
+        One that failed among others begins when nothing else runs: memory may have been too short for all.
+        """
         self._waiting = deque(request for request in self._waiting if request.goes_on())
         running = sum(row.size for batch in self._batches for row in batch.rows)
         fresh: list[Request] = []
-        while self._waiting and (not running or running + self._waiting[0].size <= self.limits.running):
+        while self._waiting and (not running or self._has_room(self._waiting[0], running)):
             fresh.append(self._waiting.popleft())
             running += fresh[-1].size
         return fresh
+
+    def _has_room(self, row: Request, running: int) -> bool:
+        return not row.failed and running + row.size <= self.limits.running
 
     def _grouped(self, fresh: Sequence[Request]) -> list[Batch]:
         """Batches of what is read from its beginning, and one each for rows of which something was read before."""

@@ -8,6 +8,7 @@ recorded is stepped without, in the same buffers.
 
 from __future__ import annotations
 
+import gc
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -218,6 +219,7 @@ class Graphs:
 
     def give_back(self) -> None:
         """Let go of the buffers that no batch has."""
+        gc.collect()  # what broke off holds its own by its traceback
         self._keep([buffers for buffers in self._buffers if not buffers.free])
         with RECORDING:
             torch.cuda.empty_cache()

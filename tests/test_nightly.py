@@ -397,7 +397,6 @@ def test_adapter_of_another_base_is_no_incumbent(assistant: Assistant, monkeypat
     assert live
     other = replace(live, id="b2:served", base_id="b2:other")
     monkeypatch.setattr(Registry, "live", lambda self: other)
-    monkeypatch.setattr(nightly, "_withdrawn", lambda registry: set())
     monkeypatch.setattr(Registry, "predecessor", lambda self, adapter_id: None)
     assistant.settings = replace(assistant.settings, gate=replace(GATE, bootstrap=201))
     said: list[str] = []
