@@ -631,7 +631,7 @@ def test_engine_that_records_in_the_session_it_answers_in_is_an_error_and_no_dea
 
 
 def test_many_turns_of_a_session_can_be_recorded_at_once(assistant: Assistant) -> None:
-    with ThreadPoolExecutor(MOST_WAITING) as pool:
+    with ThreadPoolExecutor(3 * MOST_WAITING) as pool:
         list(pool.map(lambda i: assistant.record(f"turn {i}", "ok", session_id="one"), range(3 * MOST_WAITING)))
     assert len(list(assistant.store.interactions())) == 3 * MOST_WAITING
 
