@@ -175,8 +175,9 @@ def _rolled_back(registry: Registry) -> set[str]:
     """What was taken out of service so, and was not put back since."""
     found: set[str] = set()
     for d in registry.deployments():
-        found |= {d["reason"].removeprefix(ROLLED_BACK)} if d["reason"].startswith(ROLLED_BACK) else set()
-        found -= {d["adapter_id"]}
+        if d["reason"].startswith(ROLLED_BACK):
+            found.add(d["reason"].removeprefix(ROLLED_BACK))
+        found.discard(d["adapter_id"])
     return found
 
 
