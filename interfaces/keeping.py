@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -145,12 +146,19 @@ def _plan_lines(nightschool: Assistant, plan: ForgetPlan) -> list[str]:
         f"would erase: {len(plan.interaction_ids)} turns, {len(plan.memory_ids)} memories,"
         f" {len(plan.feedback_ids)} ratings, {len(plan.exports)} exports"
     ]
+    lines += [f"  users: {_few(plan.user_ids)}"] if plan.selection.user_id is None else []
     held = nightschool.store.memories(plan.memory_ids[:PLAN_LINES]).values()
     lines += [f"  {m.id}  {when(m.created_utc)}  {' '.join(m.text.split())[:60]}" for m in held]
     more = len(plan.memory_ids) - PLAN_LINES
     lines += [f"  and {more} more"] if more > 0 else []
+    lines += [f"would erase: {name}" for name in plan.exports]
     lines += [f"would taint: adapter {i}" for i in plan.tainted_adapters]
     return [*lines, f"nothing was changed; the same command with --apply {plan.token} erases just this"]
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - PLAN_LINES
+    return ", ".join(names[:PLAN_LINES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _receipt_lines(receipt: ForgetReceipt) -> list[str]:

@@ -96,6 +96,12 @@ def request_of(turn: Sequence[Message]) -> str:
     return next((m["content"] for m in reversed(turn) if m["role"] == "user" and m["content"].strip()), "")
 
 
+def leaves_memory(interaction: Interaction) -> bool:
+    """Whether it is remembered: the user said something, or tools did and were answered."""
+    told = any(m["role"] == "tool" for m in interaction.turn) and bool(interaction.reply.strip())
+    return told or bool(request_of(interaction.turn))
+
+
 def turn_memory_text(interaction: Interaction) -> str:
     return "\n".join(part for part in (user_words(interaction.turn), interaction.reply) if part.strip())
 

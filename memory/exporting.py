@@ -32,13 +32,15 @@ NOTE = ("id", "user_id", "agent_id", "session_id", "text", "source_ids", "shared
 
 
 def exports_in(home: Path) -> tuple[str, ...]:
-    """The exports that we wrote into the home, and what a crash left of one, by path from the home."""
+    """All files under the home's folder for exports, also what a crash left of one, by path from the home."""
+
+    def refuse(error: OSError) -> None:
+        raise StoreError(f"{home / EXPORTS}: the exports in it cannot be listed: {error.strerror}") from error
+
     folder = home / EXPORTS
-    try:
-        found = list(folder.iterdir()) if folder.exists() else []
-    except OSError as error:
-        raise StoreError(f"{folder}: the exports in it cannot be listed: {error.strerror}") from error
-    return tuple(sorted(str(p.relative_to(home)) for p in found if p.is_file()))
+    walked = os.walk(folder, onerror=refuse) if folder.exists() else ()
+    found = (Path(where) / name for where, _, names in walked for name in names)
+    return tuple(sorted(str(path.relative_to(home)) for path in found))
 
 
 def write_export(session: Session, path: Path, now: float) -> Counter[str]:

@@ -93,7 +93,8 @@ def _reached(
     snapshots = _snapshots_with(session, [*ids, *shown(session, going)])
     token = content_id(["forget", ids, going, feedback])
     adapters, exports = _adapters_of(session, snapshots), exports if ids or going else ()
-    plan = ForgetPlan(token, selection, tuple(ids), tuple(going), tuple(feedback), exports, snapshots, adapters)
+    users = tuple(sorted({turn.user_id for turn in gone} | {row.user_id for row in memories}))
+    plan = ForgetPlan(token, selection, tuple(ids), tuple(going), tuple(feedback), users, exports, snapshots, adapters)
     return Targets(tuple(gone), tuple(sorted(notes)), plan)
 
 

@@ -3,7 +3,8 @@
 The invariant: a record becomes a whole conversation or an InputError that names the field and what kind of value it
 has, never the words of a message. Keys that are not known are left alone, since every exporter adds its own; but one
 that reads like a mistyped rating, correction, comment or event is an error, so that no feedback is lost in silence, and
-so is one that reads like the owner or the time where those are not given, so that no people are mixed in silence.
+so is one that reads like the owner or the time where those are not given, so that no people are mixed in silence. A
+rating or correction of a whole record is an error, too, since it does not say which answer it is about.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ ROLES_HERE: dict[str, Role] = {
 }
 REVIEW_KEYS = ("rating", "correction", "comment", "event")
 MISTYPED = 0.8  # how alike a key has to be to one of those, as difflib reckons
+OF_ONE_ANSWER = ("rating", "correction")
+RATINGS_ELSEWHERE = frozenset({"feedback", "thumb", "thumbs", "vote"})
 OWNER_KEYS, TIME_KEYS = ("user_id", "agent_id", "session_id"), ("created_utc",)
 MISNAMED = 0.83  # the same for these, without case and underscores; `used` and `sessions` are less alike
 OTHER_NAMES = {
@@ -70,6 +73,7 @@ def _from_chat(record: dict[str, Any], key: str, now: float) -> Conversation:
     if not isinstance(given, list) or not given:
         raise InputError(f"{key} is {_kind(given)}, not a list with messages in it")
     _require_no_misnamed(record, (*OWNER_KEYS, *TIME_KEYS))
+    _require_no_review(record)
     began = _time(record, now, now)
     messages: list[Message] = []
     times: list[float] = []
@@ -99,9 +103,23 @@ def _message(message: object) -> Message:
 
 def _require_no_mistyped(message: dict[str, Any]) -> None:
     for key, value in message.items():
-        meant = get_close_matches(key, REVIEW_KEYS, n=1, cutoff=MISTYPED)
-        if meant and key not in REVIEW_KEYS and isinstance(value, str | int | float):
-            raise InputError(f"{key} is no key known here; did you mean {meant[0]}? Else give it another name")
+        meant = _meant_review(key, value)
+        if meant and key not in REVIEW_KEYS:
+            raise InputError(f"{key} is no key known here; did you mean {meant}? Else give it another name")
+
+
+def _require_no_review(record: dict[str, Any]) -> None:
+    for key, value in record.items():
+        if _meant_review(key, value) in OF_ONE_ANSWER:
+            raise InputError(f"{key} is beside the messages; put it into the assistant message that it is about")
+
+
+def _meant_review(key: str, value: object) -> str | None:
+    """The key of feedback that this one is, or that it reads like."""
+    if key.casefold() in RATINGS_ELSEWHERE and isinstance(value, str | int | float | dict):
+        return "rating"
+    meant = get_close_matches(key, REVIEW_KEYS, n=1, cutoff=MISTYPED)
+    return meant[0] if meant and isinstance(value, str | int | float) else None
 
 
 def _require_no_misnamed(record: dict[str, Any], keys: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from ..errors import StoreError
-from .conversations import request_of, turn_memory_id
+from .conversations import leaves_memory, request_of, turn_memory_id
 from .database import Database
 from .embed import Embedder
 from .forgetting import unfinished
@@ -110,10 +110,10 @@ class Indexing:
         stale: Sequence[str],
     ) -> None:
         """Index what a committed transaction wrote; `vectors` by text, `stale` are memories that are no more."""
-        asked = [i for i in interactions if request_of(i.turn)]
+        remembered = [i for i in interactions if leaves_memory(i)]
         with _left_for_later():
             self.drop([*stale, *(turn_memory_id(i) for i in replaced)])
-            self._add([_of_turn(turn_memory(i), i) for i in asked], vectors)
+            self._add([_of_turn(turn_memory(i), i) for i in remembered], vectors)
             self.pending()  # what was stated in them
 
     def catch_up(self) -> None:

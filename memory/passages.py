@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .conversations import user_words
+from .conversations import request_of, user_words
 from .types import Interaction, Memory
 from .words import terms, time_terms
 
@@ -66,9 +66,11 @@ class Passages:
 
 
 def of_turn(interaction: Interaction) -> Passages:
-    """The request as the whole; all that the user said and the reply in windows."""
+    """The request as the whole, or the reply to tools; all that the user said and the reply in windows."""
     said = windows(user_words(interaction.turn))
-    return Passages(interaction.text, tuple(said), tuple(windows(interaction.reply)))
+    # what a turn of tools inherits as its text is another turn's, and may be forgotten
+    whole = request_of(interaction.turn) or interaction.reply
+    return Passages(whole, tuple(said), tuple(windows(interaction.reply)))
 
 
 def of_note(memory: Memory) -> Passages:

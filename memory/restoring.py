@@ -34,6 +34,7 @@ from .conversations import (
     checked_time,
     feedback_id,
     interaction_id,
+    leaves_memory,
     note_id,
     request_of,
 )
@@ -188,10 +189,11 @@ class Restoring:
         if request and session.get(TopicRow, topic_id) is None:
             session.execute(insert(TopicRow), [self._topics[topic_id]])
         session.execute(insert(InteractionRow), [from_interaction(made)])
-        if request:
-            self._joined[topic_id].append(made.text)
+        if leaves_memory(made):
             session.execute(insert(MemoryRow), [from_memory(turn_memory(made))])
             self.fresh.append(made)
+        if request:
+            self._joined[topic_id].append(made.text)
         else:
             wordless.add(owner_of(made))
 
@@ -243,7 +245,7 @@ def new_texts(session: Session, lines: Sequence[Line]) -> list[str]:
     for values in (line.values for line in lines if line.kind == "interaction"):
         with suppress(InputError):  # told when the line's turn comes
             made = _interaction(values)
-            new = request_of(made.turn) and session.get(InteractionRow, made.id) is None
+            new = leaves_memory(made) and session.get(InteractionRow, made.id) is None
             found += of_turn(made).texts if new else ()
     return found
 

@@ -82,7 +82,7 @@ def from_memory(memory: Memory) -> dict[str, Any]:
 
 
 def turn_memory(interaction: Interaction) -> Memory:
-    """The memory that every interaction with words of the user leaves."""
+    """The memory of an interaction that `leaves_memory`."""
     return Memory(
         turn_memory_id(interaction.id),
         interaction.user_id,

@@ -77,6 +77,13 @@ NO_CALLER = (
     rf"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day|{'|'.join(MONTHS)}|today|tonight|tomorrow|back|later"
     r"|(?-i:[A-Z]{3,}))\b"
 )
+# Where people are from at work, or move to on a screen; a place would be ended by it.
+NO_PLACE = (
+    r"(?!(?:(?-i:HR|IT|QA|PR|PM|CS|R&D)|home|sales|marketing|finance|legal|support|accounting|accounts|engineering"
+    r"|purchasing|operations|production|plan|version|stage|phase|step|level|team|chapter|section|page|windows|linux|mac"
+    r"|macos|ubuntu|debian|fedora|arch|android|ios|python|rust|go|java|typescript|vim|emacs|gmail|outlook|chrome|firefox"
+    r"|safari|postgres|postgresql|mysql|aws|azure|gcp|kubernetes|github|gitlab|slack|teams|notion|zoom|jira)\b)"
+)
 PLACE = r"(?-i:((?:the\s+)?[A-Z][\w'’.-]*(?:(?:\s+|,\s*)(?:[A-Z][\w'’.-]*|de|of|the|la|upon|on))*))"
 IS = r"\s+is\s+(?:(?:now|still|currently|actually)\s+)?"
 NUMBER = r"(\+?[\d(][\d\s()./-]{3,}\d)"
@@ -92,7 +99,11 @@ FAVOURITE = (
     r"favou?rite\s+(?!(?:one|part|thing|character|scene|moment)\b)(\w+(?:\s\w+){0,2}?)\s+(?:is|are)\s+"
     rf"(?!{NO_VALUE})"
 )
-MANNER = r"((?:answer|reply|respond|use|give me|write|keep|call|speak|explain|format)\b[^?]*?)"
+MANNER = (
+    r"((?:answer|reply|respond|use|give me|write|speak|explain|format|call me"
+    r"|keep (?:it|them|(?:(?:your|the|all|my) )?(?:answers?|replies|reply|responses?|explanations?|sentences|texts?)))"
+    r"\b[^?]*?)"
+)
 
 LATER = r"(?:always|from now on,?|in (?:the )?future,?)\s+(?:please\s+)?"
 
@@ -101,11 +112,11 @@ RULES = (
     _rule("fact", "name", r"call me\s+(?-i:(?=[A-Z]))", rf"(?!{NO_CALLER})", NAME),
     _rule("fact", "age", I_AM, r"(\d{1,3})\s+years?\s+old"),
     _rule("fact", "home", I_DO, r"(?:live|reside)\s+(?:in|near)\s+", PLACE),
-    _rule("fact", "home", r"i(?:['’]ve|\s+have)?\s+(?:just\s+|recently\s+)?moved\s+to\s+", PLACE, SINCE),
-    _rule("fact", "origin", I_AM, r"from\s+", PLACE),
+    _rule("fact", "home", r"i(?:['’]ve|\s+have)?\s+(?:just\s+|recently\s+)?moved\s+to\s+", NO_PLACE, PLACE, SINCE),
+    _rule("fact", "origin", I_AM, r"from\s+", NO_PLACE, PLACE),
     _rule("fact", "birthplace", r"i\s+was\s+born\s+in\s+", PLACE),
     _rule("fact", "work", I_DO, r"work\s+as\s+", THING),
-    _rule("fact", "employer", I_DO, r"work\s+(?:for|at)\s+", PLACE),
+    _rule("fact", "employer", I_DO, r"work\s+(?:for|at)\s+(?!home\b)", PLACE),
     _rule("fact", "allergy: {0}", I_AM, r"allergic\s+to\s+", THING, value="yes"),
     _rule("fact", "allergy: {0}", I_AM, r"not\s+allergic\s+to\s+", THING, value="no"),
     _rule("fact", "diet", I_AM, r"(?:an?\s+)?(vegetarian|vegan|pescatarian)"),

@@ -39,6 +39,7 @@ from .conversations import (
     checked_text,
     continued,
     interactions_of,
+    leaves_memory,
     made_interaction,
     note_id,
     plan,
@@ -91,6 +92,7 @@ from .writing import (
     check_sources,
     insert_drafts,
     insert_interactions,
+    insert_missing_memories,
     insert_reviews,
     latest_moment,
     new_texts,
@@ -171,7 +173,7 @@ class MemoryStore(Facts):
         now = self._moment(created_utc)
         made = made_interaction(owner, 0, said, request_of(said), reply, now)
         made = replace(made, adapter_id=adapter_id, memory_ids=tuple(memory_ids))
-        vectors = self._vectors(of_turn(made).texts if request_of(said) else ())
+        vectors = self._vectors(of_turn(made).texts if leaves_memory(made) else ())
         with self._writing() as session:
             last = reading.latest(session, owner)
             if after is not None:
@@ -282,7 +284,10 @@ class MemoryStore(Facts):
         source_ids: Sequence[str] = (),
         created_utc: float | None = None,
     ) -> Memory:
-        """Keep a note; the same note again is the one that is known. `created_utc`: default now."""
+        """Keep a note; the same again is the one that is known, with both their sources. `created_utc`: default now.
+
+        It falls with any of its sources. NotFound where the user has no such source.
+        """
         owner = checked_owner(user_id, agent_id, session_id)
         if not checked_text("text", text).strip():
             raise InputError("text is blank; give what is to be remembered")
@@ -293,9 +298,10 @@ class MemoryStore(Facts):
         self.require_index()
         note = Memory(named, *owner, "note", text, now, tuple(source_ids), shared)
         with self._writing() as session:
-            if known := session.get(MemoryRow, note.id):
-                return to_memory(known)
             check_sources(session, note)
+            if known := session.get(MemoryRow, note.id):
+                known.source_ids = list(dict.fromkeys([*known.source_ids, *note.source_ids]))
+                return to_memory(known)
             Tombstones(session).lift((), [note.id])
             session.execute(insert(MemoryRow), [from_memory(note)])
         self._indexing.catch_up()
@@ -445,10 +451,12 @@ class MemoryStore(Facts):
     def rebuild_index(self, progress: Callable[[int], None] | None = None) -> int:
         """Drop the index and make it again from SQL, also with another embedder; goes on where it was interrupted.
 
-        What users stated is taken in again first. Returns how many memories this call indexed; `progress` is told so.
+        What turns left and users stated is taken in again first. Returns how many memories this call indexed;
+        `progress` is told so.
         """
         with self._lock:
             with self._writing() as session:
+                insert_missing_memories(session, self.interactions())
                 restate_all(session, self.interactions())
             count = self._indexing.rebuild(progress or (lambda _: None))
             with self._writing() as session:

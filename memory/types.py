@@ -155,6 +155,7 @@ class ForgetPlan:
     interaction_ids: tuple[str, ...]
     memory_ids: tuple[str, ...]
     feedback_ids: tuple[str, ...]
+    user_ids: tuple[str, ...]  # whose it is
     exports: tuple[str, ...]  # files of ours in the home that may hold it
     tainted_snapshots: tuple[str, ...]
     tainted_adapters: tuple[str, ...]

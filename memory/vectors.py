@@ -282,7 +282,7 @@ def narrowed(
         parts.append(f"session_id IN ({', '.join(map(_quoted, sessions))})")
     if kind is not None:
         parts.append(f"kind = {_quoted(kind)}")
-    parts += [f"created_utc {sign} {time!r}" for sign, time in ((">=", since), ("<", until)) if time is not None]
+    parts += [f"created_utc {sign} {float(time)!r}" for sign, time in ((">=", since), ("<", until)) if time is not None]
     return " AND ".join(parts)
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..errors import StoreError
-from .conversations import draft_id, feedback_id, interaction_id, note_id, request_of, turn_memory_id
+from .conversations import draft_id, feedback_id, interaction_id, leaves_memory, note_id, request_of, turn_memory_id
 from .database import FIRST_TABLES, VERSIONS, Database, open_engine
 from .forgetting import unfinished
 from .indexing import Indexing
@@ -66,7 +66,7 @@ def _at_a_moment(database: Database, indexing: Indexing) -> list[str]:
 
 def _wrong_rows(session: Session) -> list[str]:
     found: list[str] = []
-    expected: dict[str, str] = {}  # memory id: text, of every turn with words of the user
+    expected: dict[str, str] = {}  # memory id: text, of every turn that leaves one
     known: set[str] = set()
     turns: Counter[str] = Counter()
     made: dict[Subject, list[Interaction]] = defaultdict(list)  # the turns in which a user stated something of it
@@ -74,9 +74,10 @@ def _wrong_rows(session: Session) -> list[str]:
         text, topic_id = "", None
         for interaction in said:
             known.add(interaction.id)
+            if leaves_memory(interaction):
+                expected[turn_memory_id(interaction.id)] = turn_memory(interaction).text
             if request := request_of(interaction.turn):
                 text, topic_id = request, interaction.topic_id
-                expected[turn_memory_id(interaction.id)] = turn_memory(interaction).text
                 turns[topic_id or ""] += 1
                 for statement in stated(request):
                     made[interaction.user_id, interaction.agent_id, statement.subject].append(interaction)
@@ -130,7 +131,9 @@ def _wrong_memories(session: Session, known: set[str], expected: dict[str, str])
         for source in row.source_ids:
             if source not in known:
                 yield f"memory {row.id}: its source {source} does not exist"
-    yield from (f"memory {i}: it is missing, and its turn is there" for i in sorted(missing))
+    yield from (
+        f"memory {i}: it is missing, and its turn is there; run `nightschool memory rebuild`" for i in sorted(missing)
+    )
 
 
 def _wrong_statements(session: Session, made: Mapping[Subject, Sequence[Interaction]]) -> Iterator[str]:

@@ -16,11 +16,29 @@ from sqlalchemy import and_, delete, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from ..errors import InputError, NotFound, StoreError
-from .conversations import Conversation, Owner, Planned, Review, interactions_of, request_of, turn_memory_id
+from .conversations import (
+    Conversation,
+    Owner,
+    Planned,
+    Review,
+    interactions_of,
+    leaves_memory,
+    request_of,
+    turn_memory_id,
+)
 from .passages import of_turn
 from .reading import before, by_id, memories, owner_of
 from .reading import drafts as read_drafts
-from .rows import chunks, from_draft, from_interaction, from_memory, from_review, to_interaction, turn_memory
+from .rows import (
+    ROWS_A_PAGE,
+    chunks,
+    from_draft,
+    from_interaction,
+    from_memory,
+    from_review,
+    to_interaction,
+    turn_memory,
+)
 from .stated_rows import rename_shown
 from .tables import DraftRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotSourceRow
 from .topic_rows import TopicRows, release
@@ -93,14 +111,14 @@ def new_texts(session: Session, conversations: Iterable[Conversation]) -> list[s
     """What has to be embedded of them: the texts of turns that are not held yet."""
     cut = [made for conversation in conversations for made, _ in interactions_of(conversation)]
     held = known(session, [made.id for made in cut])
-    new = (made for made in cut if made.id not in held and request_of(made.turn))
+    new = (made for made in cut if made.id not in held and leaves_memory(made))
     return [text for made in new for text in of_turn(made).texts]
 
 
 def insert_interactions(
     session: Session, new: Sequence[Interaction], vectors: Mapping[str, Vector], topics: TopicRows, now: float
 ) -> list[Interaction]:
-    """Write the interactions with their topics, and the memory of each that has words of the user."""
+    """Write the interactions with their topics, and the memories that they leave."""
     ordered = sorted(new, key=lambda i: (owner_of(i), i.position))
     asked = [i for i in ordered if request_of(i.turn)]
     matrix = np.stack([vectors[i.text] for i in asked]) if asked else np.zeros((0, 0), dtype=np.float32)
@@ -108,9 +126,17 @@ def insert_interactions(
     written = _with_topics(session, ordered, dict(zip((i.id for i in asked), found, strict=True)))
     if written:
         session.execute(insert(InteractionRow), [from_interaction(i) for i in written])
-    if asked:
-        session.execute(insert(MemoryRow), [from_memory(turn_memory(i)) for i in asked])
+    if remembered := [from_memory(turn_memory(i)) for i in ordered if leaves_memory(i)]:
+        session.execute(insert(MemoryRow), remembered)
     return written
+
+
+def insert_missing_memories(session: Session, interactions: Iterable[Interaction]) -> None:
+    """Write the memories that these turns should have left and that are not there."""
+    left = (turn_memory(i) for i in interactions if leaves_memory(i))
+    while some := {memory.id: memory for memory in islice(left, ROWS_A_PAGE)}:
+        if missing := [from_memory(some[i]) for i in some.keys() - memories(session, some).keys()]:
+            session.execute(insert(MemoryRow), missing)
 
 
 def insert_reviews(session: Session, reviews: Reviews, now: float) -> int:

@@ -526,6 +526,9 @@ def test_store_is_exported_imported_elsewhere_and_compacted(run: Run, tmp_path: 
     file = json.loads(run("memory", "export", str(tmp_path / "mine.jsonl"), "--json").stdout)["file"]
     plan = run("forget", "--user", "ada")
     assert "1 ratings, 1 exports" in plan.stdout
+    assert "would erase: exports/memory-" in plan.stdout
+    assert "users:" not in plan.stdout
+    assert "  users: ada\n" in run("forget", "--older-than", "0d").stdout
     receipt = run("forget", "--user", "ada", "--yes")
     assert "`nightschool memory export` makes a new one" in receipt.stdout
     again = run("memory", "import", file)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 from pathlib import Path
@@ -110,8 +111,10 @@ def test_exports_in_the_home_are_erased_and_the_receipt_names_them(quick_store, 
     kept = settings.home / "exports"
     kept.mkdir()
     (kept / "all.jsonl").write_text(SECRET)
+    weekly, _ = quick_store.export(kept / "weekly" / "1.jsonl")
     plan = quick_store.forget(user_id="ann")
-    assert plan.exports == ("exports/all.jsonl",)
+    assert plan.exports == ("exports/all.jsonl", "exports/weekly/1.jsonl")
+    assert weekly.exists()
     assert quick_store.forget_apply(plan).exports == plan.exports
     assert bytes_in_home(SECRET.encode()) == []
 
@@ -185,7 +188,7 @@ def test_file_that_may_not_be_deleted_is_named_and_taken_up_again_and_the_rest_i
 
 
 def test_exports_that_cannot_be_listed_are_not_taken_for_erased(settings, hash_embedder, monkeypatch, caplog):
-    def refused(_):
+    def refused(*_):
         raise PermissionError(13, "Permission denied")
 
     with MemoryStore(settings, embedder=hash_embedder) as store:
@@ -193,7 +196,7 @@ def test_exports_that_cannot_be_listed_are_not_taken_for_erased(settings, hash_e
         plan = store.forget(user_id="ann")
         store.export()
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "iterdir", refused)
+            patch.setattr(os, "scandir", refused)
             with pytest.raises(StoreError, match="exports: the exports in it cannot be listed: Permission denied"):
                 store.forget_apply(plan)
         assert texts(store) == [SECRET]
@@ -350,6 +353,17 @@ def test_turn_of_tools_does_not_keep_the_forgotten_request(quick_store, bytes_in
     quick_store.forget_apply(quick_store.forget(interaction_ids=[first.id]))
     assert [(i.text, i.topic_id) for i in quick_store.interactions()] == [("", None)]
     assert bytes_in_home(b"kq7zv9x1w4") == []
+    assert quick_store.verify() == []
+
+
+def test_reply_to_tools_is_found_by_a_query_and_forgotten(quick_store, bytes_in_home):
+    said(quick_store, "the weather")
+    kept, answer = said(quick_store, "what is the code?"), said(quick_store, "result", reply=SECRET, role="tool")
+    plan = quick_store.forget(user_id="ann", query=SECRET)
+    assert plan.interaction_ids == (answer.id,)
+    quick_store.forget_apply(plan)
+    assert bytes_in_home(b"kq7zv9x1w4") == []
+    assert list(quick_store.interactions())[-1] == kept
     assert quick_store.verify() == []
 
 

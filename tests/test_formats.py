@@ -220,6 +220,17 @@ def test_circle_of_parents_ends():
         ({"messages": [HI[0] | {"created_utc": "soon"}]}, "messages[0].created_utc is text that is no ISO date"),
         ({"messages": [HI[0], HI[1] | {"ratng": 1}]}, "messages[1].ratng is no key known here; did you mean rating?"),
         ({"messages": [HI[0], HI[1] | {"comments": "x"}]}, "did you mean comment? Else give it another name"),
+        (
+            {"messages": [HI[0], HI[1] | {"thumbs": "down"}]},
+            "messages[1].thumbs is no key known here; did you mean rat",
+        ),
+        (
+            {"messages": [HI[0], HI[1] | {"feedback": {"rating": -1}}]},
+            "feedback is no key known here; did you mean rat",
+        ),
+        ({"messages": HI, "rating": -1}, "rating is beside the messages; put it into the assistant message"),
+        ({"conversations": HI, "Rating": 1}, "Rating is beside the messages; put it into the assistant message"),
+        ({"messages": HI, "correction": "no"}, "correction is beside the messages"),
         ({"messages": HI, "created_utc": True}, "created_utc is not a finite number"),
         ({"messages": HI, "created_utc": 1735603600000}, "created_utc is 1735603600000, more than a day ahead of the"),
         ({"messages": HI, "created_utc": 1735603600000}, "seconds since 1970: are these milliseconds?"),

@@ -18,7 +18,7 @@ def said(store, words, session="s"):
 def recalled(store, query="zebra"):
     """A vector differs in its last figures by what it is embedded beside."""
     found = store.recall(query, user_id="ann", threshold=0, limit=99)
-    return [(r.memory.id, pytest.approx(r.score, rel=1e-5)) for r in found]
+    return [(r.memory.id, pytest.approx(r.score, rel=1e-4)) for r in found]
 
 
 def opened(settings, embedder):
@@ -110,7 +110,7 @@ def test_rebuilt_index_gives_the_same_recalls_vectors_and_topics(store, clock):
     before = recalled(store, "zebra stripes")
     topics = store.topics(clock.now)
     vectors = store.request_vectors([i.id for i in made])
-    assert store.rebuild_index() == 4
+    assert store.rebuild_index() == 5
     assert recalled(store, "zebra stripes") == before
     assert store.topics(clock.now) == topics
     assert store.request_vectors([i.id for i in made]).keys() == vectors.keys()

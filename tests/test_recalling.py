@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as how
@@ -206,3 +207,10 @@ def test_private_row_of_another_user_is_never_given_however_it_is_asked_for(
             assert numbers(store.history(user_id=asker, agent_id=agent)) == stated
             going = store.memories(store.forget(user_id=asker, query=query).memory_ids)
             assert {memory.user_id for memory in going.values()} <= {asker}
+
+
+@pytest.mark.parametrize("until", [np.float64(5.0), 10**30])
+def test_time_of_another_kind_of_number_narrows_as_well(either_store, until):
+    for n in range(5):
+        said(either_store, f"zebra {n}", session=str(n), utc=float(n))
+    assert sorted(texts(either_store, since=np.float64(3.0), until=until)) == ["zebra 3", "zebra 4"]

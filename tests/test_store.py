@@ -83,11 +83,13 @@ def test_latest_interaction_is_of_that_session(quick_store):
     assert quick_store.latest_interaction("ann", "", "s") == last
 
 
-def test_turn_of_tools_has_text_topic_and_vector_of_its_request_and_no_memory(quick_store):
+def test_turn_of_tools_has_text_topic_and_vector_of_its_request_and_a_memory_of_its_reply(quick_store):
     asked = said(quick_store, "weather in Leeds?", "[calls]")
     answer = quick_store.record([{"role": "tool", "content": "rain"}], "It rains.", **ANN)
     assert (answer.text, answer.topic_id) == (asked.text, asked.topic_id)
-    assert quick_store.counts()["memories"] == 1
+    quick_store.record([], "Anything else?", **ANN)
+    assert quick_store.counts()["memories"] == 2
+    assert "It rains." in [found.memory.text for found in quick_store.recall("It rains.", user_id="ann")]
     vectors = quick_store.request_vectors([asked.id, answer.id])
     np.testing.assert_array_equal(vectors[asked.id], vectors[answer.id])
     assert quick_store.verify() == []
@@ -511,6 +513,17 @@ def test_note_is_kept_once_by_owner_and_text(quick_store, clock):
     ]
     assert len({note.id, *(o.id for o in others)}) == 4
     assert quick_store.memories([note.id, "b2:gone"]) == {note.id: note}
+
+
+def test_note_that_is_kept_again_has_the_sources_of_both_and_falls_with_either(quick_store):
+    first, second = said(quick_store, "tea please"), said(quick_store, "tea again")
+    quick_store.remember("likes tea", user_id="ann", source_ids=[first.id])
+    note = quick_store.remember("likes tea", user_id="ann", source_ids=[first.id, second.id])
+    assert note.source_ids == (first.id, second.id)
+    with pytest.raises(NotFound, match="has no interaction b2:gone; the note was not kept"):
+        quick_store.remember("likes tea", user_id="ann", source_ids=["b2:gone"])
+    assert quick_store.verify() == []
+    assert note.id in quick_store.forget(interaction_ids=[second.id]).memory_ids
 
 
 def test_note_names_its_sources_which_must_be_of_its_user(quick_store):

@@ -57,6 +57,15 @@ def test_damage_in_sql_is_named(told, damage, found):
     assert re.search(found, disagreements), disagreements
 
 
+def test_memory_that_is_missing_is_there_again_after_a_rebuild(told):
+    with told.sql.connect() as connection:
+        connection.exec_driver_sql("DELETE FROM memories WHERE kind = 'turn'")
+        connection.commit()
+    assert any("run `nightschool memory rebuild`" in line for line in told.verify())
+    told.rebuild_index()
+    assert told.verify() == []
+
+
 def test_what_is_written_while_the_store_is_verified_is_no_disagreement(told, monkeypatch):
     receipts = verification.unfinished
 
