@@ -74,8 +74,7 @@ def _make_private(file: Path) -> None:
 
 
 @contextmanager
-def _file_alone(url: str) -> Iterator[Callable[[], bool]]:
-    file = file_of(url)
+def _file_alone(file: Path | None) -> Iterator[Callable[[], bool]]:
     if file is None:
         yield lambda: True
         return
@@ -139,7 +138,7 @@ class Database:
         SQLite's is a lock beside its file, whatever the key; one that has no file is nobody else's.
         """
         if self.sql.dialect.name != "postgresql":
-            with _file_alone(self.url) as held:
+            with _file_alone(self._file()) as held:
                 yield held
             return
         with self.sql.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -150,6 +149,13 @@ class Database:
                 if taken:  # where the server is gone, so is the lock
                     with suppress(SQLAlchemyError):
                         connection.exec_driver_sql(f"SELECT pg_advisory_unlock({key})")
+
+    def _file(self) -> Path | None:
+        """The file that SQLite reads, by a URI too; None of a database in working memory."""
+        with self._translated("read"), self.sql.connect() as connection:
+            name = connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'").scalar()
+        file = Path(str(name))
+        return file if file.is_file() else None
 
     def erase(self) -> None:
         """Take what was deleted out of SQLite's file and its write-ahead log.

@@ -783,8 +783,11 @@ def test_one_night_at_a_time_in_a_database_that_two_homes_share(tmp_path):
         two.close()
 
 
-def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path):
-    one, two = (Database(f"sqlite:///{tmp_path / 'shared.db'}") for _ in range(2))
+@pytest.mark.parametrize(
+    "other", ["sqlite:///{}", "sqlite:///file:{}?uri=true", "sqlite:///file://localhost{}?mode=rw&uri=true"]
+)
+def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path, other):
+    one, two = (Database(url.format(tmp_path / "shared.db")) for url in ("sqlite:///{}", other))
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     with night_lock(tmp_path / "one", one) as still_alone:
@@ -795,6 +798,22 @@ def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path
         pass
     one.close()
     two.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///file::memory:?uri=true",
+        "sqlite:///file:/one?vfs=memdb&uri=true",
+    ],
+)
+def test_database_in_working_memory_has_no_lock_beside_it(tmp_path, url):
+    one = Database(url)
+    with night_lock(tmp_path, one) as still_alone:
+        still_alone()
+        assert not [*tmp_path.glob("*.night.lock"), *Path().glob("*.night.lock"), *Path("/").glob("*.night.lock")]
+    one.close()
 
 
 @pytest.mark.postgres
