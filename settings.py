@@ -104,7 +104,8 @@ class DatasetSettings:
         _require("dataset", self, f"0 (off) to {MOST_EXPANDED}", lambda x: 0 <= x <= MOST_EXPANDED, "expand_share")
         _require("dataset", self, "0 (off) or more", lambda x: x >= 0, "max_user_recurrence")
         _require("dataset", self, "above 0", lambda x: x > 0, "half_life_days")
-        _require("dataset", self, "1 or more", lambda x: x >= 1, "weight_cap", "min_topic_users", "max_rows")
+        _require("dataset", self, "1 or more", lambda x: x >= 1, "min_topic_users", "max_rows")
+        _require("dataset", self, "1 or more, and finite", lambda x: 1 <= x < inf, "weight_cap")
         _require("dataset", self, "above 0 and at most 1", lambda x: 0 < x <= 1, "max_user_share")
         _require("dataset", self, "0 or more and below 1", lambda x: 0 <= x < 1, "held_out_share")
         _require("dataset", self, "0 or more", lambda x: x >= 0, "min_liked")
@@ -139,11 +140,12 @@ class NightSettings:
     def __post_init__(self) -> None:
         _require_one_of("night", self, "lora_targets", *LORA_TARGETS)
         _require("night", self, "1 or more", lambda x: x >= 1, "lora_rank", "lora_alpha", "max_tokens", "batch_size")
-        _require("night", self, "above 0", lambda x: x > 0, "budget_minutes", "beta", "thumb_beta")
-        _require("night", self, "above 0 and finite", lambda x: 0 < x < inf, "sft_epochs", "preference_epochs")
+        _require("night", self, "above 0", lambda x: x > 0, "budget_minutes")
+        positive = ("sft_epochs", "preference_epochs", "beta", "thumb_beta")
+        _require("night", self, "above 0 and finite", lambda x: 0 < x < inf, *positive)
         _require("night", self, "below 2**40", lambda x: abs(x) < 2**40, "seed")
         others = ("few_rows", "sft_lr", "preference_lr", "replay_share", "replay_weight", "sft_term")
-        _require("night", self, "0 or more", lambda x: x >= 0, *others)
+        _require("night", self, "0 or more, and finite", lambda x: 0 <= x < inf, *others)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .bases import PassingOn, bases, serve
 from .chat import chat
 from .gating import gate
 from .keeping import forget, memory
-from .printing import Agent, AsJson, Home, User, assistant, at, checked_files, err, out, show, when
+from .printing import ENDED, Agent, AsJson, Home, User, assistant, at, checked_files, err, out, show, when
 
 if TYPE_CHECKING:
     from ..evolve.types import Excluded
@@ -473,11 +473,11 @@ def report(
     from ..evolve.report import Compared, side_by_side
     from ..evolve.report import report as gather
     from . import reporting
-    from .doctor import night_runs
+    from .doctor import outcome_by_now
 
     with assistant(home) as n:
         found = gather(n.store, n.registry, cycle)
-        if found.outcome == "running" and not night_runs(n.settings.home, n.store.database):
+        if outcome_by_now(found.cycle, n.settings.home, n.store.database) == ENDED:
             found = reporting.as_ended(found)
         tolerance = n.settings.serving.parity_tolerance
         compared: list[Compared] = []

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..evolve.registry import Registry
+    from ..evolve.types import Cycle
     from ..memory.database import Database
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
@@ -116,11 +117,16 @@ def _ended(settings: Settings) -> list[str]:
 
     with MemoryStore(checked_home(settings)) as store:
         registry = Registry(store.database, settings.home / "adapters", store.clock)
-        left = [cycle for cycle in registry.cycles() if cycle.outcome == "running"]
-        return [f"{c.id} {ENDED}" for c in left if not night_runs(settings.home, store.database)]
+        told = {c.id: outcome_by_now(c, settings.home, store.database) for c in registry.cycles()}
+        return [f"{cycle_id} {ENDED}" for cycle_id, outcome in told.items() if outcome == ENDED]
 
 
-def night_runs(home: Path, database: Database) -> bool:
+def outcome_by_now(cycle: Cycle, home: Path, database: Database) -> str:
+    """`ENDED` of a night that is unfinished and does not run: it was killed, or the power failed."""
+    return ENDED if cycle.outcome == "running" and not _night_runs(home, database) else cycle.outcome
+
+
+def _night_runs(home: Path, database: Database) -> bool:
     from ..pipelines.lock import NightRunning, night_lock
 
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
-from .printing import AsJson, Home, assistant, outcome, show
+from .printing import ENDED, AsJson, Home, assistant, outcome, show
 
 if TYPE_CHECKING:
     from ..evolve.types import Cycle, Measure, Verdict
@@ -24,12 +24,15 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """What decided that night: every condition in words, with its numbers."""
+    from .doctor import outcome_by_now
+
     with assistant(home) as n:
         found = n.registry.cycle(cycle) if cycle else n.registry.latest_cycle()
         verdict = n.registry.cycle_verdict(found)
         live = n.registry.live()
-    value = {"cycle": found.id, "outcome": found.outcome, "verdict": asdict(verdict) if verdict else None}
-    show(value, as_json, explained(found, verdict, live.id if live else None))
+        told = outcome_by_now(found, n.settings.home, n.store.database)
+    value = {"cycle": found.id, "outcome": told, "verdict": asdict(verdict) if verdict else None}
+    show(value, as_json, explained(found, verdict, live.id if live else None, told))
 
 
 @gate.command("probes")
@@ -53,10 +56,11 @@ def probes_(home: Home = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def explained(cycle: Cycle, verdict: Verdict | None, serving: str | None = None) -> list[str]:
-    head = f"night {cycle.id}: {cycle.outcome}"
+def explained(cycle: Cycle, verdict: Verdict | None, serving: str | None = None, told: str = "") -> list[str]:
+    """`told` is the outcome by now, where it is another than what is on record."""
+    head = f"night {cycle.id}: {told or cycle.outcome}"
     if verdict is None:
-        return [head, cycle.error or "no candidate was made, so there was nothing to judge"]
+        return [head, cycle.error or UNJUDGED.get(told, "no candidate was made, so there was nothing to judge")]
     against = verdict.incumbent_id or "the base"
     lines = [head, f"candidate {verdict.candidate_id} against {against}"]
     if cycle.error:
@@ -77,6 +81,10 @@ def in_words(m: Measure) -> str:
     return f"{m.incumbent:.3f} before, {m.candidate:.3f} after"
 
 
+UNJUDGED = {
+    "running": "nothing is judged yet",
+    ENDED: "it was killed, or the power failed, before it was judged; the next night records it",
+}
 WORDS: dict[str, Callable[[Measure], str]] = {
     "preference": lambda m: (
         f"of two answers it never saw, one liked and one not, the liked one gained more in"

@@ -30,7 +30,7 @@ def to_json(report: Report, compared: Sequence[Compared]) -> dict[str, Any]:
 
 
 def as_ended(report: Report) -> Report:
-    """The same of a night that is unfinished and does not run: it was killed, or the power failed."""
+    """The same of a night that ended without a word."""
     *earlier, last = report.nights
     return replace(report, outcome=ENDED, nights=(*earlier, replace(last, outcome=ENDED)))
 

@@ -74,8 +74,7 @@ def _make_private(file: Path) -> None:
 
 
 @contextmanager
-def _file_alone(url: str) -> Iterator[Callable[[], bool]]:
-    file = file_of(url)
+def _file_alone(file: Path | None) -> Iterator[Callable[[], bool]]:
     if file is None:
         yield lambda: True
         return
@@ -96,6 +95,38 @@ def _holds(connection: Connection, key: int) -> bool:
     except SQLAlchemyError:
         return False
     return bool(found)
+
+
+class _ServerLock:
+    """An advisory lock, which goes with its connection: where that was cut it is taken on another, if it is free."""
+
+    def __init__(self, engine: Engine, key: int) -> None:
+        self._engine, self._key = engine.execution_options(isolation_level="AUTOCOMMIT"), key
+        self._connection = self._engine.connect()
+        self._taken = self._take()
+
+    def held(self) -> bool:
+        if self._taken and not _holds(self._connection, self._key):
+            self._taken = self._take_again()
+        return self._taken
+
+    def release(self) -> None:
+        with suppress(SQLAlchemyError), self._connection as connection:  # where the server is gone, so is the lock
+            if self._taken:
+                connection.exec_driver_sql(f"SELECT pg_advisory_unlock({self._key})")
+
+    def _take(self) -> bool:
+        return bool(self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({self._key})").scalar())
+
+    def _take_again(self) -> bool:
+        """Whether that was possible; of a server that is gone, nobody knows who has it."""
+        try:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = self._engine.connect()
+            return self._take()
+        except SQLAlchemyError:
+            return False
 
 
 class Database:
@@ -136,20 +167,25 @@ class Database:
     def alone(self, key: int) -> Iterator[Callable[[], bool]]:
         """Take `key` if nobody else holds it; says whenever it is asked whether it is held.
 
-        SQLite's is a lock beside its file, whatever the key; one that has no file is nobody else's.
+        SQLite's is a lock beside its file, whatever the key; one that has no file is nobody else's. What a server let
+        go with a connection is taken again when it is asked for, unless somebody else took it since.
         """
         if self.sql.dialect.name != "postgresql":
-            with _file_alone(self.url) as held:
+            with _file_alone(self._file()) as held:
                 yield held
             return
-        with self.sql.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            taken = bool(connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({key})").scalar())
-            try:
-                yield lambda: taken and _holds(connection, key)
-            finally:
-                if taken:  # where the server is gone, so is the lock
-                    with suppress(SQLAlchemyError):
-                        connection.exec_driver_sql(f"SELECT pg_advisory_unlock({key})")
+        lock = _ServerLock(self.sql, key)
+        try:
+            yield lock.held
+        finally:
+            lock.release()
+
+    def _file(self) -> Path | None:
+        """The file that SQLite reads, by a URI too; None of a database in working memory."""
+        with self._translated("read"), self.sql.connect() as connection:
+            name = connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'").scalar()
+        file = Path(str(name))
+        return file if file.is_file() else None
 
     def erase(self) -> None:
         """Take what was deleted out of SQLite's file and its write-ahead log.

@@ -5,8 +5,8 @@ Not covered, since no id is made of them: which adapter answered, what it was sh
 An import brings answers of adapters that were never here, and what a reply was shown may have been forgotten, so that
 an id which leads nowhere is no disagreement; `audit why` names it.
 
-SQL is read as it was at one moment. The index follows a little later than a commit, so what disagrees is told only if
-it still does after a pause.
+SQL is read as it was at one moment. The index follows a little later than a commit, and erased bytes later still, so
+what disagrees is told only if it still does once those who write are through.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 
 from sqlalchemy import inspect, select
@@ -33,7 +34,8 @@ from .tables import DraftRow, FeedbackRow, MemoryRow
 from .topic_rows import miscounted
 from .types import Interaction
 
-PAUSE_S = 0.3  # in which a writer brings the index up to what it committed
+PAUSE_S = 0.3  # in which a writer goes on from one transaction to the next
+PAUSES = 16  # at most, for bytes that are being erased: index, log and receipt are a transaction each
 
 
 def is_empty(url: str) -> bool:
@@ -52,9 +54,22 @@ def disagreements(database: Database, indexing: Indexing) -> list[str]:
     found = _at_a_moment(database, indexing)
     if not found:
         return []
-    time.sleep(PAUSE_S)
+    _await_writers(database)
     still = set(_at_a_moment(database, indexing))
     return [line for line in found if line in still]
+
+
+def _await_writers(database: Database) -> None:
+    """Until a writer will have brought the index up to what it committed, and what it erases is gone.
+
+    Each is waited for as long as the database lets one wait. What nobody is erasing any more, after a crash or where a
+    file cannot be deleted, costs some pauses.
+    """
+    for _ in range(PAUSES):
+        time.sleep(PAUSE_S)
+        with suppress(StoreError), database.writing() as session:
+            if not unfinished(session):
+                return
 
 
 def _at_a_moment(database: Database, indexing: Indexing) -> list[str]:

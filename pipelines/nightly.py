@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 
 from ..content import plain
 from ..errors import GateRefused, NotFound, ServingError, StoreError
@@ -25,7 +26,7 @@ from ..memory.store import MemoryStore
 from ..serving.base import base_id, has_passed_by
 from ..serving.engine import Engine
 from ..settings import Settings
-from .lock import night_lock
+from .lock import NightRunning, night_lock
 
 log = logging.getLogger("nightschool")
 Progress = Callable[[str], None]
@@ -41,9 +42,10 @@ def run(
     `engine` opens the one that answers: where it holds the base in this process, after training, which needs the room.
     """
     progress = _while_heard(progress)
-    with night_lock(settings.home, store.database) as still_alone:
+    with night_lock(settings.home, store.database) as alone:
         registry.close_interrupted()
         cycle_id = registry.open_cycle()
+        still_alone = partial(_require_alone, alone, registry, cycle_id)
         try:
             registry.sweep()
             registry.withdraw_tainted()
@@ -57,6 +59,16 @@ def run(
         registry.erase_tainted()  # what was trained on what was forgotten meanwhile
         registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why_not)
         return registry.cycle(cycle_id)
+
+
+def _require_alone(alone: Callable[[], None], registry: Registry, cycle_id: str) -> None:
+    """NightRunning if the lock was lost and not had again, or another night ran before it was."""
+    alone()
+    if registry.cycle(cycle_id).finished_utc is not None:  # each closes those that it takes for killed
+        raise NightRunning(
+            f"another night ran after the lock of {cycle_id} was lost, so that it may have promoted something; run"
+            " `nightschool night` again"
+        )
 
 
 def _while_heard(progress: Progress) -> Progress:

@@ -356,6 +356,10 @@ def test_night_that_was_killed_is_told_from_one_that_runs(run: Run, tmp_path: Pa
         with night_lock(nightschool.settings.home, nightschool.store.database):
             assert json.loads(run("report", "--json").stdout)["outcome"] == "running"
             assert json.loads(run("doctor", "--json").stdout)["nights"] == []
+            assert run("gate", "explain").stdout.splitlines() == [f"night {cycle_id}: running", "nothing is judged yet"]
+    explained = run("gate", "explain", cycle_id).stdout.splitlines()
+    assert explained[0] == f"night {cycle_id}: ended without a word" and "it was killed" in explained[1]
+    assert json.loads(run("gate", "explain", "--json").stdout)["outcome"] == "ended without a word"
     told = json.loads(run("report", "--json").stdout)
     assert told["outcome"] == told["nights"][-1]["outcome"] == "ended without a word"
     found = json.loads(run("doctor", "--json").stdout)

@@ -286,6 +286,18 @@ def test_night_that_lost_its_lock_judges_nothing_and_promotes_nothing(
     assert any(assistant.registry.verdict(a.id) for a in assistant.registry.adapters()) == judged
 
 
+@pytest.mark.usefixtures("toy_nights")
+def test_night_that_has_its_lock_again_after_another_ran_promotes_nothing(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another = assistant.registry.close_interrupted  # what each begins with
+    monkeypatch.setattr(nightly, "night_lock", lambda *_: nullcontext(another))
+    with pytest.raises(NightRunning, match=r"another night ran after the lock of .* was lost"):
+        night(assistant)
+    assert assistant.registry.live() is None
+    assert (assistant.registry.latest_cycle().error or "").startswith("NightRunning: another night ran")
+
+
 def test_night_that_ended_without_a_word_is_closed_by_the_next(assistant: Assistant) -> None:
     lost = assistant.registry.open_cycle()
     assert assistant.registry.cycle(lost).outcome == "running"

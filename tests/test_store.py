@@ -20,7 +20,7 @@ from nightschool.memory.topic_rows import states
 from nightschool.memory.types import Draft
 from nightschool.pipelines.lock import NIGHT_LOCK, NightRunning, night_lock
 from nightschool.settings import DatasetSettings, MemorySettings, Settings
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 POSTGRES = "postgresql+psycopg://127.0.0.1:5432/test"
@@ -796,8 +796,11 @@ def test_one_night_at_a_time_in_a_database_that_two_homes_share(tmp_path):
         two.close()
 
 
-def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path):
-    one, two = (Database(f"sqlite:///{tmp_path / 'shared.db'}") for _ in range(2))
+@pytest.mark.parametrize(
+    "other", ["sqlite:///{}", "sqlite:///file:{}?uri=true", "sqlite:///file://localhost{}?mode=rw&uri=true"]
+)
+def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path, other):
+    one, two = (Database(url.format(tmp_path / "shared.db")) for url in ("sqlite:///{}", other))
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     with night_lock(tmp_path / "one", one) as still_alone:
@@ -810,6 +813,66 @@ def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path
     two.close()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///file::memory:?uri=true",
+        "sqlite:///file:/one?vfs=memdb&uri=true",
+    ],
+)
+def test_database_in_working_memory_has_no_lock_beside_it(tmp_path, url):
+    one = Database(url)
+    with night_lock(tmp_path, one) as still_alone:
+        still_alone()
+        assert not [*tmp_path.glob("*.night.lock"), *Path().glob("*.night.lock"), *Path("/").glob("*.night.lock")]
+    one.close()
+
+
+def _cut_the_night(database):
+    held = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {NIGHT_LOCK}"
+    with database.writing() as session:
+        cut = session.scalars(text(f"SELECT pg_terminate_backend(pid, 30000) FROM ({held}) AS held"))
+        assert list(cut) == [True]
+
+
+@pytest.mark.postgres
+def test_night_whose_lock_was_lost_has_it_again_if_nobody_else_took_it(tmp_path):
+    with postgres_schema() as url:
+        one, two = Database(url), Database(url)
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        with night_lock(tmp_path / "one", one) as still_alone:
+            for _ in range(2):
+                _cut_the_night(two)
+                still_alone()
+            with pytest.raises(NightRunning, match="another home runs a night"), night_lock(tmp_path / "two", two):
+                pass
+        with night_lock(tmp_path / "two", two):
+            pass
+        one.close()
+        two.close()
+
+
+@pytest.mark.postgres
+def test_lock_that_was_lost_with_the_whole_server_is_not_had_again(tmp_path, monkeypatch):
+    def refused(_):
+        raise OperationalError("", {}, Exception("connection refused"))
+
+    with postgres_schema() as url:
+        one, two = Database(url), Database(url)
+        with night_lock(tmp_path, one) as still_alone:
+            _cut_the_night(two)
+            with monkeypatch.context() as patch:
+                patch.setattr(Engine, "connect", refused)
+                with pytest.raises(NightRunning, match="was lost"):
+                    still_alone()
+            with pytest.raises(NightRunning, match="was lost"):  # another may have begun and ended meanwhile
+                still_alone()
+        one.close()
+        two.close()
+
+
 @pytest.mark.postgres
 def test_night_whose_lock_was_lost_with_its_connection_is_told(tmp_path):
     with postgres_schema() as url:
@@ -818,9 +881,7 @@ def test_night_whose_lock_was_lost_with_its_connection_is_told(tmp_path):
             (tmp_path / name).mkdir()
         with night_lock(tmp_path / "one", one) as still_alone:
             still_alone()
-            with two.writing() as session:
-                held = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {NIGHT_LOCK}"
-                session.execute(text(f"SELECT pg_terminate_backend(pid) FROM ({held}) AS held"))
+            _cut_the_night(two)
             with night_lock(tmp_path / "two", two):
                 for _ in range(2):
                     with pytest.raises(NightRunning, match="was lost"):

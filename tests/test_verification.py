@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import pytest
 from nightschool.memory import verification
 from nightschool.memory.conversations import draft_id
 from nightschool.memory.types import Draft
+from nightschool.memory.vectors import VectorIndex
 from sqlalchemy import text
 
 
@@ -89,6 +94,28 @@ def test_index_that_follows_what_was_committed_agrees(told, monkeypatch):
     with told.database.writing() as session:
         session.execute(text("UPDATE memories SET indexed = false WHERE id = :id"), {"id": memory_id})
     assert told.verify() == []  # it waits to be indexed
+
+
+def test_bytes_that_are_being_erased_are_waited_for(told, monkeypatch):
+    begun, looked, erase, sleep = Event(), Event(), VectorIndex.erase, time.sleep
+
+    def slowly(index):
+        begun.set()
+        assert looked.wait(60)
+        sleep(3 * verification.PAUSE_S)
+        erase(index)
+
+    def pause(seconds):
+        looked.set()
+        sleep(seconds)
+
+    monkeypatch.setattr(VectorIndex, "erase", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        erasing = pool.submit(told.forget_apply, told.forget(user_id="ann"))
+        assert begun.wait(60)
+        monkeypatch.setattr(verification.time, "sleep", pause)
+        found = told.verify()
+        assert erasing.result().interactions == 2 and found == []
 
 
 def test_memory_that_the_index_lost_or_doubled_is_named(told):
