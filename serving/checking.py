@@ -44,6 +44,7 @@ class BaseReport:
     fp8: str  # the layout of its FP8 weights; else how it is quantised, if it is
     lora_modules: dict[str, tuple[str, ...]]  # by value of night.lora_targets
     on_disk_gib: float
+    loading_gib: dict[str, float]  # the most of the machine's own memory on the way there, by device
     serving_gib: dict[str, float]  # by engine
     training_gib: dict[str, float]  # by device
     cache_kib_a_token: float  # bfloat16 keys and values, or the latents of MLA
@@ -57,7 +58,8 @@ def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
 
     In this process weights are dequantised, to 4 bytes on a CPU and 2 elsewhere; a card that multiplies in FP8 keeps
     what is on disk (`serving.weights`), and so does a vLLM server. Training holds the dequantised weights and
-    TRAINED_BYTES for each parameter of the adapter.
+    TRAINED_BYTES for each parameter of the adapter. Every base goes through the machine's memory, dequantised; FP8 on a
+    CPU in bfloat16 and float32 at once.
     """
     config = load_config(spec)
     sizes = modules_of(config)
@@ -78,6 +80,10 @@ def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
         fp8=_fp8(config),
         lora_modules={setting: _names(sizes.linear, pattern) for setting, pattern in patterns.items()},
         on_disk_gib=on_disk,
+        loading_gib={
+            "cpu": (6 if is_fp8(config) else 4) * parameters / GIB,
+            "cuda": 2 * parameters / GIB,
+        },
         serving_gib={
             "local, cpu": 4 * parameters / GIB,
             "local, cuda": 2 * parameters / GIB,

@@ -27,6 +27,13 @@ def test_shipped_base_is_fp8_and_needs_what_its_weights_need() -> None:
     assert set(report.lora_modules["attention"]) < set(report.lora_modules["attention+mlp"])
 
 
+def test_loading_takes_what_is_held_on_the_way(toy_base: str) -> None:
+    for base, on_cpu in (("seedling", 6), (toy_base, 4)):  # FP8 is loaded in bfloat16, then made float32
+        report = check(base, rank=4)
+        wanted = {"cpu": on_cpu * report.parameters / (1 << 30), "cuda": 2 * report.parameters / (1 << 30)}
+        assert report.loading_gib == pytest.approx(wanted)
+
+
 def test_latents_take_less_room_than_keys_and_values_of_all_heads(toy_base: str) -> None:
     report = check(toy_base, rank=4)
     assert report.cache_kib_a_token == 2 * 2 * (32 + 8) / 1024 and report.fp8 == ""
