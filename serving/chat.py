@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..content import Message
-from ..errors import ServingError
+from ..errors import InputError, ServingError
 
 Ids = tuple[int, ...]
 FINAL = "<|channel|>final<|message|>"  # of Harmony, which else begins with an analysis
@@ -23,7 +23,7 @@ FINAL = "<|channel|>final<|message|>"  # of Harmony, which else begins with an a
 def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
     """The templated prompt in at most `room` ids: the oldest turns go first, the system message last.
 
-    ServingError if the template refuses the conversation.
+    InputError if there is no message, ServingError if the template refuses the conversation.
     """
     system = [m for m in prompt[:1] if m["role"] == "system"]
     turns = list(prompt[len(system) :])
@@ -68,6 +68,8 @@ def _templated(tokenizer: Any, messages: Sequence[Message]) -> Ids:
 def _text(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
     from jinja2 import TemplateError
 
+    if not messages:
+        raise InputError("a prompt holds no messages; give one of the user at least")
     inert = _inert_messages(tokenizer, messages)
     try:
         return _rendered(tokenizer, inert, add_generation_prompt)
