@@ -29,6 +29,10 @@ from .chat import answer_ids
 
 GIB = 1 << 30
 TRAINED_BYTES = 16  # of a LoRA parameter: float32 value and gradient, two moments of Adam
+ALONE = (
+    "it attends within windows, or keeps states: in this process its answers do not join a running batch, use nothing"
+    " again of what was read of a session, and are not recorded as CUDA graphs; a vLLM server batches them"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class BaseReport:
     serving_gib: dict[str, float]  # by engine
     training_gib: dict[str, float]  # by device
     cache_kib_a_token: float  # bfloat16 keys and values, or the latents of MLA
+    notes: tuple[str, ...]  # what it does not get here
     problems: tuple[str, ...]
 
 
@@ -95,6 +100,7 @@ def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
             "cuda": (2 * parameters + TRAINED_BYTES * trained) / GIB,
         },
         cache_kib_a_token=_cache_bytes(text) / 1024,
+        notes=() if _is_shifted(config) else (ALONE,),
         problems=tuple(problems),
     )
 
@@ -138,6 +144,18 @@ def _fp8(config: Any) -> str:
     quantization = config.quantization_config
     block = quantization.get("weight_block_size")
     return f"{quantization.get('fmt', 'e4m3')}, " + ("blocks of " + "×".join(map(str, block)) if block else "by tensor")
+
+
+def _is_shifted(config: Any) -> bool:
+    """Whether its cache is by position throughout, as the embedded engine needs to move rows between batches."""
+    from transformers import DynamicCache
+
+    from .graphs import is_plain
+
+    try:
+        return is_plain(DynamicCache(config=config))
+    except (AttributeError, KeyError, ValueError):  # a family with a cache of its own (DeepSeek V4)
+        return False
 
 
 def _cache_bytes(text: Any) -> int:
