@@ -17,8 +17,9 @@ train: LoRA on the bfloat16 weights, activations computed again as a night does 
 on rows of 2,048 random tokens, which are none of a night's; a pair of DPO is two rows, and its reference, the base, is
 part of its time.
 agree: logits of the same weights in FP8 and in bfloat16. Random weights are a hard case: nothing is decided clearly.
+peak: the most of the card that tensors took while a row of the table was decoded, weights and prompt included.
 Parts that fail or for which no time is left are named and left out. After each part a line of JSON tells what is found
-so far, and the last line printed is one in any case.
+so far, and the last line printed is one in any case, after SIGTERM or Ctrl-C too.
 """
 
 from __future__ import annotations
@@ -116,13 +117,25 @@ def main() -> None:
         )
         return
     bench = Bench(TOY if args.toy else BIG, "cpu" if args.toy else "cuda", args.minutes)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         bench.run()
+    except (KeyboardInterrupt, SystemExit) as stop:
+        bench.found["left_out"]["what was to come"] = f"stopped by a signal: {stop!r}"
+        raise
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what was measured is told, whoever asks again
+        bench.guarded("compare", 30, bench.compare)
         try:
             print(bench.table())
         finally:
             print(json.dumps(bench.found), flush=True)
+            signal.signal(signal.SIGTERM, before)
+
+
+def end(number: int, _: object) -> None:
+    """In order, as an error that no part takes for its own."""
+    raise SystemExit(128 + number)
 
 
 def parse() -> argparse.Namespace:
@@ -153,6 +166,7 @@ class Bench:
         self.ends = time.monotonic() + 60 * minutes
         self.config = Qwen3MoeConfig(**size.shape, norm_topk_prob=True, tie_word_embeddings=False)
         self.speeds: dict[str, dict[int, float]] = {}
+        self.peaks: dict[str, dict[int, float]] = {}
         self.bytes: dict[str, dict[int, float]] = {}
         self.recorded = device == "cuda"  # whether our steps were CUDA graphs to the end
         self.found: Found = {"left_out": {}, **circumstances(device == "cpu")}
@@ -258,6 +272,7 @@ class Bench:
 
     def ours(self, name: str, lora: Lora, rows: int) -> None:
         """The engine's own batch and step, without a tokenizer."""
+        self.reset_peak()
         step = self.stepper(self.model)
         answers = [Answer(Mute(), Sampling(max_tokens=1 << 20)) for _ in range(rows)]
         batch = Batch([Row(self.prompts[i], answers[i], lora) for i in range(rows)], self.device)
@@ -283,6 +298,7 @@ class Bench:
 
     def theirs(self, name: str, rows: int, **more: str) -> None:
         """`generate`, timed from its second token on; compiled by a first run where it compiles."""
+        self.reset_peak()
         ids = torch.tensor(self.prompts[:rows], device=self.device)
         tokens = self.size.steps + 2
         for _ in range(2):
@@ -304,7 +320,16 @@ class Bench:
     def note_speed(self, name: str, rows: int, seconds: float) -> None:
         speed = rows * self.size.steps / seconds
         self.speeds.setdefault(name, {})[rows] = round(speed, 1)
+        if (peak := self.peak_gib()) is not None:
+            self.peaks.setdefault(name, {})[rows] = peak
         print(f"{name}, batch {rows}: {speed:.1f} tokens/s", flush=True)
+
+    def reset_peak(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_gib(self) -> float | None:
+        return round(torch.cuda.max_memory_allocated() / GIB, 2) if self.device == "cuda" else None
 
     def seconds(self, act: Callable[[], object]) -> float:
         self.wait()
@@ -377,14 +402,12 @@ class Bench:
 
         losses: list[float] = []
         step()
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        self.reset_peak()
         seconds = self.seconds(lambda: [step() for _ in range(3)])
         tokens = self.size.train * (2 if name == "dpo" else 1)
-        peak = torch.cuda.max_memory_allocated() / GIB if self.device == "cuda" else None
         self.found[name] = {
             "tokens_per_s": round(3 * tokens / seconds, 1),
-            "peak_gib": peak and round(peak, 2),
+            "peak_gib": self.peak_gib(),
             "loss_first": round(losses[0], 4),
             "loss_last": round(losses[-1], 4),
         }
@@ -419,6 +442,7 @@ class Bench:
         theirs = self.best_of_theirs()
         self.found["bf16_fastest"] = theirs
         self.found["tokens_per_s"] = self.speeds
+        self.found["decode_peak_gib"] = self.peaks
         self.found["gb_a_step"] = {n: {r: round(b / 1e9, 4) for r, b in of.items()} for n, of in self.bytes.items()}
         self.found["share_of_limit"] = {
             name: {rows: self.limit_share(name, rows, speed) for rows, speed in of.items()}

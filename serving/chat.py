@@ -3,7 +3,9 @@
 The invariant: the ids of a prompt followed by the ids of an answer are what the model meets when it serves, up to and
 with the end of its turn. A control token that somebody wrote into a message is only text: nobody ends a turn or opens
 one of the system by typing it. A template that takes a user and an assistant in turn and nothing else, as those of
-Gemma and Mistral, is given the conversation in that form (`_in_turn`).
+Gemma and Mistral, is given the conversation in that form (`_in_turn`). Nothing is thought aloud before an answer where
+a base leaves the choice: a hybrid's template (Qwen3) is told so, and of Harmony's channels (gpt-oss) the prompt begins
+the final one.
 """
 
 from __future__ import annotations
@@ -12,15 +14,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..content import Message
-from ..errors import ServingError
+from ..errors import InputError, ServingError
 
 Ids = tuple[int, ...]
+FINAL = "<|channel|>final<|message|>"  # of Harmony, which else begins with an analysis
 
 
 def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
     """The templated prompt in at most `room` ids: the oldest turns go first, the system message last.
 
-    ServingError if the template refuses the conversation.
+    InputError if there is no message, ServingError if the template refuses the conversation.
     """
     system = [m for m in prompt[:1] if m["role"] == "system"]
     turns = list(prompt[len(system) :])
@@ -62,18 +65,27 @@ def _templated(tokenizer: Any, messages: Sequence[Message]) -> Ids:
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _text(tokenizer: Any, messages: Sequence[Message], **how: Any) -> str:
+def _text(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
     from jinja2 import TemplateError
 
+    if not messages:
+        raise InputError("a prompt holds no messages; give one of the user at least")
     inert = _inert_messages(tokenizer, messages)
     try:
-        return str(tokenizer.apply_chat_template(inert, tokenize=False, **how))
+        return _rendered(tokenizer, inert, add_generation_prompt)
     except TemplateError:
         pass
     try:
-        return str(tokenizer.apply_chat_template(_in_turn(inert), tokenize=False, **how))
+        return _rendered(tokenizer, _in_turn(inert), add_generation_prompt)
     except TemplateError as error:
         raise ServingError(f"the chat template of the base refuses a conversation: {error}") from error
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Message], opened: bool) -> str:
+    """By the template; what one does not know of, it does not look at. `opened` for an answer to follow."""
+    how = {"tokenize": False, "add_generation_prompt": opened, "enable_thinking": False}
+    text = str(tokenizer.apply_chat_template(messages, **how))
+    return text + FINAL if opened and FINAL in str(tokenizer.chat_template) and not text.endswith(FINAL) else text
 
 
 def _in_turn(messages: Sequence[Message]) -> list[Message]:

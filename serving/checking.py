@@ -29,6 +29,10 @@ from .chat import answer_ids
 
 GIB = 1 << 30
 TRAINED_BYTES = 16  # of a LoRA parameter: float32 value and gradient, two moments of Adam
+ALONE = (
+    "it attends within windows, or keeps states: in this process its answers do not join a running batch, use nothing"
+    " again of what was read of a session, and are not recorded as CUDA graphs; a vLLM server batches them"
+)
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,11 @@ class BaseReport:
     fp8: str  # the layout of its FP8 weights; else how it is quantised, if it is
     lora_modules: dict[str, tuple[str, ...]]  # by value of night.lora_targets
     on_disk_gib: float
+    loading_gib: dict[str, float]  # the most of the machine's own memory on the way there, by device
     serving_gib: dict[str, float]  # by engine
     training_gib: dict[str, float]  # by device
     cache_kib_a_token: float  # bfloat16 keys and values, or the latents of MLA
+    notes: tuple[str, ...]  # what it does not get here
     problems: tuple[str, ...]
 
 
@@ -57,7 +63,8 @@ def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
 
     In this process weights are dequantised, to 4 bytes on a CPU and 2 elsewhere; a card that multiplies in FP8 keeps
     what is on disk (`serving.weights`), and so does a vLLM server. Training holds the dequantised weights and
-    TRAINED_BYTES for each parameter of the adapter.
+    TRAINED_BYTES for each parameter of the adapter. Every base goes through the machine's memory, dequantised; FP8 on a
+    CPU in bfloat16 and float32 at once.
     """
     config = load_config(spec)
     sizes = modules_of(config)
@@ -78,6 +85,10 @@ def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
         fp8=_fp8(config),
         lora_modules={setting: _names(sizes.linear, pattern) for setting, pattern in patterns.items()},
         on_disk_gib=on_disk,
+        loading_gib={
+            "cpu": (6 if is_fp8(config) else 4) * parameters / GIB,
+            "cuda": 2 * parameters / GIB,
+        },
         serving_gib={
             "local, cpu": 4 * parameters / GIB,
             "local, cuda": 2 * parameters / GIB,
@@ -89,6 +100,7 @@ def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
             "cuda": (2 * parameters + TRAINED_BYTES * trained) / GIB,
         },
         cache_kib_a_token=_cache_bytes(text) / 1024,
+        notes=() if _is_shifted(config) else (ALONE,),
         problems=tuple(problems),
     )
 
@@ -132,6 +144,18 @@ def _fp8(config: Any) -> str:
     quantization = config.quantization_config
     block = quantization.get("weight_block_size")
     return f"{quantization.get('fmt', 'e4m3')}, " + ("blocks of " + "×".join(map(str, block)) if block else "by tensor")
+
+
+def _is_shifted(config: Any) -> bool:
+    """Whether its cache is by position throughout, as the embedded engine needs to move rows between batches."""
+    from transformers import DynamicCache
+
+    from .graphs import is_plain
+
+    try:
+        return is_plain(DynamicCache(config=config))
+    except (AttributeError, KeyError, ValueError):  # a family with a cache of its own (DeepSeek V4)
+        return False
 
 
 def _cache_bytes(text: Any) -> int:

@@ -75,6 +75,13 @@ def room_for_prompt(context: int, reserved: int) -> int:
     return room
 
 
+def require_pairs(prompts: Sequence[Prompt], answers: Sequence[str]) -> None:
+    if len(prompts) != len(answers):
+        raise InputError(
+            f"score: there are {len(prompts)} prompts and {len(answers)} answers; give one answer a prompt"
+        )
+
+
 def of_another_base(adapter_id: str, made_for: object, serving: str) -> str:
     """Why the adapter is refused, and what to do."""
     return (

@@ -34,7 +34,7 @@ from .base import (
 from .batching import Batcher, Request, batches
 from .chat import Ids, answer_ids, prompt_ids
 from .decoding import Answer
-from .engine import Pieces, Prompt, Sampling, Score, room_for_prompt
+from .engine import Pieces, Prompt, Sampling, Score, require_pairs, room_for_prompt
 from .graphs import Graphs, is_plain, use_attention
 from .latents import Expansion, worth_expanding
 
@@ -120,6 +120,7 @@ class LocalEngine:
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
         """Log-probabilities of `answers`, each with its end of turn, given their prompts."""
+        require_pairs(prompts, answers)
         lora = self._lora(adapter)
         tails = [answer_ids(self._tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
         rows = [(self._prompt(prompt, len(tail)), tail) for prompt, tail in zip(prompts, tails, strict=True)]

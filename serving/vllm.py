@@ -26,7 +26,7 @@ from ..settings import ServingSettings, without_user
 from . import parity
 from .base import PASSED_BY, base_id, has_passed_by, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
-from .engine import MANIFEST, ON_LATE, Pieces, Prompt, Sampling, Score, of_another_base, room_for_prompt
+from .engine import MANIFEST, ON_LATE, Pieces, Prompt, Sampling, Score, of_another_base, require_pairs, room_for_prompt
 
 try:
     import httpx
@@ -130,6 +130,7 @@ class VLLMEngine:
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
         """Log-probabilities of `answers`, each with its end of turn, given their prompts."""
+        require_pairs(prompts, answers)
         tails = [answer_ids(self._tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
         # the server draws one token more than it is asked to score
         rows = [(self._prompt(prompt, len(tail) + 1), tail) for prompt, tail in zip(prompts, tails, strict=True)]

@@ -27,6 +27,33 @@ def test_shipped_base_is_fp8_and_needs_what_its_weights_need() -> None:
     assert set(report.lora_modules["attention"]) < set(report.lora_modules["attention+mlp"])
 
 
+def test_loading_takes_what_is_held_on_the_way(toy_base: str) -> None:
+    for base, on_cpu in (("seedling", 6), (toy_base, 4)):  # FP8 is loaded in bfloat16, then made float32
+        report = check(base, rank=4)
+        wanted = {"cpu": on_cpu * report.parameters / (1 << 30), "cuda": 2 * report.parameters / (1 << 30)}
+        assert report.loading_gib == pytest.approx(wanted)
+
+
+def test_base_with_windows_is_told_what_it_does_not_get_here(toy_base: str, tmp_path: Path) -> None:
+    from transformers import GptOssConfig
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_local_experts": 4, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "sliding_window": 32}
+    GptOssConfig(**sizes, **heads).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((Path(toy_base) / "tokenizer.json").read_bytes())
+    (note,) = check(str(tmp_path), rank=4).notes
+    assert "windows" in note and "do not join a running batch" in note and "CUDA graphs" in note
+    assert check(toy_base, rank=4).notes == check("seedling", rank=4).notes == ()
+
+
+def test_family_with_a_cache_of_its_own_is_told_of_too(toy_base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(**_: object) -> None:
+        raise KeyError("heavily_compressed_attention")
+
+    monkeypatch.setattr("transformers.DynamicCache", unknown)
+    assert check(toy_base, rank=4).notes
+
+
 def test_latents_take_less_room_than_keys_and_values_of_all_heads(toy_base: str) -> None:
     report = check(toy_base, rank=4)
     assert report.cache_kib_a_token == 2 * 2 * (32 + 8) / 1024 and report.fp8 == ""

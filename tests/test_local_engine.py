@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nightschool.content import Message
-from nightschool.errors import ServingError
+from nightschool.errors import InputError, ServingError
 from nightschool.serving.adapters import blended
 from nightschool.serving.base import load_base, load_tokenizer, lora_targets
 from nightschool.serving.batching import batches
 from nightschool.serving.chat import answer_ids, prompt_ids
 from nightschool.serving.decoding import LIKELY, Answer, drawn, left_padded
-from nightschool.serving.engine import Sampling
+from nightschool.serving.engine import Prompt, Sampling
 from nightschool.serving.local import LocalEngine
 from nightschool.serving.lora import as_named
 from nightschool.settings import ServingSettings
@@ -287,6 +287,15 @@ def test_shape_that_a_kernel_refuses_is_an_error_of_serving(
     monkeypatch.setattr(engine, "_logits_at", refuse)
     with pytest.raises(ServingError, match="the model failed: K must be divisible"):
         engine.score(PROMPTS[:1], ANSWERS[:1])
+
+
+def test_prompt_without_messages_and_answers_without_prompts_are_malformed(engine: LocalEngine) -> None:
+    asked: Prompt = [{"role": "user", "content": "Hello."}]
+    for call in (lambda: engine.generate([asked, []]), lambda: engine.stream([]), lambda: engine.score([[]], ["yes"])):
+        with pytest.raises(InputError, match="a prompt holds no messages; give one of the user"):
+            call()
+    with pytest.raises(InputError, match="score: there are 2 prompts and 1 answers; give one answer a prompt"):
+        engine.score([asked, asked], ["yes"])
 
 
 def test_scores_do_not_depend_on_the_batch_or_its_order(engine: LocalEngine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from nightschool.errors import ServingError
@@ -25,6 +26,27 @@ class FixedEngine:
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
         return [Score((self.logprobs[adapter or "base"] / 3,) * 3) for _ in answers]
+
+
+class NoisyEngine:
+    """A server of answers of twelve tokens that moves each of them by `applied` nats under an adapter, whose base is
+    `offset` away; scorings differ by 1e-3 a token, and by `flips` under an adapter, as rounding does in FP8."""
+
+    def __init__(self, applied: float, offset: float = 0.0, flips: float = 0.0, seed: int = 0) -> None:
+        self.applied, self.offset, self.flips, self.drawn = applied, offset, flips, Random(seed)
+
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
+        moved, noise = (self.applied, self.flips) if adapter else (0.0, 0.0)
+        means = [-3.0 + self.offset + moved * sign for sign in SIGNS]
+        return [Score(tuple(self.drawn.gauss(mean, noise + 1e-3) for _ in range(12))) for mean in means]
+
+
+SIGNS = (1, -1, 1)  # of the effect, by answer
+
+
+def recorded(effect: float) -> dict[str, list[float]]:
+    """By the trainer of an adapter that moves each token by so much."""
+    return {"base": [-36.0] * 3, "adapter": [-36.0 + 12 * effect * sign for sign in SIGNS]}
 
 
 RECORDED = {"base": [-9.0] * 3, "adapter": [-6.0] * 3}
@@ -52,6 +74,33 @@ def test_engine_that_differs_is_named_with_the_figure(engine: FixedEngine, reaso
         parity.check(engine, "one", RECORDED, 0.1)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.081])
+@pytest.mark.parametrize("effect", [0.02, 0.05, 0.099, 0.115, 0.17, 0.186])
+def test_adapter_that_a_noisy_server_does_not_apply_is_refused_with_its_share(effect: float, offset: float) -> None:
+    told = r"applies -?0\.0\d of adapter one.* recorded of its effect \(0\.\d+ nats"
+    for seed in range(20):
+        with pytest.raises(ServingError, match=told):
+            parity.check(NoisyEngine(0.0, offset, seed=seed), "one", recorded(effect), 0.1)
+
+
+@pytest.mark.parametrize(("offset", "flips"), [(0.0, 0.0), (0.014, 0.03), (0.081, 0.08)])
+@pytest.mark.parametrize("effect", [1e-3, 6e-3, 0.02, 0.05, 0.099, 0.115, 0.17, 0.186, 0.5])
+def test_adapter_that_a_noisy_server_applies_passes_in_fp8_too(effect: float, offset: float, flips: float) -> None:
+    for seed in range(20):
+        parity.check(NoisyEngine(effect, offset, flips, seed), "one", recorded(effect), 0.1)
+
+
+@pytest.mark.parametrize("share", [-1.0, 0.4])
+def test_adapter_of_which_a_server_that_does_not_round_applies_too_little_is_refused(share: float) -> None:
+    with pytest.raises(ServingError, match=rf"applies {share:.1f}\d of adapter one"):
+        parity.check(NoisyEngine(share * 0.05, offset=1e-3), "one", recorded(0.05), 0.1)
+
+
+@pytest.mark.parametrize(("effect", "applied"), [(1e-3, 0.0), (0.05, -0.05)])
+def test_effect_that_noise_or_rounding_may_turn_about_passes(effect: float, applied: float) -> None:
+    parity.check(NoisyEngine(applied, offset=0.081, flips=0.08), "one", recorded(effect), 0.1)
+
+
 @pytest.fixture
 def trained(toy_base: str, tmp_path: Path) -> tuple[Settings, Adapter]:
     plain = Settings(home=tmp_path)
@@ -74,6 +123,6 @@ def test_adapter_whose_answers_are_not_those_recorded_is_unloaded_again(trained:
     recorded = adapter.details["parity"]
     other = replace(adapter, details={"parity": {**recorded, "adapter": [v - 3.0 for v in recorded["adapter"]]}})
     engine = LocalEngine(settings.serving)
-    with pytest.raises(ServingError, match="away from what its trainer recorded"):
+    with pytest.raises(ServingError, match="what its trainer recorded of its effect"):
         ensure_loaded(engine, other, tolerance=0.01)
     assert engine.adapters() == []

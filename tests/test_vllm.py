@@ -14,10 +14,10 @@ import httpx
 import pytest
 import torch
 from nightschool.content import Message
-from nightschool.errors import ServingError, SettingsError
+from nightschool.errors import InputError, ServingError, SettingsError
 from nightschool.serving import parity
 from nightschool.serving.chat import answer_ids, prompt_ids
-from nightschool.serving.engine import WEIGHTS, Sampling
+from nightschool.serving.engine import WEIGHTS, Prompt, Sampling
 from nightschool.serving.vllm import VLLMEngine
 from nightschool.settings import ServingSettings
 from safetensors.torch import save_file
@@ -143,6 +143,15 @@ def test_the_key_of_the_environment_opens_a_server_that_wants_one(
 def test_a_stream_of_an_unknown_adapter_fails_at_the_call(engine: VLLMEngine) -> None:
     with pytest.raises(ServingError, match="b2:none is not loaded"):
         engine.stream(PROMPT, adapter="b2:none")
+
+
+def test_prompt_without_messages_and_answers_without_prompts_are_malformed(engine: VLLMEngine) -> None:
+    asked: Prompt = [{"role": "user", "content": "Hello."}]
+    for call in (lambda: engine.generate([asked, []]), lambda: engine.stream([]), lambda: engine.score([[]], ["yes"])):
+        with pytest.raises(InputError, match="a prompt holds no messages; give one of the user"):
+            call()
+    with pytest.raises(InputError, match="score: there are 2 prompts and 1 answers; give one answer a prompt"):
+        engine.score([asked, asked], ["yes"])
 
 
 def test_score_takes_the_log_probabilities_of_the_answer_alone(engine: VLLMEngine) -> None:

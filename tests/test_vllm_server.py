@@ -173,7 +173,7 @@ def test_adapter_that_the_server_does_not_apply_is_refused(
     recorded = adapter.details["parity"]
     wrong = {**recorded, "adapter": [value - 5 for value in recorded["adapter"]]}
     server.unload(adapter.id)
-    with pytest.raises(ServingError, match="nats per token away from what its trainer recorded"):
+    with pytest.raises(ServingError, match="what its trainer recorded of its effect"):
         ensure_loaded(server, replace(adapter, details={"parity": wrong}), settings.serving.parity_tolerance)
     assert adapter.id not in server.adapters()
 
