@@ -85,7 +85,9 @@ class DatasetSettings:
     # weights, see evolve/weights.py
     half_life_days: float = 30.0
     weight_cap: float = 3.0
-    max_user_share: float = 0.25  # of the weight of a part by one user; binds from 1 / share users on; 1 = off
+    # of the weight of a part by one user, of pairs on either side, among more than 1 / share users; gives way where the
+    # others' rows would have to weigh more than weight_cap; 1 = off
+    max_user_share: float = 0.25
     max_user_recurrence: float = 0.0  # sessions that one user adds to a topic; a service of many wants 3; 0 = no bound
     # what is curated, see evolve/curation.py
     min_topic_users: int = 1  # before a topic teaches everyone; a service of many users wants 3 or more

@@ -792,6 +792,16 @@ def test_no_user_supplies_more_than_a_share_of_the_weight():
     assert {e.weight for e in world.freeze(max_user_share=1.0).examples} == {1.0}
 
 
+@pytest.mark.parametrize(("own", "share"), [(75, 0.25), (80, 0.4), (90, 0.7)])
+def test_the_share_of_one_user_gives_way_where_the_others_would_weigh_more_than_the_cap(own: int, share: float):
+    world = World()
+    for n in range(100):
+        world.says(f"the bell {n}?", f"answer {n}", 1.0, user="busy" if n < own else f"u{n}")
+    weights = {e.completion: e.weight for e in world.freeze().examples}
+    assert sum(weights[f"answer {n}"] for n in range(own)) / 100 == pytest.approx(share, rel=1e-4)
+    assert max(weights.values()) <= 3.0
+
+
 def judging(good: Callable[[int], str], bad: Callable[[int], str]) -> World:
     """Twelve prompts, each with an answer that one user liked and another that one disliked."""
     world = World()
