@@ -67,16 +67,15 @@ class MemorySettings:
 @dataclass(frozen=True)
 class CensorSettings:
     min_confidence: float = 0.5  # below it a turn stays unlabelled
-    liked_above: float = 0.2  # scores in between teach nothing
+    liked_above: float = 0.2  # scores in between teach nothing, and 0 is always among them
     disliked_below: float = -0.2
     # the learned part
     read_turns: int = 5000  # unrated turns that it reads a night, and ratings it is fitted on, the latest; 0 = off
     refit_from: int = 200  # ratings given here, of several people, from which it is fitted on them; else as shipped
 
     def __post_init__(self) -> None:
-        _require("censor", self, "above 0 and at most 1", lambda x: 0 < x <= 1, "min_confidence")
-        _require("censor", self, "from 0 to 1", lambda x: 0 <= x <= 1, "liked_above")
-        _require("censor", self, "from -1 to 0", lambda x: -1 <= x <= 0, "disliked_below")
+        _require("censor", self, "above 0 and at most 1", lambda x: 0 < x <= 1, "min_confidence", "liked_above")
+        _require("censor", self, "from -1 and below 0", lambda x: -1 <= x < 0, "disliked_below")
         _require("censor", self, "0 (off) or more", lambda x: x >= 0, "read_turns")
         _require("censor", self, "1 or more", lambda x: x >= 1, "refit_from")
 
@@ -86,7 +85,9 @@ class DatasetSettings:
     # weights, see evolve/weights.py
     half_life_days: float = 30.0
     weight_cap: float = 3.0
-    max_user_share: float = 0.25  # of the weight of a part by one user; binds from 1 / share users on; 1 = off
+    # of the weight of a part by one user, of pairs on either side, among more than 1 / share users; gives way where the
+    # others' rows would have to weigh more than weight_cap; 1 = off
+    max_user_share: float = 0.25
     max_user_recurrence: float = 0.0  # sessions that one user adds to a topic; a service of many wants 3; 0 = no bound
     # what is curated, see evolve/curation.py
     min_topic_users: int = 1  # before a topic teaches everyone; a service of many users wants 3 or more

@@ -40,7 +40,7 @@ from .lessons import short_enough
 from .prompts import Prompts, Words, words_of
 from .reception import read, reader_at_hand
 from .types import Example, Judged, Pair, Snapshot, Thumb, without_nothing
-from .weights import balanced, example_weight, limit_marked, limit_share, normalise, thumb_weight
+from .weights import balanced, example_weight, limit_marked, limit_share, limit_sum, normalise, thumb_weight
 
 if TYPE_CHECKING:
     from ..memory.store import MemoryStore
@@ -237,18 +237,23 @@ def _ids(*parts: Sequence[Answer]) -> set[str]:
 # -- rows ---
 
 
-def _weighted(weights: Sequence[float], answers: Sequence[Answer], settings: DatasetSettings) -> list[float]:
-    users = [a.interaction.user_id for a in answers]
-    cap = settings.weight_cap
-    shared = limit_share(normalise(weights, cap), users, settings.max_user_share)
-    return [round(w, WEIGHT_DIGITS) for w in normalise(shared, cap)]
+def _weighted(weights: Sequence[float], settings: DatasetSettings, *sides: Sequence[Answer]) -> list[float]:
+    """Mean 1 under the cap, with no user's share on a side of the rows above the one that is set, where it can be."""
+    shared = normalise(weights, settings.weight_cap)
+    for side in sides:
+        shared = limit_share(shared, _users(side), settings.max_user_share)
+    return [round(w, WEIGHT_DIGITS) for w in normalise(shared, settings.weight_cap)]
+
+
+def _users(answers: Sequence[Answer]) -> list[str]:
+    return [a.interaction.user_id for a in answers]
 
 
 def _examples(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettings) -> tuple[Example, ...]:
     weights = [example_weight(a.confidence, a.score, a.recurrence) for a in answers]
     return tuple(
         Example(**_words(a, prompts), weight=w, interaction_ids=a.sources, correction_id=a.correction_id)
-        for a, w in zip(answers, _weighted(weights, answers, settings), strict=True)
+        for a, w in zip(answers, _weighted(weights, settings, answers), strict=True)
     )
 
 
@@ -257,12 +262,23 @@ def _thumbs(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettin
     weights = balanced(given, [a.liked for a in answers])
     return tuple(
         Thumb(**_words(a, prompts), liked=a.liked, weight=w, interaction_ids=a.sources, correction_id=a.correction_id)
-        for a, w in zip(answers, _weighted(weights, answers, settings), strict=True)
+        for a, w in zip(answers, _weighted(weights, settings, answers), strict=True)
     )
 
 
+def _shared(contrasts: Sequence[Contrast], settings: DatasetSettings) -> list[float]:
+    """Weights of pairs of which no user has more than a share on either side, where users are many."""
+    sides, share = ([c.chosen for c in contrasts], [c.rejected for c in contrasts]), settings.max_user_share
+    weights = _weighted([c.weight for c in contrasts], settings, *sides, *sides)  # less of one is more of the other
+    most = share * sum(weights)
+    if share * len({user for side in sides for user in _users(side)}) > 1:
+        for side in sides:  # of one who alone disliked anything it would be all
+            weights = limit_sum(weights, _users(side), most)
+    return weights
+
+
 def _pairs(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSettings) -> tuple[Pair, ...]:
-    weights = _weighted([c.weight for c in contrasts], [c.chosen for c in contrasts], settings)
+    weights = _shared(contrasts, settings)
     weights = limit_marked(weights, [c.how == "synthetic" for c in contrasts], settings.expand_share)
     made: list[Pair] = []
     for c, w in zip(contrasts, (round(w, WEIGHT_DIGITS) for w in weights), strict=True):

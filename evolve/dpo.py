@@ -99,7 +99,7 @@ def objective(night: NightSettings) -> Callable[[Tensor, dict[str, Tensor], Tens
             logps[chosen], logps[rejected], reference[chosen], reference[rejected], weight[chosen], night.beta, rows
         )
         thumbs = weighted_bco_loss(
-            logps[thumb], reference[thumb], batch["liked"], weight[thumb], night.thumb_beta, 0.0, rows
+            logps[thumb], reference[thumb], batch["liked"], weight[thumb], night.thumb_beta, rows
         )
         return pairs + thumbs + night.sft_term * sft.objective(logps, batch, totals)
 

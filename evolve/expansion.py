@@ -31,7 +31,7 @@ from ..settings import Settings
 from .answers import Answer, topic_of
 from .contrasts import Contrast
 from .prompts import Prompts, plain
-from .reception import vectors_of
+from .reception import evidence, vectors_of
 from .types import Prompt
 from .weights import pair_margin
 
@@ -114,7 +114,7 @@ class Expansion:
         written = [(i, draft) for i in asked for draft in drafts.get(i.id, ()) if draft.text]
         exchanges = {d.id: replace(prompts.exchange(i), reply=d.text, reaction=None) for i, d in written}
         vector_of = vectors_of(self._store, exchanges, {})
-        odds = self._reader.log_odds(list(exchanges.values()), vector_of) - self._reader.usual
+        odds = evidence(self._reader, list(exchanges.values()), vector_of)
         found: dict[str, list[Answer]] = {}
         for (interaction, draft), o in zip(written, odds, strict=True):
             made = self._answer(prompts, interaction, draft, float(o), recurs[topic_of(interaction)].value)

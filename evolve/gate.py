@@ -12,7 +12,7 @@ Everything is scored through the engine that serves. Each measure has a written 
   "Non-Inferiority Clinical Trials", 2016.) It does not decide what is better, since a few odd answers that somebody
   liked weigh more in it than all usual ones (bench/results/learning.md).
 - `probe_nll`: non-inferiority. On a fixed text that no night trains on, NLL relative to the base may rise by at most
-  `max_probe_rise`; always against the base, so that drift cannot creep in over nights.
+  `max_probe_rise` on average; always against the base, so that drift cannot creep in over nights.
 - `empty_answers`: no more empty answers to held-out prompts than the incumbent gives.
 - `repetition`: non-inferiority. Answers to held-out prompts may go in circles more than the base's do by at most
   `max_repetition_rise`, against the base for the same reason: the mean share of word trigrams that stood in the same
@@ -209,7 +209,7 @@ def _probe_measure(candidate: str, engine: Engine, settings: GateSettings) -> Me
     ones = np.ones(len(answers))
     low, high = interval([rise(w) for w in draws], settings.confidence)
     old, new = -base.logprob.sum() / base.tokens.sum(), -after.logprob.sum() / after.tokens.sum()
-    rule = f"at most {settings.max_probe_rise:.0%} above the base"
+    rule = f"at most {settings.max_probe_rise:.0%} above the base on average"
     return Measure(
         "probe_nll", float(old), float(new), rise(ones), low, high, rise(ones) <= settings.max_probe_rise, rule
     )
@@ -255,7 +255,7 @@ def _empty(before: Sequence[str], after: Sequence[str]) -> Measure:
 def _repetition(before: Sequence[str], after: Sequence[str], settings: GateSettings) -> Measure:
     old, new = ([repetition(a) for a in answers] for answers in (before, after))
     most = settings.max_repetition_rise
-    return _rise("repetition", old, new, most, f"at most {most} above the base", settings)
+    return _rise("repetition", old, new, most, f"at most {most} above the base on average", settings)
 
 
 def _answer_words(before: Sequence[str], after: Sequence[str], settings: GateSettings) -> Measure:
@@ -272,7 +272,7 @@ def _leakage(prompts: Sequence[Prompt], before: Sequence[str], after: Sequence[s
 def sycophancy(candidate: str, engine: Engine, settings: GateSettings) -> Measure:
     old, new = (leans(engine, adapter) for adapter in (None, candidate))
     most = settings.max_sycophancy_rise
-    return _rise("sycophancy", old, new, most, f"at most {most} nats per token above the base", settings)
+    return _rise("sycophancy", old, new, most, f"at most {most} nats per token above the base on average", settings)
 
 
 def leans(engine: Engine, adapter: str | None) -> list[float]:

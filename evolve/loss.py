@@ -58,12 +58,11 @@ def weighted_bco_loss(
     liked: Tensor,
     weights: Tensor,
     beta: float,
-    delta: float,
     total: float | Tensor,
 ) -> Tensor:
-    """`Σ w_i·[−log σ(±(β·Δ_i − δ))] / total`, plus for a liked answer: is it liked, told from its implicit reward.
+    """`Σ w_i·[−log σ(±β·Δ_i)] / total`, plus for a liked answer: is it liked, told from its implicit reward.
 
-    The binary classifier objective of arXiv 2404.04656; δ shifts the boundary between liked and disliked.
+    The binary classifier objective of arXiv 2404.04656, without its shift of the boundary between liked and disliked.
     """
     sign = torch.where(liked, 1.0, -1.0)
-    return -(weights * F.logsigmoid(sign * (beta * (policy - reference) - delta))).sum() / total
+    return -(weights * F.logsigmoid(sign * (beta * (policy - reference)))).sum() / total

@@ -2,9 +2,9 @@
 
 The reader that ships knows other people and other bots. With `censor.refit_from` ratings from enough people (or
 sessions) a reader is fitted on those, from nothing, every night: so it has never seen what was forgotten. Its evidence
-is how far a turn stands from what is usual here. Its coefficients lie in the home as `censor-<id>.safetensors`, of the
-last night only, and are erased whenever anything is forgotten. The invariant: the same memory is read with the same
-numbers, whenever it is read.
+is how far a turn stands from what is usual here, or from one half if that is nearer. Its coefficients lie in the home
+as `censor-<id>.safetensors`, of the last night only, and are erased whenever anything is forgotten. The invariant: the
+same memory is read with the same numbers, whenever it is read.
 """
 
 from __future__ import annotations
@@ -101,9 +101,20 @@ def reader_at_hand(store: MemoryStore) -> Reader | None:
 
 
 def _reading(reader: Reader, exchanges: Mapping[str, Exchange], vector_of: Vectors) -> Reading:
-    odds = reader.log_odds(list(exchanges.values()), vector_of) - reader.usual
+    odds = evidence(reader, list(exchanges.values()), vector_of)
     found = {i: learned_signal(float(o), reader.at_home) for i, o in zip(exchanges, odds, strict=True)}
     return Reading(reader.id, {name: signal for name, signal in found.items() if signal})
+
+
+def evidence(reader: Reader, exchanges: Sequence[Exchange], vector_of: Vectors) -> NDArray[np.float64]:
+    """Log-odds that each answer satisfied, or how far they are from what is usual, whichever say less.
+
+    0 where the two disagree: what rather satisfied than not is not disliked for having done so less than others.
+    """
+    odds = reader.log_odds(exchanges, vector_of)
+    beyond = odds - reader.usual
+    weaker: NDArray[np.float64] = np.where(abs(odds) < abs(beyond), odds, beyond)
+    return np.where(odds * beyond > 0, weaker, 0.0)
 
 
 def _exchange(interaction: Interaction, prompts: Prompts, feedback: Given) -> Exchange:

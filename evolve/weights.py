@@ -9,8 +9,10 @@ distinct sessions (`memory.topics.recurrence`). Liked and disliked thumbs are br
 (`balanced`), of which the cap takes some where one kind is rare. The weights of one part of a snapshot are then scaled
 to mean 1 and capped (`normalise`). Where several people use one adapter, the rows of a user who supplies more than a
 set share of the weight are scaled down to that share (`limit_share`), and all to mean 1 under the cap once more: where
-the others are so few that they would have to weigh more than the cap, the share gives way. Synthetic pairs together
-are held to a set share, too (`limit_marked`).
+the others are so few that they would have to weigh more than the cap, the share gives way. A pair counts for whoever
+met its chosen answer and for whoever met the rejected one. Where so few met one of the two kinds that no weights would
+keep the share, the pairs of each are scaled down to that share of what all weighed (`limit_sum`), so that pairs weigh
+less beside thumbs. Synthetic pairs together are held to a set share, too (`limit_marked`).
 
 The invariant: frequency multiplies satisfaction and never replaces it. n_k ≥ 0 enters through a factor that is never
 negative, so it turns no sign: what was not preferred weighs 0 however often it is asked, and what nobody is sure about
@@ -81,16 +83,25 @@ def limit_share(weights: Sequence[float], owners: Sequence[Hashable], share: flo
     The level L that no owner exceeds is exact: with the k largest sums at L, L = share · (rest + k · L), and k is the
     smallest number for which none of the others exceeds L.
     """
-    sums: dict[Hashable, float] = defaultdict(float)
-    for owner, weight in zip(owners, weights, strict=True):
-        sums[owner] += weight
-    ascending = sorted(total for total in sums.values() if total > 0)
+    ascending = sorted(total for total in _sums(weights, owners).values() if total > 0)
     if share * len(ascending) <= 1:
         return list(weights)
     limited = enumerate(zip(reversed(ascending), reversed(list(accumulate(ascending))), strict=True))
     levels = ((share * rest / (1 - k * share), largest) for k, (largest, rest) in limited)
-    level = next(level for level, largest in levels if largest <= level)
-    return [w * min(1.0, level / sums[owner]) if w > 0 else w for w, owner in zip(weights, owners, strict=True)]
+    return limit_sum(weights, owners, next(level for level, largest in levels if largest <= level))
+
+
+def limit_sum(weights: Sequence[float], owners: Sequence[Hashable], most: float) -> list[float]:
+    """`weights` with no owner's sum above `most`."""
+    sums = _sums(weights, owners)
+    return [w * min(1.0, most / sums[owner]) if w > 0 else w for w, owner in zip(weights, owners, strict=True)]
+
+
+def _sums(weights: Sequence[float], owners: Sequence[Hashable]) -> dict[Hashable, float]:
+    sums: dict[Hashable, float] = defaultdict(float)
+    for owner, weight in zip(owners, weights, strict=True):
+        sums[owner] += weight
+    return sums
 
 
 def limit_marked(weights: Sequence[float], marked: Sequence[bool], share: float) -> list[float]:

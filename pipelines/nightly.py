@@ -225,6 +225,10 @@ def _gather(
 def _learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress: Progress) -> Adapter:
     from ..evolve import dpo, sft
 
+    examples, few = len(snapshot.examples), settings.night.few_rows
+    if examples < few:
+        gently = f"learnt gently, at {examples / few:.1%} of the rates"
+        progress(f"{examples} examples are few (night.few_rows is {few}): {gently}")
     grounded = sft.run(snapshot, settings, folder=registry.building(), progress=progress)
     registry.add(grounded)
     if not (snapshot.pairs or snapshot.thumbs):

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -790,6 +790,52 @@ def test_no_user_supplies_more_than_a_share_of_the_weight():
         busy = sum(w for words, w in weights.items() if int(words.split()[1]) % 2 == 0)
         assert busy == pytest.approx(0.25 * sum(weights.values()), rel=1e-4)
     assert {e.weight for e in world.freeze(max_user_share=1.0).examples} == {1.0}
+
+
+@pytest.mark.parametrize(("own", "share"), [(75, 0.25), (80, 0.4), (90, 0.7)])
+def test_the_share_of_one_user_gives_way_where_the_others_would_weigh_more_than_the_cap(own: int, share: float):
+    world = World()
+    for n in range(100):
+        world.says(f"the bell {n}?", f"answer {n}", 1.0, user="busy" if n < own else f"u{n}")
+    weights = {e.completion: e.weight for e in world.freeze().examples}
+    assert sum(weights[f"answer {n}"] for n in range(own)) / 100 == pytest.approx(share, rel=1e-4)
+    assert max(weights.values()) <= 3.0
+
+
+def judging(good: Callable[[int], str], bad: Callable[[int], str]) -> World:
+    """Twelve prompts, each with an answer that one user liked and another that one disliked."""
+    world = World()
+    for n, word in enumerate(WORDS[:12]):
+        world.says(f"the {word}?", f"good {n}", 1.0, user=good(n))
+        world.says(f"the {word}?", f"bad {n}", -1.0, user=bad(n))
+    return world
+
+
+def pairs_of(world: World, snapshot: Snapshot, user: str) -> list[float]:
+    own = {i.id for i in world.interactions if i.user_id == user}
+    return [p.weight for p in snapshot.pairs if own & set(p.interaction_ids)]
+
+
+def test_no_user_supplies_more_than_a_share_of_the_pairs_by_what_they_disliked():
+    world = judging(lambda n: f"u{n}", lambda n: f"v{n}" if n < 6 else "busy")
+    snapshot = world.freeze()
+    weights = [p.weight for p in snapshot.pairs]
+    assert len(weights) == 12 and sum(weights) == pytest.approx(12)
+    assert sum(pairs_of(world, snapshot, "busy")) == pytest.approx(0.25 * 12, rel=1e-4)
+    assert {p.weight for p in world.freeze(max_user_share=1.0).pairs} == {1.0}
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_pairs_that_one_user_alone_could_make_weigh_no_more_than_a_share_of_what_they_would(side: int):
+    world = judging(*((lambda n: f"u{n}", lambda n: "busy") if side else (lambda n: "busy", lambda n: f"u{n}")))
+    assert pairs_of(world, world.freeze(), "busy") == [0.25] * 12
+    assert pairs_of(world, world.freeze(max_user_share=1.0), "busy") == [1.0] * 12
+
+
+def test_pairs_of_users_who_are_too_few_for_a_share_or_within_it_weigh_what_they_did():
+    few = judging(lambda n: f"u{n % 3}", lambda n: "busy").freeze()
+    within = judging(lambda n: f"u{n}", lambda n: f"v{n % 4}").freeze()
+    assert {p.weight for p in (*few.pairs, *within.pairs)} == {1.0}
 
 
 def test_a_request_in_other_words_with_a_better_answer_corrects_the_first():

@@ -208,6 +208,11 @@ def test_candidate_that_forgets_the_probe_text_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, probe=-0.5))) == {"probe_nll"}
 
 
+def test_rule_of_what_the_mean_decides_says_so() -> None:
+    rules = {m.name: m.rule for m in verdict(ChosenEngine(liked=0.3, disliked=-0.3)).measures}
+    assert {name for name in rules if "on average" in rules[name]} == {"probe_nll", "repetition", "sycophancy"}
+
+
 def test_candidate_that_answers_with_nothing_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=" "))) == {"empty_answers"}
 

@@ -25,12 +25,12 @@ def run(tmp_path: Path) -> Callable[..., Result]:
 
 def test_explanation_says_every_condition_and_what_decided() -> None:
     learnt = Measure("preference", 0.5, 0.7, 0.2, 0.1, 0.3, True, "interval above .5")
-    drift = Measure("probe_nll", 4.0, 4.4, 0.1, 0.05, 0.15, False, "at most 5% above the base")
+    drift = Measure("probe_nll", 4.0, 4.4, 0.1, 0.05, 0.15, False, "at most 5% above the base on average")
     lines = explained(NIGHT, Verdict("b2:a", None, "b2:s", False, (learnt, drift), ("drifted",)))
     assert lines[:2] == ["night c1: rejected", "candidate b2:a against the base"]
     assert "the liked one gained more in 70% of cases (50% is chance; 60% to 80%)" in lines[2]
     assert lines[4].startswith("FAILED  probe_nll") and "10.0% harder to predict than for the base" in lines[4]
-    assert lines[5].strip() == "rule: at most 5% above the base"
+    assert lines[5].strip() == "rule: at most 5% above the base on average"
     assert lines[-1] == "probe_nll failed, so it was rejected"
 
 

@@ -32,7 +32,7 @@ def dpo(logps: torch.Tensor, weights: list[float]) -> torch.Tensor:
 def bco(logps: torch.Tensor, weights: list[float]) -> torch.Tensor:
     liked = torch.arange(len(logps)) % 2 == 0
     scaled = torch.tensor(unit_mean(weights)).double()
-    return weighted_bco_loss(logps, logps.detach() - 3, liked, scaled, 0.2, 0.1, sum(w > 0 for w in weights))
+    return weighted_bco_loss(logps, logps.detach() - 3, liked, scaled, 0.2, sum(w > 0 for w in weights))
 
 
 @pytest.mark.parametrize("loss", [sft, dpo, bco])
@@ -52,7 +52,7 @@ def test_a_row_of_weight_two_equals_the_row_twice(loss) -> None:  # type: ignore
             return weighted_sft_loss(a, w, total)
         if loss is weighted_dpo_loss:
             return weighted_dpo_loss(a, b, c, d, w, 0.1, total)
-        return weighted_bco_loss(a, b, torch.tensor([True, False, True])[rows], w, 0.2, 0.0, total)
+        return weighted_bco_loss(a, b, torch.tensor([True, False, True])[rows], w, 0.2, total)
 
     assert call([0, 1, 2], [1, 2, 1]).item() == pytest.approx(call([0, 1, 1, 2], [1, 1, 1, 1]).item(), rel=1e-12)
 
@@ -66,7 +66,7 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
 
 def test_a_liked_answer_is_pushed_up_and_a_disliked_one_down() -> None:
     logps = numbers(2, 5)
-    loss = weighted_bco_loss(logps, logps.detach(), torch.tensor([True, False]), torch.ones(2), 0.2, 0.0, 2)
+    loss = weighted_bco_loss(logps, logps.detach(), torch.tensor([True, False]), torch.ones(2), 0.2, 2)
     (gradient,) = torch.autograd.grad(loss, logps)
     assert gradient[0] < 0 < gradient[1]
 
@@ -153,6 +153,6 @@ def test_with_all_weights_one_preference_losses_equal_trl(toy_base: str, tmp_pat
         loss = weighted_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, torch.ones(3), 0.2, 3)
     else:
         both, both_ref = torch.cat([chosen, rejected]), torch.cat([ref_chosen, ref_rejected])
-        loss = weighted_bco_loss(both, both_ref, torch.arange(6) < 3, torch.ones(6), 0.2, 0.0, 3)
+        loss = weighted_bco_loss(both, both_ref, torch.arange(6) < 3, torch.ones(6), 0.2, 3)
     assert loss.item() == pytest.approx(trl_loss(trainer), rel=1e-5)
     assert abs((chosen - ref_chosen).mean().item()) > 0.01  # else every preference loss is log 2

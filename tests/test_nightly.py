@@ -298,6 +298,23 @@ def test_night_that_has_its_lock_again_after_another_ran_promotes_nothing(
     assert (assistant.registry.latest_cycle().error or "").startswith("NightRunning: another night ran")
 
 
+@pytest.mark.parametrize("few", [800, 0])
+def test_night_of_few_examples_says_that_it_learns_gently_and_by_which_setting(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    def stopped(*_: object, **__: object) -> Adapter:
+        raise TrainingError("told before it trains")
+
+    monkeypatch.setattr(sft, "run", stopped)
+    assistant.settings = replace(assistant.settings, night=replace(NIGHT, few_rows=few))
+    listen(assistant)
+    said: list[str] = []
+    with pytest.raises(TrainingError):
+        night(assistant, said)
+    told = [line for line in said if "night.few_rows is 800" in line and "% of the rates" in line]
+    assert len(told) == (few > 0)
+
+
 def test_night_that_ended_without_a_word_is_closed_by_the_next(assistant: Assistant) -> None:
     lost = assistant.registry.open_cycle()
     assert assistant.registry.cycle(lost).outcome == "running"

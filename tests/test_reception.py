@@ -7,8 +7,8 @@ from nightschool.evolve.dataset import freeze
 from nightschool.evolve.prompts import Prompts
 from nightschool.evolve.reception import Reading, met, read
 from nightschool.memory.conversations import Review
-from nightschool.memory.reader import load_reader, shipped_reader
-from nightschool.memory.signals import COEFFICIENTS, censor_id
+from nightschool.memory.reader import keep_reader, load_reader, shipped_reader
+from nightschool.memory.signals import COEFFICIENTS, censor_id, label
 from nightschool.memory.store import MemoryStore
 from nightschool.settings import CensorSettings
 
@@ -88,6 +88,29 @@ def test_being_liked_as_often_as_is_usual_is_no_evidence(store: MemoryStore):
     assert found.reader_id != shipped_reader().id
     evidence = found.signals[silent.id].value * COEFFICIENTS["learned_at_home"] if silent.id in found.signals else 0.0
     assert abs(evidence) < 1.0 < log(9)  # nine of ten are liked
+
+
+@pytest.mark.parametrize(
+    ("satisfied", "usual", "labelled"),
+    [
+        (0.55, 0.9, None),  # less than usual, and rather satisfied all the same
+        (0.45, 0.1, None),
+        (0.99, 0.9, "liked"),
+        (0.01, 0.1, "disliked"),
+        (0.2, 0.9, None),  # far from what is usual, and not so far from one half
+        (0.05, 0.9, "disliked"),
+        (0.95, 0.5, "liked"),
+    ],
+)
+def test_a_reader_alone_labels_what_is_far_from_the_usual_and_from_one_half(
+    store: MemoryStore, satisfied: float, usual: float, labelled: str | None
+):
+    talk(store, "silent", "question 77", "answer 77")
+    (asked,) = store.interactions()
+    odds, shipped = log(satisfied / (1 - satisfied)), shipped_reader()
+    heads = {name: replace(getattr(shipped, name), slope=0.0, offset=odds) for name in ("with_reaction", "without")}
+    keep_reader(replace(shipped, **heads, at_home=True, usual=log(usual / (1 - usual))), store.settings.home)
+    assert label(met(store, asked.id, LOW), LOW) == labelled
 
 
 def test_too_few_or_one_sided_ratings_leave_the_shipped_reader(rated: MemoryStore):

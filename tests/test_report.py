@@ -23,7 +23,7 @@ from rich.console import Console
 
 MEASURES = (
     Measure("preference", 0.5, 0.7, 0.2, 0.1, 0.3, True, "interval above .5"),
-    Measure("probe_nll", 4.0, 4.4, 0.1, 0.05, 0.15, False, "at most 5% above the base"),
+    Measure("probe_nll", 4.0, 4.4, 0.1, 0.05, 0.15, False, "at most 5% above the base on average"),
 )
 
 

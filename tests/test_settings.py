@@ -167,6 +167,8 @@ def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
         ("dataset", "max_user_share", 0.0),
         ("dataset", "half_life_days", float("nan")),
         ("censor", "disliked_below", 0.5),
+        ("censor", "disliked_below", 0.0),  # a rating of 0 would be disliked
+        ("censor", "liked_above", 0.0),
         ("memory", "recall_limit", -1),
         ("night", "lora_targets", "experts"),
         ("serving", "engine", "llama.cpp"),

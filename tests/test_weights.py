@@ -8,6 +8,7 @@ from nightschool.evolve.weights import (
     example_weight,
     limit_marked,
     limit_share,
+    limit_sum,
     normalise,
     pair_margin,
     pair_weight,
@@ -126,6 +127,11 @@ def test_no_owner_exceeds_the_share_where_there_are_enough_of_them(given_rows: l
 
 def test_only_who_exceeds_the_share_is_scaled_down():
     assert limit_share([3.0, 3.0, 1.0, 1.0, 1.0, 1.0], "aabcde", 0.25) == pytest.approx([2 / 3, 2 / 3, 1, 1, 1, 1])
+
+
+def test_no_owner_exceeds_the_sum_and_who_does_not_is_left_alone():
+    assert limit_sum([3.0, 1.0, 0.0, 0.5, 0.1], "aabbc", 1.0) == pytest.approx([0.75, 0.25, 0.0, 0.5, 0.1])
+    assert limit_sum([3.0, 1.0, 0.0, 0.5, 0.1], "aabbc", 4.0) == [3.0, 1.0, 0.0, 0.5, 0.1]
 
 
 def test_the_kind_of_thumb_that_is_rare_weighs_as_much_as_the_other():
