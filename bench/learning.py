@@ -30,9 +30,9 @@ that of the gate, NLL on `evolve/probe.jsonl` against the base. What an arm make
 the interval that decides is Student's over the seeds; that over people (bootstrap, all seeds pooled) says what these
 adapters do.
 
-The sizes and rates below are not the defaults, which suit several hundred examples (a hundred learn next to nothing at
-them); they were chosen on seeds from 100 up. With --keep, an arm that was run with this base and these settings is not
-run again. Prints tables, draws docs/learning.png (of the usual seeds and nights), and prints JSON last: a difference is
+A night trains at the defaults, from at most 200 rows of a part; what they make of so few was chosen on seeds from 100
+up (bench/results/trial-training.md). With --keep, an arm that was run with this base and these settings is not run
+again. Prints tables, draws docs/learning.png (of the usual seeds and nights), and prints JSON last: a difference is
 [share, low, high over people, low, high over seeds].
 """
 
@@ -96,10 +96,7 @@ class Sizes:
 SIZES = Sizes()
 SEEDS = "0,1,2,3,4"
 QUICK = {"seeds": "0", "nights": 4}
-DATASET = DatasetSettings(max_rows=200)
-NIGHT = NightSettings(
-    few_rows=400, sft_epochs=3.0, sft_lr=7e-3, preference_lr=3e-3, replay_share=0.075, replay_weight=3.0
-)
+DATASET = DatasetSettings(max_rows=200)  # of a part, since every arm trains 35 times
 
 
 # -- the arms ---
@@ -157,7 +154,7 @@ HALVES = (("none", "memory", "sft", "dpo", "equal"), ("shuffled", "full", "hosti
 def run_arm(name: str, seed: int, sizes: Sizes, engine: Engine, home: Path) -> Row:
     """All nights of an arm, in a home of its own."""
     arm, started = ARMS[name], time.monotonic()
-    data, night = replace(DATASET, seed=seed), replace(NIGHT, seed=seed)
+    data, night = replace(DATASET, seed=seed), NightSettings(seed=seed)
     settings = Settings(home, dataset=data, night=night, serving=ServingSettings(threads=1))
     world = World(seed, sizes, arm, engine, settings)
     nights = [world.served]
@@ -369,7 +366,7 @@ def parse() -> argparse.Namespace:
 
 
 def kept(args: argparse.Namespace, arm: str, seed: int) -> Path:
-    name = f"{arm}-{seed}-{args.nights}-{state(dataset=DATASET, night=NIGHT, sizes=SIZES)}"
+    name = f"{arm}-{seed}-{args.nights}-{state(dataset=DATASET, sizes=SIZES)}"
     return Path(args.keep) / f"{name}.json"
 
 

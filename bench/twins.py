@@ -31,7 +31,7 @@ from nightschool.evolve import gate
 from nightschool.evolve.registry import ensure_loaded
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.serving.local import LocalEngine
-from nightschool.settings import GateSettings, ServingSettings, Settings
+from nightschool.settings import GateSettings, NightSettings, ServingSettings, Settings
 
 ARM = "full"
 OTHER_SEED = 1000
@@ -99,7 +99,7 @@ def one(seed: int, nights: int) -> list[Row]:
 
     torch.set_num_threads(1)
     learning.keep_replay()
-    data, night = replace(learning.DATASET, seed=seed), replace(learning.NIGHT, seed=seed)
+    data, night = replace(learning.DATASET, seed=seed), NightSettings(seed=seed)
     with tempfile.TemporaryDirectory() as home:
         settings = Settings(Path(home), dataset=data, night=night, serving=ServingSettings(threads=1))
         engine, sizes = LocalEngine(settings.serving), replace(learning.SIZES, nights=nights)
@@ -182,7 +182,7 @@ def main() -> None:
 
 
 def kept(args: argparse.Namespace, seed: int) -> Path:
-    changed = {"dataset": learning.DATASET, "night": learning.NIGHT, "sizes": learning.SIZES}
+    changed = {"dataset": learning.DATASET, "sizes": learning.SIZES}
     return Path(args.keep) / f"twins-{seed}-{args.nights}-{learning.state(**changed)}.json"
 
 

@@ -2,9 +2,9 @@
 
 The reader that ships knows other people and other bots. With `censor.refit_from` ratings from enough people (or
 sessions) a reader is fitted on those, from nothing, every night: so it has never seen what was forgotten. Its evidence
-is how far a turn stands from what is usual here, or from one half if that is nearer. Its coefficients lie in the home
-as `censor-<id>.safetensors`, of the last night only, and are erased whenever anything is forgotten. The invariant: the
-same memory is read with the same numbers, whenever it is read.
+is how far a turn stands from what is usual here, if it stands on that side of one half, too. Its coefficients lie in
+the home as `censor-<id>.safetensors`, of the last night only, and are erased whenever anything is forgotten. The
+invariant: the same memory is read with the same numbers, whenever it is read.
 """
 
 from __future__ import annotations
@@ -107,14 +107,13 @@ def _reading(reader: Reader, exchanges: Mapping[str, Exchange], vector_of: Vecto
 
 
 def evidence(reader: Reader, exchanges: Sequence[Exchange], vector_of: Vectors) -> NDArray[np.float64]:
-    """Log-odds that each answer satisfied, or how far they are from what is usual, whichever say less.
+    """How far the log-odds that each answer satisfied are from what is usual.
 
-    0 where the two disagree: what rather satisfied than not is not disliked for having done so less than others.
+    0 where they say otherwise: what rather satisfied than not is not disliked for having done so less than others.
     """
     odds = reader.log_odds(exchanges, vector_of)
     beyond = odds - reader.usual
-    weaker: NDArray[np.float64] = np.where(abs(odds) < abs(beyond), odds, beyond)
-    return np.where(odds * beyond > 0, weaker, 0.0)
+    return np.where(odds * beyond > 0, beyond, 0.0)
 
 
 def _exchange(interaction: Interaction, prompts: Prompts, feedback: Given) -> Exchange:

@@ -57,8 +57,9 @@ SPEED = {"cpu": 6e11, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
 LONG = 4096  # tokens; more than any prompt of serving.parity
-MOST_REPEATS = 3.0
-MOST_REPLAY = 10.0
+LEAST_RATE = 0.5
+MOST_REPEATS = 9.0
+MOST_REPLAY = 20.0
 
 
 # -- the student ---
@@ -141,18 +142,19 @@ def active_parameters(model: PeftModel) -> float:
 
 
 def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
-    """`night` as it is for `few_rows` examples and more; fewer are seen more often, more gently, and among more replay.
+    """`night` as it is for `few_rows` examples and more; fewer are seen more often, more gently, beside more replay.
 
-    A hundred rows at the rates of thousands make a small base forget how it spoke (bench/results/trial-training.md).
+    A hundred rows seen as often as thousands teach nothing, and without more of the base's own text a small base
+    forgets over them how it spoke (bench/results/trial-training.md).
     """
     examples = sum(e.weight > 0 for e in snapshot.examples)
     share = min(1.0, max(1, examples) / max(1, night.few_rows))
     return replace(
         night,
         sft_epochs=night.sft_epochs * min(MOST_REPEATS, 1 / share),
-        sft_lr=night.sft_lr * share,
-        preference_lr=night.preference_lr * share,
-        replay_weight=night.replay_weight * min(MOST_REPLAY, 1 / share**2),
+        sft_lr=night.sft_lr * max(LEAST_RATE, share),
+        preference_lr=night.preference_lr * max(LEAST_RATE, share),
+        replay_weight=night.replay_weight * min(MOST_REPLAY, 1 / share**3),
     )
 
 

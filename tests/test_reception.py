@@ -97,12 +97,12 @@ def test_being_liked_as_often_as_is_usual_is_no_evidence(store: MemoryStore):
         (0.45, 0.1, None),
         (0.99, 0.9, "liked"),
         (0.01, 0.1, "disliked"),
-        (0.2, 0.9, None),  # far from what is usual, and not so far from one half
+        (0.2, 0.9, "disliked"),
         (0.05, 0.9, "disliked"),
         (0.95, 0.5, "liked"),
     ],
 )
-def test_a_reader_alone_labels_what_is_far_from_the_usual_and_from_one_half(
+def test_a_reader_alone_labels_what_is_far_from_the_usual_and_on_that_side_of_one_half(
     store: MemoryStore, satisfied: float, usual: float, labelled: str | None
 ):
     talk(store, "silent", "question 77", "answer 77")

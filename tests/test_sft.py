@@ -203,8 +203,9 @@ def test_few_rows_are_learnt_more_gently_and_many_at_the_given_rates(settings: S
 
     assert gentler(40) == gentler(400) == night
     half = {"sft_lr": night.sft_lr / 2, "preference_lr": night.preference_lr / 2}
-    assert gentler(20) == replace(night, **half, sft_epochs=2.0, replay_weight=4.0)
-    assert (gentler(1).sft_epochs, gentler(1).replay_weight) == (3.0, 10.0)
+    assert gentler(20) == replace(night, **half, sft_epochs=2.0, replay_weight=8.0)
+    assert gentler(10) == replace(night, **half, sft_epochs=4.0, replay_weight=20.0)
+    assert gentler(1) == replace(night, **half, sft_epochs=9.0, replay_weight=20.0)
     assert replay_rows(night, 10) == 20 and replay_rows(night, 400) == 100
 
 
