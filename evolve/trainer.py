@@ -57,7 +57,6 @@ SPEED = {"cpu": 6e11, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
 LONG = 4096  # tokens; more than any prompt of serving.parity
-LEAST_RATE = 0.5
 MOST_REPEATS = 9.0
 MOST_REPLAY = 20.0
 
@@ -142,7 +141,7 @@ def active_parameters(model: PeftModel) -> float:
 
 
 def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
-    """`night` as it is for `few_rows` examples and more; fewer are seen more often, more gently, beside more replay.
+    """`night` as it is for `few_rows` examples and more; fewer are seen more often, and beside more replay.
 
     A hundred rows seen as often as thousands teach nothing, and without more of the base's own text a small base
     forgets over them how it spoke (bench/results/trial-training.md).
@@ -152,8 +151,6 @@ def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
     return replace(
         night,
         sft_epochs=night.sft_epochs * min(MOST_REPEATS, 1 / share),
-        sft_lr=night.sft_lr * max(LEAST_RATE, share),
-        preference_lr=night.preference_lr * max(LEAST_RATE, share),
         replay_weight=night.replay_weight * min(MOST_REPLAY, 1 / share**3),
     )
 

@@ -227,7 +227,7 @@ def _learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress:
 
     examples, few = len(snapshot.examples), settings.night.few_rows
     if examples < few:
-        progress(f"{examples} examples are few (night.few_rows is {few}): learnt gently, and seen more often")
+        progress(f"{examples} examples are few (night.few_rows is {few}): seen more often, beside more replay")
     grounded = sft.run(snapshot, settings, folder=registry.building(), progress=progress)
     registry.add(grounded)
     if not (snapshot.pairs or snapshot.thumbs):

@@ -299,7 +299,7 @@ def test_night_that_has_its_lock_again_after_another_ran_promotes_nothing(
 
 
 @pytest.mark.parametrize("few", [800, 0])
-def test_night_of_few_examples_says_that_it_learns_gently_and_by_which_setting(
+def test_night_of_few_examples_says_so_and_by_which_setting(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     def stopped(*_: object, **__: object) -> Adapter:
