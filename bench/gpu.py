@@ -124,7 +124,8 @@ def main() -> None:
         bench.found["left_out"]["what was to come"] = f"stopped by a signal: {stop!r}"
         raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what was measured is told, whoever asks again
+        for asked in (signal.SIGTERM, signal.SIGINT):  # what was measured is told, whoever asks again
+            signal.signal(asked, signal.SIG_IGN)
         bench.guarded("compare", 30, bench.compare)
         try:
             print(bench.table())

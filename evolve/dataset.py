@@ -267,7 +267,7 @@ def _thumbs(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettin
 
 
 def _shared(contrasts: Sequence[Contrast], settings: DatasetSettings) -> list[float]:
-    """Weights of pairs of which no user has more than a share on either side, where users are many."""
+    """Weights of pairs: on either side no user has more than a share of what all weighed before, if they are many."""
     sides, share = ([c.chosen for c in contrasts], [c.rejected for c in contrasts]), settings.max_user_share
     weights = _weighted([c.weight for c in contrasts], settings, *sides, *sides)  # less of one is more of the other
     most = share * sum(weights)

@@ -23,7 +23,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..content import plain
 from ..errors import SettingsError, TrainingError
 from ..serving import parity
 from ..serving.base import base_id, choose_device, expert_share, load_base, load_tokenizer, lora_targets
@@ -34,7 +33,7 @@ from ..settings import NightSettings, Settings
 from . import registry
 from .batches import Batch, anchored_logps, collate, logps
 from .lessons import PREFERRED, Lesson, Passage, Plan, lay_out, plan
-from .types import Adapter, Phase, Snapshot
+from .types import Adapter, Phase, Snapshot, recipe
 
 try:
     from datasets import Dataset
@@ -377,7 +376,7 @@ def save(
         phase=phase,
         parent_id=parent_id,
         created_utc=time.time(),
-        details={**details, "night": plain(asdict(settings.night)), "parity": parity_record(student)},
+        details={**details, "night": recipe(settings.night), "parity": parity_record(student)},
     )
 
 

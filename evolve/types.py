@@ -11,14 +11,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..content import Message, content_id
+from ..content import Message, content_id, plain
+from ..settings import NightSettings
 
 Phase = Literal["sft", "dpo"]
 INTERRUPTED = "interrupted"  # the error of a night that ended without a word
 NOTHING = "nothing to learn"  # begins the error of a night that taught nothing, and is no failure
+RECIPE = 2  # to be raised with any change to what the same rows, base and settings are made into
 TOLD = "told, and decides nothing"  # the rule of a measure that has none
 PairSource = Literal["correction", "regeneration", "contrast", "rephrasing", "synthetic"]
 Prompt = tuple[Message, ...]
+
+
+def recipe(night: NightSettings) -> dict[str, Any]:
+    """What an adapter was trained by; it stands in its details, and another one trains anew."""
+    return {**plain(asdict(night)), "recipe": RECIPE}
 
 
 @dataclass(frozen=True)

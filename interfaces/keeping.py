@@ -146,7 +146,7 @@ def _plan_lines(nightschool: Assistant, plan: ForgetPlan) -> list[str]:
         f"would erase: {len(plan.interaction_ids)} turns, {len(plan.memory_ids)} memories,"
         f" {len(plan.feedback_ids)} ratings, {len(plan.exports)} exports"
     ]
-    lines += [f"  users: {_few(plan.user_ids)}"] if plan.selection.user_id is None else []
+    lines += [f"  users: {_few(plan.user_ids)}"] if plan.selection.user_id is None and plan.user_ids else []
     held = nightschool.store.memories(plan.memory_ids[:PLAN_LINES]).values()
     lines += [f"  {m.id}  {when(m.created_utc)}  {' '.join(m.text.split())[:60]}" for m in held]
     more = len(plan.memory_ids) - PLAN_LINES

@@ -18,6 +18,7 @@ from .types import FeedbackEvent, Interaction
 ROLES: tuple[str, ...] = get_args(Role)
 EVENTS: tuple[str, ...] = get_args(FeedbackEvent)
 NAME_LENGTH = 255
+CALLS = "tool_calls"  # a reply that is nothing else is JSON with this key
 AHEAD = 86_400.0  # seconds that the clock of another machine may be ahead of the one here
 TOO_LATE = "more than a day ahead of the clock of this machine"
 
@@ -97,9 +98,9 @@ def request_of(turn: Sequence[Message]) -> str:
 
 
 def leaves_memory(interaction: Interaction) -> bool:
-    """Whether it is remembered: the user said something, or tools did and were answered."""
-    told = any(m["role"] == "tool" for m in interaction.turn) and bool(interaction.reply.strip())
-    return told or bool(request_of(interaction.turn))
+    """Whether it is remembered: the user said something, or tools did and were answered in more than further calls."""
+    answered = bool(interaction.reply.strip()) and not interaction.reply.startswith(f'{{"{CALLS}":')
+    return bool(request_of(interaction.turn)) or (answered and any(m["role"] == "tool" for m in interaction.turn))
 
 
 def turn_memory_text(interaction: Interaction) -> str:

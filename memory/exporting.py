@@ -32,15 +32,15 @@ NOTE = ("id", "user_id", "agent_id", "session_id", "text", "source_ids", "shared
 
 
 def exports_in(home: Path) -> tuple[str, ...]:
-    """All files under the home's folder for exports, also what a crash left of one, by path from the home."""
+    """All files and links under the home's folder for exports, also what a crash left, by path from the home."""
 
     def refuse(error: OSError) -> None:
         raise StoreError(f"{home / EXPORTS}: the exports in it cannot be listed: {error.strerror}") from error
 
     folder = home / EXPORTS
     walked = os.walk(folder, onerror=refuse) if folder.exists() else ()
-    found = (Path(where) / name for where, _, names in walked for name in names)
-    return tuple(sorted(str(path.relative_to(home)) for path in found))
+    found = (Path(where) / name for where, folders, files in walked for name in (*folders, *files))
+    return tuple(sorted(str(path.relative_to(home)) for path in found if path.is_symlink() or not path.is_dir()))
 
 
 def write_export(session: Session, path: Path, now: float) -> Counter[str]:

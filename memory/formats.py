@@ -18,7 +18,7 @@ from typing import Any
 
 from ..content import Message, Role, canonical_json, content_id
 from ..errors import InputError
-from .conversations import AHEAD, TOO_LATE, Conversation, Owner, Review, checked_past
+from .conversations import AHEAD, CALLS, TOO_LATE, Conversation, Owner, Review, checked_past
 from .types import DEFAULT_USER
 
 ROLES_HERE: dict[str, Role] = {
@@ -29,7 +29,7 @@ ROLES_HERE: dict[str, Role] = {
 }
 REVIEW_KEYS = ("rating", "correction", "comment", "event")
 MISTYPED = 0.8  # how alike a key has to be to one of those, as difflib reckons
-OF_ONE_ANSWER = ("rating", "correction")
+OF_ONE_ANSWER = frozenset({"rating", "ratings", "correction", "corrections", "feedback", "thumb", "thumbs", "vote"})
 RATINGS_ELSEWHERE = frozenset({"feedback", "thumb", "thumbs", "vote"})
 OWNER_KEYS, TIME_KEYS = ("user_id", "agent_id", "session_id"), ("created_utc",)
 MISNAMED = 0.83  # the same for these, without case and underscores; `used` and `sessions` are less alike
@@ -110,7 +110,7 @@ def _require_no_mistyped(message: dict[str, Any]) -> None:
 
 def _require_no_review(record: dict[str, Any]) -> None:
     for key, value in record.items():
-        if _meant_review(key, value) in OF_ONE_ANSWER:
+        if key.casefold() in OF_ONE_ANSWER and isinstance(value, str | int | float | dict):
             raise InputError(f"{key} is beside the messages; put it into the assistant message that it is about")
 
 
@@ -153,7 +153,7 @@ def _content(message: dict[str, Any]) -> str:
 
 def _calls(calls: object) -> str:
     try:
-        return canonical_json({"tool_calls": calls})
+        return canonical_json({CALLS: calls})
     except ValueError:
         raise InputError("tool_calls holds a number that is not finite") from None
 

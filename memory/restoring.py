@@ -48,6 +48,7 @@ from .tables import FeedbackRow, InteractionRow, MemoryRow, TopicRow
 from .tombstones import Tombstones
 from .topic_rows import join, relabel
 from .types import Interaction, Memory
+from .writing import add_sources
 
 Vector = NDArray[np.float32]
 ID_LENGTH = 64  # as the tables have room for
@@ -220,6 +221,8 @@ class Restoring:
             raise InputError(f"note {note.id}: its source {missing[0]} is not in the store")
         if self._is_new(session, MemoryRow, "note", note.id):
             session.execute(insert(MemoryRow), [from_memory(note)])
+        else:
+            add_sources(session, note)
 
     def _tombstone(self, tombstones: Tombstones, values: dict[str, Any]) -> None:
         if self._foreign:

@@ -80,8 +80,8 @@ NO_CALLER = (
 # Where people are from at work, or move to on a screen; a place would be ended by it.
 NO_PLACE = (
     r"(?!(?:(?-i:HR|IT|QA|PR|PM|CS|R&D)|home|sales|marketing|finance|legal|support|accounting|accounts|engineering"
-    r"|purchasing|operations|production|plan|version|stage|phase|step|level|team|chapter|section|page|windows|linux|mac"
-    r"|macos|ubuntu|debian|fedora|arch|android|ios|python|rust|go|java|typescript|vim|emacs|gmail|outlook|chrome|firefox"
+    r"|purchasing|operations|production|plan|version|stage|phase|step|level|team|chapter|section|windows|linux|mac"
+    r"|macos|ubuntu|debian|fedora|arch|android|ios|python|rust|typescript|vim|emacs|gmail|outlook|chrome|firefox"
     r"|safari|postgres|postgresql|mysql|aws|azure|gcp|kubernetes|github|gitlab|slack|teams|notion|zoom|jira)\b)"
 )
 PLACE = r"(?-i:((?:the\s+)?[A-Z][\w'’.-]*(?:(?:\s+|,\s*)(?:[A-Z][\w'’.-]*|de|of|the|la|upon|on))*))"
@@ -116,7 +116,7 @@ RULES = (
     _rule("fact", "origin", I_AM, r"from\s+", NO_PLACE, PLACE),
     _rule("fact", "birthplace", r"i\s+was\s+born\s+in\s+", PLACE),
     _rule("fact", "work", I_DO, r"work\s+as\s+", THING),
-    _rule("fact", "employer", I_DO, r"work\s+(?:for|at)\s+(?!home\b)", PLACE),
+    _rule("fact", "employer", I_DO, r"work\s+(?:for|at)\s+(?!home(?!\s\w))", PLACE),
     _rule("fact", "allergy: {0}", I_AM, r"allergic\s+to\s+", THING, value="yes"),
     _rule("fact", "allergy: {0}", I_AM, r"not\s+allergic\s+to\s+", THING, value="no"),
     _rule("fact", "diet", I_AM, r"(?:an?\s+)?(vegetarian|vegan|pescatarian)"),

@@ -67,7 +67,7 @@ from .recalling import (
 )
 from .restoring import Restored, Restoring, batches
 from .restoring import new_texts as new_texts_of
-from .rows import from_memory, from_review, to_feedback, to_memory
+from .rows import from_memory, from_review, to_feedback
 from .stated_rows import add_statements, ended_by_turn, name_again, naming_due, restate_all
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
@@ -88,6 +88,7 @@ from .verification import disagreements
 from .writing import (
     Held,
     Recorded,
+    add_sources,
     check_shown,
     check_sources,
     insert_drafts,
@@ -299,9 +300,8 @@ class MemoryStore(Facts):
         note = Memory(named, *owner, "note", text, now, tuple(source_ids), shared)
         with self._writing() as session:
             check_sources(session, note)
-            if known := session.get(MemoryRow, note.id):
-                known.source_ids = list(dict.fromkeys([*known.source_ids, *note.source_ids]))
-                return to_memory(known)
+            if known := add_sources(session, note):
+                return known
             Tombstones(session).lift((), [note.id])
             session.execute(insert(MemoryRow), [from_memory(note)])
         self._indexing.catch_up()

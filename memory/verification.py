@@ -35,7 +35,7 @@ from .topic_rows import miscounted
 from .types import Interaction
 
 PAUSE_S = 0.3  # in which a writer goes on from one transaction to the next
-PAUSES = 16  # at most, for bytes that are being erased: index, log and receipt are a transaction each
+PATIENCE_S = 5.0  # with bytes that are being erased: index, log and receipt are a transaction each
 
 
 def is_empty(url: str) -> bool:
@@ -62,10 +62,10 @@ def disagreements(database: Database, indexing: Indexing) -> list[str]:
 def _await_writers(database: Database) -> None:
     """Until a writer will have brought the index up to what it committed, and what it erases is gone.
 
-    Each is waited for as long as the database lets one wait. What nobody is erasing any more, after a crash or where a
-    file cannot be deleted, costs some pauses.
+    What nobody is erasing any more, after a crash or where a file cannot be deleted, costs `PATIENCE_S`.
     """
-    for _ in range(PAUSES):
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
         time.sleep(PAUSE_S)
         with suppress(StoreError), database.writing() as session:
             if not unfinished(session):

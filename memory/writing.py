@@ -37,6 +37,7 @@ from .rows import (
     from_memory,
     from_review,
     to_interaction,
+    to_memory,
     turn_memory,
 )
 from .stated_rows import rename_shown
@@ -236,6 +237,14 @@ def check_sources(session: Session, note: Memory) -> None:
     held = {i.id for i in by_id(session, note.source_ids) if i.user_id == note.user_id}
     if missing := sorted(set(note.source_ids) - held):
         raise NotFound(f"user {note.user_id!r} has no interaction {', '.join(missing)}; the note was not kept")
+
+
+def add_sources(session: Session, note: Memory) -> Memory | None:
+    """The note that is known by this id, if there is one, with the sources of both: it falls with any of them."""
+    if known := session.get(MemoryRow, note.id):
+        known.source_ids = list(dict.fromkeys([*known.source_ids, *note.source_ids]))
+        return to_memory(known)
+    return None
 
 
 def _with_topics(session: Session, ordered: Sequence[Interaction], assigned: Mapping[str, str]) -> list[Interaction]:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 
-from ..content import plain
 from ..errors import GateRefused, NotFound, ServingError, StoreError
 from ..evolve import dataset, gate
 from ..evolve.expansion import base_of
@@ -21,7 +19,7 @@ from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
 from ..evolve.registry import ROLLED_BACK, Registry, ensure_loaded, intact
-from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict
+from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
 from ..serving.base import base_id, has_passed_by
 from ..serving.engine import Engine
@@ -126,7 +124,7 @@ def _told(line: str, progress: Progress) -> str:
 
 def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, base_id: str) -> Adapter | None:
     """The adapter that training would make again, if it may still serve."""
-    night, tainted = plain(asdict(settings.night)), registry.tainted()
+    night, tainted = recipe(settings.night), registry.tainted()
     phase = "dpo" if snapshot.pairs or snapshot.thumbs else "sft"
     for adapter in registry.adapters():
         same = (adapter.snapshot_id, adapter.base_id, adapter.phase) == (snapshot.id, base_id, phase)

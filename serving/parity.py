@@ -66,11 +66,11 @@ def _require_applied(
     if list(base) == list(adapted) and effect > LEAST_EFFECT:
         raise ServingError(f"the engine took up no module of adapter {adapter_id}: it answers as the base does")
     share = _share(_gained(_logprobs(adapted), _logprobs(base)), wanted)
-    little = _moved(base, adapted) < LEAST_SHARE * effect
-    if effect > TELLING and (little or (share < LEAST_SHARE and effect > ROUNDED * rounding)):
+    moved = _moved(base, adapted) / effect if effect else 1.0
+    if effect > TELLING and (moved < LEAST_SHARE or (share < LEAST_SHARE and effect > ROUNDED * rounding)):
         raise ServingError(
-            f"the engine applies {share:.2f} of adapter {adapter_id}, where 1 is what its trainer recorded of its"
-            f" effect ({effect:.3f} nats per token) and {LEAST_SHARE} the least; start the server by"
+            f"the engine applies {min(share, moved):.2f} of adapter {adapter_id}, where 1 is what its trainer recorded"
+            f" of its effect ({effect:.3f} nats per token) and {LEAST_SHARE} the least; start the server by"
             " `nightschool serve`, with the rank and the modules of the adapter"
         )
 

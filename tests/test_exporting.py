@@ -105,6 +105,16 @@ def test_taking_it_in_twice_changes_nothing(told, other):
     assert facts(other) == before
 
 
+def test_note_that_is_known_takes_the_sources_of_a_later_export(told, other):
+    other.restore(told.export()[0])
+    later = said(told, "zebras again", session="u")
+    note = told.remember("a zebra is striped", user_id="ann", source_ids=[later.id])
+    other.restore(told.export()[0])
+    assert other.memories([note.id])[note.id].source_ids == note.source_ids
+    assert len(note.source_ids) == 2
+    assert note.id in other.forget(interaction_ids=[later.id]).memory_ids
+
+
 def test_what_is_forgotten_does_not_come_back_with_an_export(told, other, tmp_path):
     path, _ = told.export(tmp_path / "mine.jsonl")
     other.restore(path)

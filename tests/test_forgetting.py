@@ -119,6 +119,18 @@ def test_exports_in_the_home_are_erased_and_the_receipt_names_them(quick_store, 
     assert bytes_in_home(SECRET.encode()) == []
 
 
+def test_link_among_the_exports_goes_and_what_it_points_to_stays(quick_store, settings, tmp_path):
+    said(quick_store, SECRET)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (settings.home / "exports").mkdir()
+    (settings.home / "exports" / "weekly").symlink_to(elsewhere)
+    plan = quick_store.forget(user_id="ann")
+    assert plan.exports == ("exports/weekly",)
+    quick_store.forget_apply(plan)
+    assert elsewhere.is_dir() and not (settings.home / "exports" / "weekly").is_symlink()
+
+
 @pytest.mark.parametrize("fault", [(Indexing, "erase"), (Database, "erase")])
 def test_erasing_that_a_crash_interrupted_is_finished_at_the_next_opening(
     settings, hash_embedder, monkeypatch, bytes_in_home, fault

@@ -231,6 +231,7 @@ def test_circle_of_parents_ends():
         ({"messages": HI, "rating": -1}, "rating is beside the messages; put it into the assistant message"),
         ({"conversations": HI, "Rating": 1}, "Rating is beside the messages; put it into the assistant message"),
         ({"messages": HI, "correction": "no"}, "correction is beside the messages"),
+        ({"messages": HI, "RATING": 1}, "RATING is beside the messages"),
         ({"messages": HI, "created_utc": True}, "created_utc is not a finite number"),
         ({"messages": HI, "created_utc": 1735603600000}, "created_utc is 1735603600000, more than a day ahead of the"),
         ({"messages": HI, "created_utc": 1735603600000}, "seconds since 1970: are these milliseconds?"),

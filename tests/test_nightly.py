@@ -13,7 +13,7 @@ from nightschool.content import plain
 from nightschool.errors import NightschoolError, ServingError, TrainingError
 from nightschool.evolve import dataset, dpo, lineage, sft
 from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, read_adapter, seal
-from nightschool.evolve.types import Adapter, Snapshot, Verdict
+from nightschool.evolve.types import Adapter, Snapshot, Verdict, recipe
 from nightschool.memory.embed import Embedder
 from nightschool.memory.store import MemoryStore
 from nightschool.pipelines import nightly
@@ -115,7 +115,7 @@ def toy_nights(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = registry.building()
         (folder / WEIGHTS).write_bytes(b"toy")
         facts = {"base_id": base_id(settings.serving.base), "snapshot_id": snapshot.id, "parent_id": None}
-        made = {"created_utc": assistant.store.clock(), "details": {"night": plain(asdict(settings.night))}}
+        made = {"created_utc": assistant.store.clock(), "details": {"night": recipe(settings.night)}}
         adapter = seal(folder, phase="dpo", **facts, **made)
         registry.add(adapter)
         return adapter
@@ -386,7 +386,7 @@ def test_what_was_trained_is_trained_again_for_a_server_that_would_pass_by_a_par
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot, local = Snapshot((), (), (), ()), Settings(home=tmp_path)
-    details = {"night": plain(asdict(local.night))}
+    details = {"night": recipe(local.night)}
     adapter = Adapter("b2:one", "b2:base", snapshot.id, "sft", None, tmp_path, 0.0, details)
     registry = SimpleNamespace(tainted=set, adapters=lambda: [adapter])
     monkeypatch.setattr(nightly, "intact", lambda path: True)
@@ -395,6 +395,15 @@ def test_what_was_trained_is_trained_again_for_a_server_that_would_pass_by_a_par
         save_file({f"base_model.model.x.self_attn.{leaf}.lora_A.weight": torch.zeros(2, 4)}, tmp_path / WEIGHTS)
         assert nightly.trained_before(snapshot, registry, local, "b2:base") is adapter
         assert nightly.trained_before(snapshot, registry, vllm, "b2:base") is (None if again else adapter)
+
+
+def test_what_was_trained_by_an_older_recipe_is_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, settings = Snapshot((), (), (), ()), Settings(home=tmp_path)
+    monkeypatch.setattr(nightly, "intact", lambda path: True)
+    for trained_by, again in ((recipe(settings.night), False), (plain(asdict(settings.night)), True)):
+        adapter = Adapter("b2:one", "b2:base", snapshot.id, "sft", None, tmp_path, 0.0, {"night": trained_by})
+        registry = SimpleNamespace(tainted=set, adapters=lambda adapter=adapter: [adapter])
+        assert nightly.trained_before(snapshot, registry, settings, "b2:base") is (None if again else adapter)
 
 
 def test_what_is_forgotten_while_the_memory_is_read_is_in_no_snapshot(

@@ -24,6 +24,7 @@ from nightschool.memory.statements import Said, Statement, periods, stated
         ("Call me AJ.", "name", "aj"),
         ("I live in Oslo now", "home", "oslo"),
         ("Well, I've just moved to New York last year.", "home", "new york"),
+        ("I work for Home Depot.", "employer", "home depot"),
         ("I am 42 years old", "age", "42"),
         ("I'm originally from São Paulo", "origin", "são paulo"),
         ("I work as a nurse.", "work", "nurse"),

@@ -88,6 +88,7 @@ def test_turn_of_tools_has_text_topic_and_vector_of_its_request_and_a_memory_of_
     answer = quick_store.record([{"role": "tool", "content": "rain"}], "It rains.", **ANN)
     assert (answer.text, answer.topic_id) == (asked.text, asked.topic_id)
     quick_store.record([], "Anything else?", **ANN)
+    quick_store.record([{"role": "tool", "content": "7 degrees"}], '{"tool_calls":[{"id":"1"}]}', **ANN)
     assert quick_store.counts()["memories"] == 2
     assert "It rains." in [found.memory.text for found in quick_store.recall("It rains.", user_id="ann")]
     vectors = quick_store.request_vectors([asked.id, answer.id])
