@@ -16,9 +16,9 @@ def said(store, words, session="s"):
 
 
 def recalled(store, query="zebra"):
-    """A vector differs in its last figures by what it is embedded beside."""
+    """A vector differs in its last figures by what it is embedded beside, in bfloat16 from the third on."""
     found = store.recall(query, user_id="ann", threshold=0, limit=99)
-    return [(r.memory.id, pytest.approx(r.score, rel=1e-4)) for r in found]
+    return [(r.memory.id, pytest.approx(r.score, abs=5e-3)) for r in found]
 
 
 def opened(settings, embedder):
