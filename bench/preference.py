@@ -221,7 +221,7 @@ def stock(
 
 
 def timed(seconds: float, rate: float) -> Any:
-    """Ends training after `seconds`, or with its last step, until when the rate falls linearly."""
+    """Ends training after `seconds` of this process, or with its last step, until when the rate falls linearly."""
     from transformers import TrainerCallback
 
     class Timed(TrainerCallback):  # type: ignore[misc]
