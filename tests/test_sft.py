@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from nightschool.errors import TrainingError
 from nightschool.evolve import sft, trainer
 from nightschool.evolve.trainer import checkpointing, replay_rows, suited
-from nightschool.evolve.types import Adapter, Example, Snapshot
+from nightschool.evolve.types import Adapter, Example, Snapshot, recipe
 from nightschool.settings import NightSettings, Settings
 from safetensors import SafetensorError
 
@@ -45,7 +45,7 @@ def test_a_night_makes_a_sealed_adapter_that_says_what_was_done(settings: Settin
         "adapter_model.safetensors",
     }
     details = adapter.details
-    assert details["night"] == asdict(settings.night)
+    assert details["night"] == recipe(settings.night)
     assert details["rows"] == 40 and details["too_long"] == 0 and len(details["losses"]) == details["steps"]
     assert details["losses"][-1] < details["losses"][0]
     assert any("40 rows" in line for line in lines)
