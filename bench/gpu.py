@@ -117,21 +117,23 @@ def main() -> None:
         )
         return
     bench = Bench(TOY if args.toy else BIG, "cpu" if args.toy else "cuda", args.minutes)
-    before = signal.signal(signal.SIGTERM, end)
+    before = {asked: signal.getsignal(asked) for asked in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, end)
     try:
         bench.run()
     except (KeyboardInterrupt, SystemExit) as stop:
         bench.found["left_out"]["what was to come"] = f"stopped by a signal: {stop!r}"
         raise
     finally:
-        for asked in (signal.SIGTERM, signal.SIGINT):  # what was measured is told, whoever asks again
+        for asked in before:  # what was measured is told, whoever asks again
             signal.signal(asked, signal.SIG_IGN)
         bench.guarded("compare", 30, bench.compare)
         try:
             print(bench.table())
         finally:
             print(json.dumps(bench.found), flush=True)
-            signal.signal(signal.SIGTERM, before)
+            for asked, handler in before.items():
+                signal.signal(asked, handler)
 
 
 def end(number: int, _: object) -> None:

@@ -29,8 +29,8 @@ ROLES_HERE: dict[str, Role] = {
 }
 REVIEW_KEYS = ("rating", "correction", "comment", "event")
 MISTYPED = 0.8  # how alike a key has to be to one of those, as difflib reckons
-OF_ONE_ANSWER = frozenset({"rating", "ratings", "correction", "corrections", "feedback", "thumb", "thumbs", "vote"})
 RATINGS_ELSEWHERE = frozenset({"feedback", "thumb", "thumbs", "vote"})
+OF_ONE_ANSWER = RATINGS_ELSEWHERE | {"rating", "ratings", "correction", "corrections"}
 OWNER_KEYS, TIME_KEYS = ("user_id", "agent_id", "session_id"), ("created_utc",)
 MISNAMED = 0.83  # the same for these, without case and underscores; `used` and `sessions` are less alike
 OTHER_NAMES = {
