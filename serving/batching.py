@@ -7,7 +7,6 @@ starts with the first piece of work and ends when nothing is left.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 from ..errors import ServingError
 from .adapters import Lora
 from .decoding import Batch, Forward, Layers, Row
-from .engine import ON_LATE
+from .engine import Limit
 
 T = TypeVar("T")
 BATCH_ROWS = 32
@@ -48,9 +47,9 @@ CARD = Limits(64, 64 * 2048, 64 * 2048)
 class Request(Row):
     """A row that a caller waits for, for its pieces or only for its end."""
 
+    limit: Limit = field(default_factory=Limit)
     streamed: bool = False
-    started: float = field(default_factory=time.monotonic)
-    cancelled: bool = False
+    given_up: bool = False  # nobody waits for it any more
     failed: bool = False  # with others in its batch; from then on it runs alone
     _pieces: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
 
@@ -71,17 +70,14 @@ class Request(Row):
         self.deliver()
 
     def goes_on(self) -> bool:
-        """False when it is done, given up or late."""
-        limit, tokens = self.answer.sampling.timeout_s, len(self.answer.ids)
-        if not self.answer.done and limit and time.monotonic() - self.started > limit:
-            most = self.answer.sampling.max_tokens
-            self.fail(
-                ServingError(
-                    f"no whole answer within timeout_s = {limit:g}: {tokens} of at most {most} tokens were ready;"
-                    f" {ON_LATE}"
-                )
-            )
-        return not (self.answer.done or self.cancelled)
+        """False when it is done, given up, cancelled or late."""
+        try:
+            self.limit.left()
+        except ServingError as error:
+            if not self.answer.done:
+                tokens, most = len(self.answer.ids), self.answer.sampling.max_tokens
+                self.fail(ServingError(f"{error}; {tokens} of at most {most} tokens were ready"))
+        return not (self.answer.done or self.given_up)
 
 
 class Batcher:

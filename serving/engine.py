@@ -1,15 +1,17 @@
 """What every engine does, embedded or served: answer, stream, score, and hold adapters under immutable ids.
 
-What is not covered: a call of `generate` ends with its answers or at its time limit, and one of `score`, which has no
-limit, with its figures; neither can be called off from outside. An answer that may be given up is streamed and closed.
+A call ends with what was asked for, or with a ServingError at its time limit or when its `cancel` is set by another
+thread; between two tokens of an answer and between two passes of `score`, never within one.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
 from ..content import Message
@@ -37,16 +39,47 @@ class Sampling:
     timeout_s: float = 0.0
 
     def __post_init__(self) -> None:
+        _require_timeout("sampling", self.timeout_s)
         for name, good, wanted in (
             ("max_tokens", self.max_tokens >= 1, "1 or more"),
             ("temperature", 0 <= self.temperature < inf, "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("stop", not isinstance(self.stop, str) and all(self.stop), "a tuple of strings, none of them empty"),
             ("seed", abs(self.seed) < 2**40, "below 2**40"),  # rows of one call have seeds of their own
-            ("timeout_s", 0 <= self.timeout_s <= 1e9, "0 (no limit) to 1e9"),
         ):
             if not good:
                 raise InputError(f"sampling: {name} is {getattr(self, name)!r}; it is {wanted}")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When a call gives up: `timeout_s` seconds after its start (0 = never), or when `cancel` is set."""
+
+    timeout_s: float = 0.0
+    cancel: Event | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        _require_timeout("the call", self.timeout_s)
+
+    def left(self) -> float | None:
+        """Seconds, None without a limit; ServingError when none are left, or the call was cancelled."""
+        if self.cancel and self.cancel.is_set():
+            raise ServingError("the call was cancelled")
+        if not self.timeout_s:
+            return None
+        seconds = self.started + self.timeout_s - time.monotonic()
+        if seconds <= 0:
+            raise self.missed()
+        return seconds
+
+    def missed(self) -> ServingError:
+        return ServingError(f"not done within timeout_s = {self.timeout_s:g}; {ON_LATE}")
+
+
+def _require_timeout(what: str, seconds: float) -> None:
+    if not 0 <= seconds <= 1e9:
+        raise InputError(f"{what}: timeout_s is {seconds!r}; it is 0 (no limit) to 1e9")
 
 
 @dataclass(frozen=True)
@@ -97,13 +130,24 @@ class Engine(Protocol):
     def base_id(self) -> str: ...
 
     def generate(
-        self, prompts: Sequence[Prompt], *, adapter: str | None = None, sampling: Sampling = ...
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        adapter: str | None = None,
+        sampling: Sampling = ...,
+        cancel: Event | None = None,
     ) -> list[str]: ...
 
     def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = ...) -> Pieces: ...
 
     def score(
-        self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        *,
+        adapter: str | None = None,
+        timeout_s: float = 0.0,
+        cancel: Event | None = None,
     ) -> list[Score]: ...
 
     def load(self, adapter_id: str, path: Path) -> None: ...

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +35,7 @@ from .base import (
 from .batching import Batcher, Request, batches
 from .chat import Ids, answer_ids, prompt_ids
 from .decoding import Answer
-from .engine import Pieces, Prompt, Sampling, Score, require_pairs, room_for_prompt
+from .engine import Limit, Pieces, Prompt, Sampling, Score, require_pairs, room_for_prompt
 from .graphs import Graphs, is_plain, use_attention
 from .latents import Expansion, worth_expanding
 
@@ -83,10 +84,16 @@ class LocalEngine:
     # -- answering ---
 
     def generate(
-        self, prompts: Sequence[Prompt], *, adapter: str | None = None, sampling: Sampling = DEFAULT
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        adapter: str | None = None,
+        sampling: Sampling = DEFAULT,
+        cancel: Event | None = None,
     ) -> list[str]:
-        """One answer a prompt, in order. ServingError when one of them fails or is not ready in time."""
-        requests = self._requests(prompts, adapter, sampling)
+        """One answer a prompt, in order. ServingError when one of them fails or is not ready in time, or when another
+        thread sets `cancel`."""
+        requests = self._requests(prompts, adapter, sampling, cancel)
         try:
             limits = self._batcher.limits
             for group in batches([request.size for request in requests], limits.columns, limits.rows):
@@ -96,7 +103,7 @@ class LocalEngine:
                         pass
         finally:
             for request in requests:
-                request.cancelled = True
+                request.given_up = True
         return [request.answer.text for request in requests]
 
     def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = DEFAULT) -> Pieces:
@@ -110,23 +117,34 @@ class LocalEngine:
         try:
             yield from request.pieces()
         finally:
-            request.cancelled = True
+            request.given_up = True
 
-    def _requests(self, prompts: Sequence[Prompt], adapter: str | None, sampling: Sampling) -> list[Request]:
-        lora = self._lora(adapter)
+    def _requests(
+        self, prompts: Sequence[Prompt], adapter: str | None, sampling: Sampling, cancel: Event | None = None
+    ) -> list[Request]:
+        lora, limit = self._lora(adapter), Limit(sampling.timeout_s, cancel)
         answers = [Answer(self._tokenizer, sampling, row, self._ends) for row in range(len(prompts))]
         ids = [self._prompt(prompt, sampling.max_tokens) for prompt in prompts]
-        return [Request(*row, lora) for row in zip(ids, answers, strict=True)]
+        return [Request(*row, lora, limit) for row in zip(ids, answers, strict=True)]
 
-    def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
-        """Log-probabilities of `answers`, each with its end of turn, given their prompts."""
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        *,
+        adapter: str | None = None,
+        timeout_s: float = 0.0,
+        cancel: Event | None = None,
+    ) -> list[Score]:
+        """Log-probabilities of `answers`, each with its end of turn, given their prompts. ServingError when they are
+        not ready in time (0 = whenever they are), or when another thread sets `cancel`."""
         require_pairs(prompts, answers)
-        lora = self._lora(adapter)
+        lora, limit = self._lora(adapter), Limit(timeout_s, cancel)
         tails = [answer_ids(self._tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
         rows = [(self._prompt(prompt, len(tail)), tail) for prompt, tail in zip(prompts, tails, strict=True)]
         scores: dict[int, Score] = {}
         for group in batches([len(head) + len(tail) for head, tail in rows], SCORED_TOKENS):
-            found = self._call(partial(self._in_room, partial(self._score_batch, lora, [rows[i] for i in group])))
+            found = self._call(partial(self._scored, lora, [rows[i] for i in group], limit))
             scores |= zip(group, found, strict=True)
         return [scores[i] for i in range(len(rows))]
 
@@ -166,6 +184,10 @@ class LocalEngine:
 
     def _kept(self, past: Any) -> AbstractContextManager[Any]:
         return self._expansion.into(past) if self._expansion else nullcontext(past)
+
+    def _scored(self, lora: Lora, rows: Sequence[tuple[Ids, Ids]], limit: Limit) -> list[Score]:
+        limit.left()
+        return self._in_room(partial(self._score_batch, lora, rows))
 
     def _score_batch(self, lora: Lora, rows: Sequence[tuple[Ids, Ids]]) -> list[Score]:
         width = max(len(head) + len(tail) for head, tail in rows) - 1  # the last token predicts nothing

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, RLock
 from typing import Any, TypeVar
@@ -26,7 +24,7 @@ from ..settings import ServingSettings, without_user
 from . import parity
 from .base import PASSED_BY, base_id, has_passed_by, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
-from .engine import MANIFEST, ON_LATE, Pieces, Prompt, Sampling, Score, of_another_base, require_pairs, room_for_prompt
+from .engine import MANIFEST, Limit, Pieces, Prompt, Sampling, Score, of_another_base, require_pairs, room_for_prompt
 
 try:
     import httpx
@@ -35,32 +33,11 @@ except ModuleNotFoundError as error:
 
 T = TypeVar("T")
 log = logging.getLogger("nightschool")
-DEFAULT = Sampling()
+DEFAULT, NO_LIMIT = Sampling(), Limit()
 KEY = "VLLM_API_KEY"  # of the environment, as the server itself reads it
 WHOLE = ("stop", "length")  # why an answer may end
 CALLS = 64  # at a time; the server batches them
 PLAIN = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0}  # and not what the checkpoint has for its defaults
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """Of one call, `limit_s` seconds after its start. What waits for the server is noticed within twice the limit."""
-
-    limit_s: float
-    at: float
-
-    def left(self) -> float:
-        seconds = self.at - time.monotonic()
-        if seconds <= 0:
-            raise self.missed()
-        return seconds
-
-    def missed(self) -> ServingError:
-        return ServingError(f"no whole answer within timeout_s = {self.limit_s:g}; {ON_LATE}")
-
-
-def _deadline(sampling: Sampling) -> Deadline | None:
-    return Deadline(sampling.timeout_s, time.monotonic() + sampling.timeout_s) if sampling.timeout_s else None
 
 
 class VLLMEngine:
@@ -107,39 +84,60 @@ class VLLMEngine:
     # -- answering ---
 
     def generate(
-        self, prompts: Sequence[Prompt], *, adapter: str | None = None, sampling: Sampling = DEFAULT
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        adapter: str | None = None,
+        sampling: Sampling = DEFAULT,
+        cancel: Event | None = None,
     ) -> list[str]:
-        """One answer a prompt, in order."""
-        until = _deadline(sampling)
+        """One answer a prompt, in order. Those that another thread may `cancel` come in pieces, so that the server
+        ends them, too."""
+        limit = Limit(sampling.timeout_s, cancel)
         bodies = [self._asked(prompt, sampling, row) for row, prompt in enumerate(prompts)]
         with self._lease(adapter) as model:
-            return self._in_parallel(lambda body: str(self._complete(model, body, until)["text"]), bodies)
+            return self._in_parallel(lambda body: self._whole(model, body, limit), bodies)
+
+    def _whole(self, model: str, body: dict[str, Any], limit: Limit) -> str:
+        if limit.cancel:
+            return "".join(self._pieces({**body, "model": model, "stream": True}, limit))
+        return str(self._complete(model, body, limit)["text"])
 
     def stream(self, prompt: Prompt, *, adapter: str | None = None, sampling: Sampling = DEFAULT) -> Pieces:
         """The pieces of what `generate` would return. Closing it ends the request on the server."""
-        until = _deadline(sampling)
+        limit = Limit(sampling.timeout_s)
         body = {**self._asked(prompt, sampling, 0), "stream": True}
         lease = ExitStack()
-        pieces = self._streamed({**body, "model": lease.enter_context(self._lease(adapter))}, lease, until)
+        pieces = self._streamed({**body, "model": lease.enter_context(self._lease(adapter))}, lease, limit)
         weakref.finalize(pieces, lease.close)  # a generator that nobody begins to read does not come to its end
         return pieces
 
-    def _streamed(self, body: dict[str, Any], lease: ExitStack, until: Deadline | None) -> Pieces:
+    def _streamed(self, body: dict[str, Any], lease: ExitStack, limit: Limit) -> Pieces:
         with lease:
-            yield from self._pieces(body, until)
+            yield from self._pieces(body, limit)
 
-    def score(self, prompts: Sequence[Prompt], answers: Sequence[str], *, adapter: str | None = None) -> list[Score]:
-        """Log-probabilities of `answers`, each with its end of turn, given their prompts."""
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        *,
+        adapter: str | None = None,
+        timeout_s: float = 0.0,
+        cancel: Event | None = None,
+    ) -> list[Score]:
+        """Log-probabilities of `answers`, each with its end of turn, given their prompts. What the server has begun
+        when `cancel` is set is waited for."""
+        limit = Limit(timeout_s, cancel)
         require_pairs(prompts, answers)
         tails = [answer_ids(self._tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
         # the server draws one token more than it is asked to score
         rows = [(self._prompt(prompt, len(tail) + 1), tail) for prompt, tail in zip(prompts, tails, strict=True)]
         with self._lease(adapter) as model:
-            return self._in_parallel(lambda row: self._score_one(model, *row), rows)
+            return self._in_parallel(lambda row: self._score_one(model, row[0], row[1], limit), rows)
 
-    def _score_one(self, model: str, head: Ids, tail: Ids) -> Score:
+    def _score_one(self, model: str, head: Ids, tail: Ids, limit: Limit) -> Score:
         body = {"prompt": [*head, *tail], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        choice = self._complete(model, body, checks=False)
+        choice = self._complete(model, body, limit, checks=False)
         try:
             at = zip(tail, choice["prompt_logprobs"][len(head) :], strict=True)
             return Score(tuple(float(options[str(token)]["logprob"]) for token, options in at))
@@ -276,27 +274,27 @@ class VLLMEngine:
         except (KeyError, TypeError, ValueError) as error:
             raise ServingError(f"{self._url}/v1/models does not answer as a vLLM server: {error!r}") from error
 
-    def _listed(self, until: Deadline | None = None) -> dict[str, Any]:
-        response = self._answered("GET", "/v1/models", until=until)
+    def _listed(self, limit: Limit = NO_LIMIT) -> dict[str, Any]:
+        response = self._answered("GET", "/v1/models", limit=limit)
         try:
             return {model["id"]: model for model in response.json()["data"]}
         except (ValueError, KeyError, TypeError) as error:
             raise ServingError(f"{self._url}/v1/models does not answer as a vLLM server: {error!r}") from error
 
     def _complete(
-        self, model: str, body: dict[str, Any], until: Deadline | None = None, checks: bool = True
+        self, model: str, body: dict[str, Any], limit: Limit = NO_LIMIT, checks: bool = True
     ) -> dict[str, Any]:
         """The one choice of a completion. A server that was started anew is given the adapter again.
 
         What an adapter says while it is checked counts if it passes; the check itself (`checks` False) waits for none.
         """
         asked = {**body, "model": model}
-        response = self._answered("POST", "/v1/completions", asked, accepted=(200, 404), until=until)
+        response = self._answered("POST", "/v1/completions", asked, accepted=(200, 404), limit=limit)
         if response.status_code == 404:
-            self._load_again(model, until)
-            response = self._answered("POST", "/v1/completions", asked, until=until)
+            self._load_again(model, limit)
+            response = self._answered("POST", "/v1/completions", asked, limit=limit)
         if checks:
-            self._await_check(model, until)
+            self._await_check(model, limit)
         try:
             choice: dict[str, Any] = response.json()["choices"][0]
             text, reason = choice["text"], choice.get("finish_reason")
@@ -306,12 +304,12 @@ class VLLMEngine:
             raise ServingError(f"{self._url} broke the answer off: finish_reason {reason!r}; ask again")
         return choice
 
-    def _load_again(self, model: str, until: Deadline | None) -> None:
+    def _load_again(self, model: str, limit: Limit) -> None:
         """What a server that was started anew lacks; whoever loads it sees to it that it answers as it should."""
-        with self._changing_until(until):
+        with self._changing_within(limit):
             with self._lock:
                 path = self._paths.get(model)
-            if path is None or model in self._listed(until):
+            if path is None or model in self._listed(limit):
                 return
             self._checks[model] = done = Event()
             try:
@@ -338,45 +336,45 @@ class VLLMEngine:
         self._checks.pop(model, None)
         done.set()
 
-    def _await_check(self, model: str, until: Deadline | None) -> None:
+    def _await_check(self, model: str, limit: Limit) -> None:
         """Until another call has seen to it that the adapter answers as it should."""
-        if (check := self._checks.get(model)) and not check.wait(until.left() if until else None) and until:
-            raise until.missed()
+        if (check := self._checks.get(model)) and not check.wait(limit.left()):
+            raise limit.missed()
         if model in self._refused:
             raise ServingError(f"adapter {model} was refused by its check after the server was started anew")
 
     @contextmanager
-    def _changing_until(self, until: Deadline | None) -> Iterator[None]:
-        if not self._changing.acquire(timeout=until.left() if until else -1) and until:
-            raise until.missed()
+    def _changing_within(self, limit: Limit) -> Iterator[None]:
+        left = limit.left()
+        if not self._changing.acquire(timeout=-1 if left is None else left):
+            raise limit.missed()
         try:
             yield
         finally:
             self._changing.release()
 
-    def _pieces(self, body: dict[str, Any], until: Deadline | None) -> Pieces:
+    def _pieces(self, body: dict[str, Any], limit: Limit) -> Pieces:
         """As `_complete` answers: what the server lacks is loaded again, and nothing comes of an adapter that is being
         checked. The check needs a connection, so the first try does not hold one until it has ended.
         """
         model: str = body["model"]
         for first in (True, False):
-            self._await_check(model, until)
-            stream = self._client.stream("POST", "/v1/completions", json=body, timeout=self._seconds(until))
-            with self._translated(until), stream as response:
+            self._await_check(model, limit)
+            stream = self._client.stream("POST", "/v1/completions", json=body, timeout=self._seconds(limit))
+            with self._translated(limit), stream as response:
                 if not first or (response.status_code != 404 and model not in self._checks):
-                    self._await_check(model, until)
-                    yield from self._read(response, until)
+                    self._await_check(model, limit)
+                    yield from self._read(response, limit)
                     return
-            self._load_again(model, until)
+            self._load_again(model, limit)
 
-    def _read(self, response: httpx.Response, until: Deadline | None) -> Pieces:
+    def _read(self, response: httpx.Response, limit: Limit) -> Pieces:
         if response.status_code != 200:
             response.read()
             raise ServingError(f"{self._url}: {_reason(response)}")
         ended = False
         for line in response.iter_lines():
-            if until:
-                until.left()
+            limit.left()
             field, _, data = line.partition(":")  # a line without a field is a comment
             if field != "data":
                 continue
@@ -407,26 +405,26 @@ class VLLMEngine:
         path: str,
         body: dict[str, Any] | None = None,
         accepted: Sequence[int] = (200,),
-        until: Deadline | None = None,
+        limit: Limit = NO_LIMIT,
     ) -> httpx.Response:
-        with self._translated(until):
-            response = self._client.request(method, path, json=body, timeout=self._seconds(until))
-        if until:
-            until.left()  # the wait for a connection and for the answer have the limit each
+        with self._translated(limit):
+            response = self._client.request(method, path, json=body, timeout=self._seconds(limit))
+        limit.left()  # the wait for a connection and for the answer have the limit each
         if response.status_code not in accepted:
             raise ServingError(f"{self._url}{path} refused: {_reason(response)}")
         return response
 
-    def _seconds(self, until: Deadline | None) -> httpx.Timeout:
-        return httpx.Timeout(until.left()) if until else self._client.timeout
+    def _seconds(self, limit: Limit) -> httpx.Timeout:
+        left = limit.left()
+        return self._client.timeout if left is None else httpx.Timeout(left)
 
     @contextmanager
-    def _translated(self, until: Deadline | None = None) -> Iterator[None]:
+    def _translated(self, limit: Limit = NO_LIMIT) -> Iterator[None]:
         try:
             yield
         except httpx.TimeoutException as error:
-            if until:
-                raise until.missed() from error
+            if limit.timeout_s:
+                raise limit.missed() from error
             seconds = self._client.timeout.read
             raise ServingError(f"{self._url} gave no answer in {seconds} s; see serving.timeout_seconds") from error
         except httpx.HTTPError as error:

@@ -17,7 +17,7 @@ from nightschool.serving.adapters import BASE, Lora
 from nightschool.serving.base import load_base, lora_targets
 from nightschool.serving.batching import CARD, CPU, Prefixes
 from nightschool.serving.decoding import Batch
-from nightschool.serving.engine import Sampling
+from nightschool.serving.engine import Sampling, Score
 from nightschool.serving.local import LocalEngine
 from nightschool.serving.lora import as_named
 from nightschool.settings import ServingSettings
@@ -253,9 +253,47 @@ def test_late_answer_is_an_error_that_says_how_far_it_came_and_others_go_on(
     watched.pause = 0.02
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(engine.generate, PROMPTS[:1], sampling=LONG)
-        with pytest.raises(ServingError, match=r"within timeout_s = 0.2: \d+ of at most 400 tokens"):
+        with pytest.raises(ServingError, match=r"within timeout_s = 0.2;.* \d+ of at most 400 tokens"):
             engine.generate(PROMPTS[1:], sampling=Sampling(400, timeout_s=0.2))
         assert other.result() == [expected]
+
+
+def test_cancelled_answers_end_at_once_and_others_go_on(engine: LocalEngine, watched: Watched) -> None:
+    (expected,) = engine.generate(PROMPTS[:1], sampling=LONG)
+    watched.pause, cancel = 0.02, threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(engine.generate, PROMPTS[:1], sampling=LONG)
+        cancelled = pool.submit(engine.generate, PROMPTS, sampling=Sampling(400), cancel=cancel)
+        assert wait_until(lambda: len(watched.shapes) > 5)
+        cancel.set()
+        with pytest.raises(ServingError, match=r"was cancelled; \d+ of at most 400 tokens"):
+            cancelled.result()
+        assert other.result() == [expected]
+    assert len(watched.shapes) < 200
+
+
+def test_scores_end_between_two_passes_when_cancelled_or_late(
+    engine: LocalEngine, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nightschool.serving.local.SCORED_TOKENS", 1)  # a pass for each answer
+    prompts, answers, cancel = PROMPTS[:1] * 50, ["So it is."] * 50, threading.Event()
+    passes: list[int] = []
+
+    def counted(*rows: Any) -> list[Score]:
+        passes.append(1)
+        time.sleep(0.02)
+        if len(passes) == 3:
+            cancel.set()
+        return LocalEngine._score_batch(engine, *rows)
+
+    monkeypatch.setattr(engine, "_score_batch", counted)
+    with pytest.raises(ServingError, match="was cancelled"):
+        engine.score(prompts, answers, cancel=cancel)
+    assert len(passes) == 3
+    with pytest.raises(ServingError, match=r"not done within timeout_s = 0.3"):
+        engine.score(prompts, answers, timeout_s=0.3)
+    assert 3 < len(passes) < 50
+    assert len(engine.score(prompts, answers, timeout_s=60)) == 50
 
 
 def test_closed_stream_leaves_the_batch(engine: LocalEngine, watched: Watched) -> None:

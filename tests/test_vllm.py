@@ -307,7 +307,7 @@ def test_nobody_is_answered_by_an_adapter_that_is_being_checked(
         time.sleep(0.1)  # loaded by now, and not checked yet
         asked += [pool.submit(engine.generate, [PROMPT], adapter="b2:one", sampling=LIMITED) for _ in range(2)]
         for job in asked:
-            with pytest.raises(ServingError, match=r"took up no module|refused|no whole answer"):
+            with pytest.raises(ServingError, match=r"took up no module|refused|not done within"):
                 job.result()
     assert server.loaded == {}
 
@@ -396,8 +396,10 @@ def test_answer_that_is_not_whole_in_time_is_an_error(engine: VLLMEngine, server
             raise httpx.ReadTimeout("slow")
 
     server.fails = slow
-    with pytest.raises(ServingError, match=r"no whole answer within timeout_s = 1.5; allow more time"):
+    with pytest.raises(ServingError, match=r"not done within timeout_s = 1.5; allow more time"):
         engine.generate([PROMPT, PROMPT], sampling=Sampling(timeout_s=1.5))
+    with pytest.raises(ServingError, match=r"within timeout_s = 1.5"):
+        engine.score([PROMPT], ["So it is."], timeout_s=1.5)
     with pytest.raises(ServingError, match=r"within timeout_s = 1.5"):
         list(engine.stream(PROMPT, sampling=Sampling(timeout_s=1.5)))
     assert engine.generate([PROMPT], sampling=Sampling(timeout_s=60)) == ["served"]
@@ -417,6 +419,28 @@ def test_stream_that_goes_on_beyond_its_time_ends_with_an_error(engine: VLLMEngi
         for piece in pieces:
             heard.append(piece)
     assert 0 < len(heard) < 100
+
+
+def test_cancelled_answer_ends_on_the_server_too(engine: VLLMEngine, server: Server) -> None:
+    cancel, sent = Event(), 0
+
+    def trickle() -> Iterator[bytes]:
+        nonlocal sent
+        for sent in range(100):
+            if sent == 10:
+                cancel.set()
+            yield b'data: {"choices": [{"text": "word "}]}\n\n'
+
+    server.fails = lambda r: httpx.Response(200, content=trickle()) if "completions" in r.url.path else None
+    with pytest.raises(ServingError, match="was cancelled"):
+        engine.generate([PROMPT], cancel=cancel)
+    assert sent == 10
+    with pytest.raises(ServingError, match="was cancelled"):
+        engine.score([PROMPT], ["So it is."], cancel=cancel)
+
+
+def test_answer_that_may_be_cancelled_is_that_of_a_stream(engine: VLLMEngine) -> None:
+    assert engine.generate([PROMPT], cancel=Event()) == ["".join(engine.stream(PROMPT))]
 
 
 def test_refusal_of_the_server_is_told_in_its_words(engine: VLLMEngine, server: Server) -> None:
