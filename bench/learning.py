@@ -17,7 +17,7 @@ takes in what people at the desk answered in the month before.
   hostile   the same where a tenth of the people like what is bad and correct what is good
 
 Arms that train answer without recall, so that what they show is in the weights. All have the same seeds, people,
-questions, settings and visits of rows in training; the same adapter would meet the same reactions. Two things differ
+questions, settings and visits of rows to learn; the same adapter would meet the same reactions. Two things differ
 beside what an arm is named for: where the base still serves, `sft` and `dpo` are judged over the base and the others
 over their phase 1, as the gate would; and `equal` and `shuffled` also undo the confidence in a row, the balance of
 likes and dislikes and the limit on one user. Frequency is in the rows as well as in their weights, since a topic has
@@ -297,19 +297,15 @@ def fresh(snapshot: Snapshot, settings: Settings) -> Adapter:
 
 
 def budgeted(night: NightSettings, snapshot: Snapshot, phases: Sequence[str]) -> NightSettings:
-    """`night` with as many rows for one phase as it has for both."""
-    from nightschool.evolve.trainer import replay_rows, suited
+    """`night` with as many rows to learn for one phase as it has for both."""
+    from nightschool.evolve.trainer import suited
 
     if len(phases) > 1:
         return night
     real = suited(night, snapshot)
-
-    def rows(count: int) -> int:
-        return count + min(replay.MOST, replay_rows(real, count))
-
     examples, preferred = len(snapshot.examples), len(snapshot.pairs) + len(snapshot.thumbs)
-    first = real.sft_epochs * rows(examples)
-    second = real.preference_epochs * (examples + rows(preferred))  # it goes on imitating
+    first = real.sft_epochs * examples
+    second = real.preference_epochs * (preferred + examples)  # it goes on imitating
     return replace(
         night,
         sft_epochs=night.sft_epochs * (1 + second / first),

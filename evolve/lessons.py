@@ -23,6 +23,7 @@ PREFERRED: frozenset[Kind] = frozenset({"liked", "disliked", "pair"})  # what is
 
 PROMPT_SHARE = 0.25  # of max_tokens stays for the prompt; an answer that leaves less does not fit
 SHARED_SHARE = 0.3  # of a lesson must already stand in a passage for it to join
+REPLAY_VISITS = 2  # of a row of the base's own text, about, however often the lessons are seen
 WINDOW = 16  # batches are cut from so many times their size of passages, sorted by length
 
 
@@ -79,6 +80,7 @@ class Passage:
     parents: list[int] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
     children: dict[tuple[int, int], int] = field(default_factory=dict)
+    teaches: bool = False  # something that the base does not say
 
     def missing(self, lesson: Lesson) -> int:
         """How many nodes adding `lesson` would make, at most."""
@@ -87,6 +89,7 @@ class Passage:
 
     def add(self, index: int, lesson: Lesson, only: int | None = None) -> Passage:
         """With all answers of `lesson`, or `only` one of them."""
+        self.teaches = self.teaches or lesson.kind != "replay"
         for which, answer in enumerate(lesson.answers):
             if only in (None, which):
                 nodes = self._path(lesson.prompt + answer)[len(lesson.prompt) :]
@@ -156,7 +159,7 @@ class Plan:
 
     batches: tuple[tuple[int, ...], ...]
     rows: int  # distinct lessons seen
-    epochs: float  # passes over all lessons
+    epochs: float  # passes over what is taught
     tokens: int  # computed, over all epochs
     minutes: float  # that the tokens are expected to take
 
@@ -173,34 +176,59 @@ def plan(
     A batch is filled until it has `batch_size` lessons, and holds none of them twice.
     """
     random = Random(seed)
-    every = range(len(passages))
-    total = sum(len(p.lessons) for p in passages)
-    taken: list[int] = []
-    rows = tokens = 0
-    for i in (i for _ in range(ceil(epochs)) for i in random.sample(every, len(every))):
-        size = len(passages[i].tokens)
-        if rows >= epochs * total or (taken and tokens + size > tokens_per_minute * minutes):
-            break
-        taken.append(i)
-        rows += len(passages[i].lessons)
-        tokens += size
-    batches = _bucketed(taken, passages, batch_size, random)
+    passes = _affordable(_passes(passages, epochs, random), passages, tokens_per_minute * minutes)
+    taken = [i for one in passes for i in one]
+    tokens = sum(len(passages[i].tokens) for i in taken)
+    taught, visits = (
+        sum(len(passages[i].lessons) for i in which if passages[i].teaches) for which in (range(len(passages)), taken)
+    )
     seen = sum(len(passages[i].lessons) for i in set(taken))
-    return Plan(tuple(batches), seen, rows / max(1, total), tokens, tokens / tokens_per_minute)
+    batches = _bucketed(passes, passages, batch_size, random)
+    return Plan(tuple(batches), seen, visits / max(1, taught), tokens, tokens / tokens_per_minute)
 
 
-def _bucketed(taken: Sequence[int], passages: Sequence[Passage], size: int, random: Random) -> list[tuple[int, ...]]:
-    """One pass after another, as they were taken; what a pass leaves over begins the first batch of the next."""
+def parts_of_replay(epochs: float) -> int:
+    """How many passes share the rows of the base's own text."""
+    return max(1, round(epochs / REPLAY_VISITS))
+
+
+def _passes(passages: Sequence[Passage], epochs: float, random: Random) -> Iterator[list[int]]:
+    """All that teaches, every time in a new order, and each time another part of the rest."""
+    parts = parts_of_replay(epochs)
+    rest = [i for i, passage in enumerate(passages) if not passage.teaches]
+    part = {i: n % parts for n, i in enumerate(random.sample(rest, len(rest)))}
+    for n in range(ceil(epochs)):
+        one = [i for i in range(len(passages)) if part.get(i, n % parts) == n % parts]
+        yield random.sample(one, len(one))[: ceil(min(1.0, epochs - n) * len(one))]
+
+
+def _affordable(passes: Iterator[list[int]], passages: Sequence[Passage], tokens: float) -> list[list[int]]:
+    """As much of them as has at most so many `tokens`, and one passage at least."""
+    kept: list[list[int]] = []
+    for one in passes:
+        kept.append([])
+        for i in one:
+            tokens -= len(passages[i].tokens)
+            if tokens < 0 and kept[0]:
+                return kept
+            kept[-1].append(i)
+    return kept
+
+
+def _bucketed(
+    passes: Sequence[Sequence[int]], passages: Sequence[Passage], size: int, random: Random
+) -> list[tuple[int, ...]]:
+    """One pass after another; what one leaves over begins the first batch of the next."""
     batches: list[tuple[int, ...]] = []
     batch: list[int] = []
-    for begin in range(0, len(taken), max(1, len(passages))):
-        one, whole = taken[begin : begin + len(passages)], list[tuple[int, ...]]()
+    for n, one in enumerate(passes, 1):
+        whole: list[tuple[int, ...]] = []
         for i in _windowed(one, passages, WINDOW * size):
             if i in batch or sum(len(passages[j].lessons) for j in batch) >= size:
                 whole.append(tuple(batch))
                 batch = []
             batch.append(i)
-        if begin + len(passages) >= len(taken):
+        if n == len(passes):
             whole.append(tuple(batch))
         random.shuffle(whole)
         batches += whole

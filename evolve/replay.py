@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..serving.chat import Ids
     from .trainer import Student
 
-MOST = 300  # rows
+MOST = 800  # rows
 TURN_TOKENS, REPLY_TOKENS = 40, 48
 BATCH = 128
 ROUNDS = 3  # a base may often ramble or say nothing; it is not asked for ever

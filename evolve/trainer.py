@@ -57,7 +57,7 @@ PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, refer
 WARMUP_SHARE = 0.1
 LONG = 4096  # tokens; more than any prompt of serving.parity
 MOST_REPEATS = 9.0
-MOST_REPLAY = 20.0
+MOST_WEIGHT = 4.0
 
 
 # -- the student ---
@@ -142,7 +142,7 @@ def active_parameters(model: PeftModel) -> float:
 def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
     """`night` as it is for `few_rows` examples and more; fewer are seen more often, and beside more replay.
 
-    A hundred rows seen as often as thousands teach nothing, and without more of the base's own text a small base
+    A hundred rows seen as often as thousands teach nothing, and the more often they are seen, the more a small base
     forgets over them how it spoke (bench/results/trial-training.md).
     """
     examples = sum(e.weight > 0 for e in snapshot.examples)
@@ -150,13 +150,13 @@ def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
     return replace(
         night,
         sft_epochs=night.sft_epochs * min(MOST_REPEATS, 1 / share),
-        replay_weight=night.replay_weight * min(MOST_REPLAY, 1 / share**3),
+        replay_weight=night.replay_weight * min(MOST_WEIGHT, 1 / share),
     )
 
 
 def replay_rows(night: NightSettings, rows: int) -> int:
-    """How many rows of the base's own text to mix with `rows` lessons; few lessons need more of them."""
-    return round(night.replay_share * max(rows, 2 * night.few_rows))
+    """How many rows of the base's own text to mix with `rows` lessons."""
+    return round(night.replay_share * max(rows, night.few_rows / 2))
 
 
 class NightTrainer(SFTTrainer):  # type: ignore[misc]

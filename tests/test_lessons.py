@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -89,6 +91,19 @@ def test_the_plan_is_seeded_and_shows_every_lesson_as_often_as_asked() -> None:
     assert made == plan(passages, 2.0, 4, 1e9, 10.0, seed=3) != plan(passages, 2.0, 4, 1e9, 10.0, seed=4)
     assert made.rows == 50 and made.epochs == 2.0
     assert all(sum(len(passages[i].lessons) for i in batch[:-1]) < 4 for batch in made.batches)
+
+
+def test_the_bases_own_text_is_shared_out_among_many_passes() -> None:
+    lessons = random_lessons(60)
+    lessons = [replace(lesson, kind="replay") if i >= 20 else lesson for i, lesson in enumerate(lessons)]
+    passages = lay_out(lessons, 40, 8, merge=False)
+    shown = Counter(
+        next(iter(passages[i].lessons)) for batch in plan(passages, 8.0, 4, 1e9, 10.0, seed=3).batches for i in batch
+    )
+    assert {shown[i] for i in range(20)} == {8}
+    assert {shown[i] for i in range(20, 60)} == {2}
+    few = plan(passages, 1.0, 4, 1e9, 10.0, seed=3)
+    assert few.rows == 60 and few.epochs == 1.0
 
 
 def test_the_budget_bounds_the_tokens_and_says_how_many_rows_were_seen() -> None:

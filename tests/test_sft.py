@@ -202,10 +202,10 @@ def test_few_rows_are_seen_more_often_beside_more_replay_and_many_as_it_is_set(s
         return suited(night, Snapshot(tuple(example(i) for i in range(rows)), (), (), ()))
 
     assert night_of(40) == night_of(400) == night
-    assert night_of(20) == replace(night, sft_epochs=2.0, replay_weight=8.0)
+    assert night_of(20) == replace(night, sft_epochs=2.0, replay_weight=10.0)
     assert night_of(10) == replace(night, sft_epochs=4.0, replay_weight=20.0)
     assert night_of(1) == replace(night, sft_epochs=9.0, replay_weight=20.0)
-    assert replay_rows(night, 10) == 20 and replay_rows(night, 400) == 100
+    assert replay_rows(night, 10) == 5 and replay_rows(night, 400) == 100
 
 
 def test_adapter_that_cannot_be_saved_is_an_error_of_training(
