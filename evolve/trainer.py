@@ -140,7 +140,7 @@ def active_parameters(model: PeftModel) -> float:
 
 
 def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
-    """`night` as it is for `few_rows` examples and more; fewer are seen more often, and beside more replay.
+    """`night` as it is for `few_rows` examples and more; fewer are seen more often, beside replay that weighs more.
 
     A hundred rows seen as often as thousands teach nothing, and the more often they are seen, the more a small base
     forgets over them how it spoke (bench/results/trial-training.md).
