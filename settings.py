@@ -129,7 +129,7 @@ class NightSettings:
     sft_epochs: float = 1.0
     sft_lr: float = 3e-3
     # the base's own text, so that it does not forget: as a share of the rows of each phase, of few_rows / 2 at least
-    replay_share: float = 1.0  # at most 800 rows a phase (evolve/replay.py), each seen about twice
+    replay_share: float = 1.0  # at most 800 rows a phase (evolve/replay.py), each seen twice at most
     replay_weight: float = 5.0  # of the KL to the base on them; few examples make it greater, see trainer.suited
     # phase 2
     preference_epochs: float = 2.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from math import ceil
 from random import Random
 from typing import Any, Literal
@@ -23,7 +24,7 @@ PREFERRED: frozenset[Kind] = frozenset({"liked", "disliked", "pair"})  # what is
 
 PROMPT_SHARE = 0.25  # of max_tokens stays for the prompt; an answer that leaves less does not fit
 SHARED_SHARE = 0.3  # of a lesson must already stand in a passage for it to join
-REPLAY_VISITS = 2  # of a row of the base's own text, about, however often the lessons are seen
+REPLAY_VISITS = 2.0  # of a row of the base's own text at most, however often the lessons are seen
 WINDOW = 16  # batches are cut from so many times their size of passages, sorted by length
 
 
@@ -80,7 +81,7 @@ class Passage:
     parents: list[int] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
     children: dict[tuple[int, int], int] = field(default_factory=dict)
-    teaches: bool = False  # something that the base does not say
+    teaches: bool = True  # what the base does not say by itself; all lessons of a passage do, or none
 
     def missing(self, lesson: Lesson) -> int:
         """How many nodes adding `lesson` would make, at most."""
@@ -89,7 +90,7 @@ class Passage:
 
     def add(self, index: int, lesson: Lesson, only: int | None = None) -> Passage:
         """With all answers of `lesson`, or `only` one of them."""
-        self.teaches = self.teaches or lesson.kind != "replay"
+        self.teaches = _teaches(lesson)
         for which, answer in enumerate(lesson.answers):
             if only in (None, which):
                 nodes = self._path(lesson.prompt + answer)[len(lesson.prompt) :]
@@ -128,9 +129,10 @@ class Passage:
 def lay_out(lessons: Sequence[Lesson], limit: int, most: int, merge: bool) -> list[Passage]:
     """Lessons in passages of at most `limit` nodes (one too large stands alone) and `most` lessons.
 
-    Without `merge` each lesson stands alone.
+    Without `merge` each lesson stands alone. The base's own text is not mixed with what is taught, which may be seen
+    more often.
     """
-    order = sorted(range(len(lessons)), key=lambda i: (lessons[i].prompt, lessons[i].answers, i))
+    order = sorted(range(len(lessons)), key=lambda i: (_teaches(lessons[i]), lessons[i].prompt, lessons[i].answers, i))
     passages: list[Passage] = []
     for i in order:
         if not (merge and passages and _joins(passages[-1], lessons[i], limit, most)):
@@ -142,7 +144,11 @@ def lay_out(lessons: Sequence[Lesson], limit: int, most: int, merge: bool) -> li
 def _joins(passage: Passage, lesson: Lesson, limit: int, most: int) -> bool:
     new = passage.missing(lesson)
     fits = len(passage.tokens) + new <= limit and len(passage.lessons) < most
-    return fits and new <= (1 - SHARED_SHARE) * lesson.size
+    return fits and new <= (1 - SHARED_SHARE) * lesson.size and passage.teaches == _teaches(lesson)
+
+
+def _teaches(lesson: Lesson) -> bool:
+    return lesson.kind != "replay"
 
 
 def chains(passage: Passage, lessons: Sequence[Lesson]) -> list[Passage]:
@@ -187,19 +193,17 @@ def plan(
     return Plan(tuple(batches), seen, visits / max(1, taught), tokens, tokens / tokens_per_minute)
 
 
-def parts_of_replay(epochs: float) -> int:
-    """How many passes share the rows of the base's own text."""
-    return max(1, round(epochs / REPLAY_VISITS))
-
-
 def _passes(passages: Sequence[Passage], epochs: float, random: Random) -> Iterator[list[int]]:
-    """All that teaches, every time in a new order, and each time another part of the rest."""
-    parts = parts_of_replay(epochs)
+    """All that teaches, every time in a new order, with as much of the rest each time as the visits of it allow."""
+    taught = [i for i, passage in enumerate(passages) if passage.teaches]
     rest = [i for i, passage in enumerate(passages) if not passage.teaches]
-    part = {i: n % parts for n, i in enumerate(random.sample(rest, len(rest)))}
+    turns = cycle(random.sample(rest, len(rest)))
+    share = len(rest) * min(1.0, REPLAY_VISITS / epochs)  # a pass
     for n in range(ceil(epochs)):
-        one = [i for i in range(len(passages)) if part.get(i, n % parts) == n % parts]
-        yield random.sample(one, len(one))[: ceil(min(1.0, epochs - n) * len(one))]
+        end = min(epochs, n + 1.0)
+        one = random.sample(taught, len(taught))[: ceil((end - n) * len(taught))]
+        one += islice(turns, round(end * share) - round(n * share))
+        yield random.sample(one, len(one))
 
 
 def _affordable(passes: Iterator[list[int]], passages: Sequence[Passage], tokens: float) -> list[list[int]]:
@@ -228,7 +232,7 @@ def _bucketed(
                 whole.append(tuple(batch))
                 batch = []
             batch.append(i)
-        if n == len(passes):
+        if n == len(passes) and batch:
             whole.append(tuple(batch))
         random.shuffle(whole)
         batches += whole

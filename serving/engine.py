@@ -1,13 +1,13 @@
 """What every engine does, embedded or served: answer, stream, score, and hold adapters under immutable ids.
 
 A call ends with what was asked for, or with a ServingError at its time limit or when its `cancel` is set by another
-thread; between two tokens of an answer and between two passes of `score`, never within one.
+thread. What the model has begun, a token or a pass, is not broken off.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..errors import InputError, ServingError
 
 Prompt = Sequence[Message]
 Pieces = Generator[str, None, None]  # of an answer, as they come; closing it ends the answer
+SLICE_S = 0.1  # after so long a call that waits sees that it was cancelled
 LEAST_PROMPT = 16  # tokens that must be left for the prompt
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "adapter.json"  # of an adapter
 ON_LATE = "allow more time (for replies serving.timeout_seconds) or fewer tokens"
@@ -61,6 +62,8 @@ class Limit:
 
     def __post_init__(self) -> None:
         _require_timeout("the call", self.timeout_s)
+        if not isinstance(self.cancel, Event | None):
+            raise InputError(f"cancel is a {type(self.cancel).__name__}; it is a threading.Event, or None")
 
     def left(self) -> float | None:
         """Seconds, None without a limit; ServingError when none are left, or the call was cancelled."""
@@ -72,6 +75,11 @@ class Limit:
         if seconds <= 0:
             raise self.missed()
         return seconds
+
+    def wait(self, once: Callable[[float], bool]) -> None:
+        """Until `once`, which waits as long as it is told (seconds), says that it is so."""
+        while not once(min(SLICE_S, self.left() or SLICE_S)):
+            pass
 
     def missed(self) -> ServingError:
         return ServingError(f"not done within timeout_s = {self.timeout_s:g}; {ON_LATE}")

@@ -7,6 +7,7 @@ that is unloaded while it answers is freed after its last call. Threads may shar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from .latents import Expansion, worth_expanding
 
 SCORED_TOKENS = 2048  # of one forward pass, padding included; answers on their way wait for it
 T = TypeVar("T")
-DEFAULT = Sampling()
+DEFAULT, NO_LIMIT = Sampling(), Limit()
 LEAST_BYTES = 2 << 30  # a smaller base is as fast in full, and loses most by rounding
 
 
@@ -144,13 +145,15 @@ class LocalEngine:
         rows = [(self._prompt(prompt, len(tail)), tail) for prompt, tail in zip(prompts, tails, strict=True)]
         scores: dict[int, Score] = {}
         for group in batches([len(head) + len(tail) for head, tail in rows], SCORED_TOKENS):
-            found = self._call(partial(self._scored, lora, [rows[i] for i in group], limit))
+            found = self._call(partial(self._scored, lora, [rows[i] for i in group], limit), limit)
             scores |= zip(group, found, strict=True)
         return [scores[i] for i in range(len(rows))]
 
-    def _call(self, job: Callable[[], T]) -> T:
+    def _call(self, job: Callable[[], T], limit: Limit = NO_LIMIT) -> T:
         try:
-            return self._batcher.call(job)
+            future = self._batcher.hand_in(job)
+            limit.wait(lambda seconds: bool(wait([future], seconds).done))
+            return future.result()
         except (RuntimeError, ValueError) as error:  # as where the card is full, or a kernel refuses a shape
             raise ServingError(f"the model failed: {error}") from error
 
@@ -186,7 +189,7 @@ class LocalEngine:
         return self._expansion.into(past) if self._expansion else nullcontext(past)
 
     def _scored(self, lora: Lora, rows: Sequence[tuple[Ids, Ids]], limit: Limit) -> list[Score]:
-        limit.left()
+        limit.left()  # nobody may wait any more
         return self._in_room(partial(self._score_batch, lora, rows))
 
     def _score_batch(self, lora: Lora, rows: Sequence[tuple[Ids, Ids]]) -> list[Score]:

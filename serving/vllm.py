@@ -12,7 +12,7 @@ import logging
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -92,7 +92,7 @@ class VLLMEngine:
         cancel: Event | None = None,
     ) -> list[str]:
         """One answer a prompt, in order. Those that another thread may `cancel` come in pieces, so that the server
-        ends them, too."""
+        ends them, too, with the next one; while it is silent they wait for it."""
         limit = Limit(sampling.timeout_s, cancel)
         bodies = [self._asked(prompt, sampling, row) for row, prompt in enumerate(prompts)]
         with self._lease(adapter) as model:
@@ -338,16 +338,14 @@ class VLLMEngine:
 
     def _await_check(self, model: str, limit: Limit) -> None:
         """Until another call has seen to it that the adapter answers as it should."""
-        if (check := self._checks.get(model)) and not check.wait(limit.left()):
-            raise limit.missed()
+        if check := self._checks.get(model):
+            limit.wait(check.wait)
         if model in self._refused:
             raise ServingError(f"adapter {model} was refused by its check after the server was started anew")
 
     @contextmanager
     def _changing_within(self, limit: Limit) -> Iterator[None]:
-        left = limit.left()
-        if not self._changing.acquire(timeout=-1 if left is None else left):
-            raise limit.missed()
+        limit.wait(lambda seconds: self._changing.acquire(timeout=seconds))
         try:
             yield
         finally:
@@ -373,7 +371,7 @@ class VLLMEngine:
             response.read()
             raise ServingError(f"{self._url}: {_reason(response)}")
         ended = False
-        for line in response.iter_lines():
+        for line in _lines(response.iter_text()):
             limit.left()
             field, _, data = line.partition(":")  # a line without a field is a comment
             if field != "data":
@@ -423,6 +421,7 @@ class VLLMEngine:
         try:
             yield
         except httpx.TimeoutException as error:
+            limit.left()
             if limit.timeout_s:
                 raise limit.missed() from error
             seconds = self._client.timeout.read
@@ -447,6 +446,15 @@ def _manifest(adapter_id: str, path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or (found and "base_id" not in found):
         raise ServingError(f"adapter {adapter_id}: {file} is damaged: it names no base")
     return found
+
+
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Of a stream of events. httpx parts them at U+2028 and its like as well, which an answer may hold."""
+    rest = ""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split("\n")
+        yield from whole
+    yield rest
 
 
 def _complaint(data: str) -> str:

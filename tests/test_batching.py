@@ -281,7 +281,7 @@ def test_scores_end_between_two_passes_when_cancelled_or_late(
 
     def counted(*rows: Any) -> list[Score]:
         passes.append(1)
-        time.sleep(0.02)
+        time.sleep(0.05)
         if len(passes) == 3:
             cancel.set()
         return LocalEngine._score_batch(engine, *rows)
@@ -290,10 +290,41 @@ def test_scores_end_between_two_passes_when_cancelled_or_late(
     with pytest.raises(ServingError, match="was cancelled"):
         engine.score(prompts, answers, cancel=cancel)
     assert len(passes) == 3
-    with pytest.raises(ServingError, match=r"not done within timeout_s = 0.3"):
-        engine.score(prompts, answers, timeout_s=0.3)
+    with pytest.raises(ServingError, match=r"not done within timeout_s = 1;"):
+        engine.score(prompts, answers, timeout_s=1.0)
     assert 3 < len(passes) < 50
     assert len(engine.score(prompts, answers, timeout_s=60)) == 50
+
+
+def test_scores_that_are_late_in_their_last_pass_are_an_error(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ends = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> list[Score]:
+        began.set()
+        ends.wait(20)
+        return [Score((0.0,))]
+
+    monkeypatch.setattr(engine, "_score_batch", slow)
+    try:
+        with pytest.raises(ServingError, match="not done within"):
+            engine.score(PROMPTS[:1], ["So it is."], timeout_s=0.3)
+        assert began.is_set()
+        cancel = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(engine.score, PROMPTS[:1], ["So it is."], cancel=cancel)
+            cancel.set()
+            with pytest.raises(ServingError, match="was cancelled"):
+                waiting.result(10)
+    finally:
+        ends.set()
+
+
+def test_cancel_that_is_no_event_is_refused_and_others_are_answered(engine: LocalEngine) -> None:
+    with pytest.raises(InputError, match="cancel is a bool"):
+        engine.generate(PROMPTS, sampling=LONG, cancel=True)  # type: ignore[arg-type]
+    assert engine.generate(PROMPTS[:1], sampling=LONG)
 
 
 def test_closed_stream_leaves_the_batch(engine: LocalEngine, watched: Watched) -> None:

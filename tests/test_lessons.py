@@ -93,17 +93,22 @@ def test_the_plan_is_seeded_and_shows_every_lesson_as_often_as_asked() -> None:
     assert all(sum(len(passages[i].lessons) for i in batch[:-1]) < 4 for batch in made.batches)
 
 
-def test_the_bases_own_text_is_shared_out_among_many_passes() -> None:
-    lessons = random_lessons(60)
-    lessons = [replace(lesson, kind="replay") if i >= 20 else lesson for i, lesson in enumerate(lessons)]
-    passages = lay_out(lessons, 40, 8, merge=False)
-    shown = Counter(
-        next(iter(passages[i].lessons)) for batch in plan(passages, 8.0, 4, 1e9, 10.0, seed=3).batches for i in batch
-    )
-    assert {shown[i] for i in range(20)} == {8}
-    assert {shown[i] for i in range(20, 60)} == {2}
-    few = plan(passages, 1.0, 4, 1e9, 10.0, seed=3)
-    assert few.rows == 60 and few.epochs == 1.0
+@pytest.mark.parametrize("epochs,replayed", [(1.0, 1), (2.0, 2), (3.0, 2), (8.0, 2)])
+def test_the_bases_own_text_is_seen_twice_at_most_beside_what_begins_like_it(epochs: float, replayed: int) -> None:
+    begins = tuple(range(100, 130))
+    lessons = [
+        replace(
+            lesson, prompt=begins + lesson.prompt, kind="replay" if i >= 20 and len(lesson.answers) == 1 else "pair"
+        )
+        for i, lesson in enumerate(random_lessons(60))
+    ]
+    passages = lay_out(lessons, 200, 8, merge=True)
+    assert any(passage.branches for passage in passages)
+    made = plan(passages, epochs, 4, 1e9, 10.0, seed=3)
+    shown = Counter(lesson for batch in made.batches for i in batch for lesson in passages[i].lessons)
+    assert {shown[i] for i, lesson in enumerate(lessons) if lesson.kind == "pair"} == {epochs}
+    assert {shown[i] for i, lesson in enumerate(lessons) if lesson.kind == "replay"} == {replayed}
+    assert made.rows == 60 and made.epochs == epochs
 
 
 def test_the_budget_bounds_the_tokens_and_says_how_many_rows_were_seen() -> None:

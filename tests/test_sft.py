@@ -195,7 +195,7 @@ def test_loss_is_divided_by_the_tokens_there_are_and_no_more(settings: Settings,
     assert trainer.compute_loss(pupil.model, batch).item() == pytest.approx(wanted, rel=1e-6)
 
 
-def test_few_rows_are_seen_more_often_beside_more_replay_and_many_as_it_is_set(settings: Settings) -> None:
+def test_few_rows_are_seen_more_often_beside_heavier_replay_and_many_as_it_is_set(settings: Settings) -> None:
     night = replace(settings.night, few_rows=40, replay_share=0.25)
 
     def night_of(rows: int) -> NightSettings:

@@ -439,8 +439,38 @@ def test_cancelled_answer_ends_on_the_server_too(engine: VLLMEngine, server: Ser
         engine.score([PROMPT], ["So it is."], cancel=cancel)
 
 
-def test_answer_that_may_be_cancelled_is_that_of_a_stream(engine: VLLMEngine) -> None:
-    assert engine.generate([PROMPT], cancel=Event()) == ["".join(engine.stream(PROMPT))]
+def test_pieces_may_hold_whatever_parts_lines_elsewhere(engine: VLLMEngine, server: Server) -> None:
+    said = "one\u2028two\x85three\x0cfour"
+    event = json.dumps({"choices": [{"text": said}]}, ensure_ascii=False)
+    sent = f"data: {event}\r\n\r\ndata: [DONE]".encode()
+    bytewise = [sent[i : i + 1] for i in range(len(sent))]
+    server.fails = lambda r: httpx.Response(200, content=iter(bytewise)) if "completions" in r.url.path else None
+    assert list(engine.stream(PROMPT)) == [said]
+    assert engine.generate([PROMPT], cancel=Event()) == [said]
+
+
+def test_call_that_waits_for_a_check_can_be_cancelled(engine: VLLMEngine, server: Server, tmp_path: Path) -> None:
+    record_parity(engine, tmp_path)
+    engine.load("b2:one", tmp_path)
+    server.loaded.clear()
+    checking, ends, cancel = Event(), Event(), Event()
+
+    def slowly(request: httpx.Request) -> None:
+        if b"prompt_logprobs" in request.content:
+            checking.set()
+            ends.wait(20)
+
+    server.fails = slowly
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(engine.generate, [PROMPT], adapter="b2:one")
+        assert checking.wait(10)
+        waiting = pool.submit(engine.generate, [PROMPT], adapter="b2:one", cancel=cancel)
+        cancel.set()
+        with pytest.raises(ServingError, match="was cancelled"):
+            waiting.result(10)
+        assert not first.done()
+        ends.set()
+        assert first.result() == ["b2:one"]
 
 
 def test_refusal_of_the_server_is_told_in_its_words(engine: VLLMEngine, server: Server) -> None:
