@@ -20,8 +20,8 @@ Arms that train answer without recall, so that what they show is in the weights.
 questions, settings and visits of rows to learn; the same adapter would meet the same reactions. Three things differ
 beside what an arm is named for: an arm of one phase sees the base's own text of one; where the base still serves, `sft`
 and `dpo` are judged over the base and the others over their phase 1, as the gate would; and `equal` and `shuffled` also
-undo the confidence in a row, the balance of likes and dislikes and the limit on one user. Frequency is in the rows as well as in their weights, since a topic has
-as many rows as it is asked for.
+undo the confidence in a row, the balance of likes and dislikes and the limit on one user. Frequency is in the rows as
+well as in their weights, since a topic has as many rows as it is asked for.
 
 After each night the judge has everybody ask, in usual words and in words that no day has: for the share of satisfied
 people, weighted by how often a topic comes up or not, and for the share of answers with the right fact. Most prompts in
