@@ -185,9 +185,8 @@ def plan(
     passes = _affordable(_passes(passages, epochs, random), passages, tokens_per_minute * minutes)
     taken = [i for one in passes for i in one]
     tokens = sum(len(passages[i].tokens) for i in taken)
-    taught, visits = (
-        sum(len(passages[i].lessons) for i in which if passages[i].teaches) for which in (range(len(passages)), taken)
-    )
+    taught = sum(len(passage.lessons) for passage in passages if passage.teaches)
+    visits = sum(len(passages[i].lessons) for i in taken if passages[i].teaches)
     seen = sum(len(passages[i].lessons) for i in set(taken))
     batches = _bucketed(passes, passages, batch_size, random)
     return Plan(tuple(batches), seen, visits / max(1, taught), tokens, tokens / tokens_per_minute)

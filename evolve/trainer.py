@@ -56,8 +56,8 @@ SPEED = {"cpu": 6e11, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
 LONG = 4096  # tokens; more than any prompt of serving.parity
-MOST_REPEATS = 9.0
-MOST_WEIGHT = 4.0
+MOST_REPEATS = 9.0  # of phase 1, however few the examples
+MOST_WEIGHT = 4.0  # times night.replay_weight, likewise
 
 
 # -- the student ---
