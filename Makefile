@@ -1,9 +1,10 @@
-# make demo: the main job, start to end.  make test: the test suite.  make coverage: that memory/ is covered whole.
+# make demo: the main job, start to end.  make test: the test suite, in WORKERS processes.  make coverage: that memory/ is covered whole.
 # Each makes the environment first.
 PYTHON ?= python3
 BIN := .venv/bin
 NAME ?= loop
 ARGS ?=
+WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
@@ -24,7 +25,7 @@ demo: setup
 	$(BIN)/nightschool demo
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 # every line and branch of memory/, by the tests named after its modules, the migrations and odd input; what only
 # PostgreSQL does is among them, so a server has to answer where tests/test_store.py looks for it
