@@ -1,5 +1,5 @@
-# make demo: the main job, start to end.  make test: the test suite, in WORKERS processes.  make coverage: that memory/ is covered whole.
-# Each makes the environment first.
+# make demo: the main job, start to end.  make test: the test suite, in WORKERS processes.
+# make coverage: that memory/ is covered whole.  Each makes the environment first.
 PYTHON ?= python3
 BIN := .venv/bin
 NAME ?= loop
