@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from ..memory.database import Database
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
-EXTRAS = {"accelerate": "serve", "peft": "serve", "trl": "train"}
+ANSWERING, TRAINING = ("accelerate", "peft"), ("trl", "datasets")  # what of the extras is needed for what
 
 
 def examine(settings: Settings) -> dict[str, Any]:
-    """Findings as plain data; `problems` is empty when all is well."""
-    problems: list[str] = []
-    for package, extra in EXTRAS.items():
-        if find_spec(package) is None:
-            problems.append(f"{package} is missing; pip install 'nightschool[{extra}]'")
+    """Findings as plain data; `problems` is empty when all is well. That a machine cannot train is one of `notes`."""
+    problems = [f"{name} is missing; pip install 'nightschool[serve]'" for name in ANSWERING if not find_spec(name)]
+    notes = [
+        f"no night runs here: {name} is missing; pip install 'nightschool[train]'"
+        for name in TRAINING
+        if not find_spec(name)
+    ]
     if settings.home.is_dir() and (mode := settings.home.stat().st_mode & 0o777) & 0o077:
         problems.append(f"home: others may read it (its mode is {mode:o}); run `chmod 700 {settings.home}`")
     return {
@@ -43,6 +45,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         "nights": _try(problems, "nights", lambda: _ended(settings)),
         "serving": _try(problems, "serving", lambda: _in_service(settings, problems)),
         "settings": _try(problems, "settings", lambda: _shown(settings)),
+        "notes": notes,
         "problems": problems,
     }
 

@@ -381,6 +381,18 @@ def test_what_a_terminal_has_no_letters_for_is_written_otherwise(run: Run, tmp_p
     assert (done.returncode, done.stderr) == (0, "") and "\\u5feb" in done.stdout
 
 
+@pytest.mark.parametrize(("package", "code"), [("trl", 0), ("peft", 1)])
+def test_doctor_of_a_machine_that_answers_and_does_not_train_finds_no_problem(
+    run: Run, monkeypatch: pytest.MonkeyPatch, package: str, code: int
+) -> None:
+    monkeypatch.setattr("nightschool.interfaces.doctor.find_spec", lambda name: None if name == package else name)
+    run("init")
+    done = run("doctor", "--json")
+    found = json.loads(done.stdout)
+    assert done.exit_code == code
+    assert any(f"{package} is missing" in line for line in found["problems" if code else "notes"])
+
+
 def test_doctor_names_a_home_that_others_may_read(run: Run, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
