@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
-from math import log
+from math import inf, log
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..content import content_id
@@ -37,7 +37,7 @@ from .contrasts import Contrast, Order, find_contrasts, find_rephrased, fold_con
 from .curation import BOUNDED, CURATION, Fits, any_length, as_taught, curate
 from .expansion import Author, Expansion
 from .lessons import short_enough
-from .prompts import Prompts, Words, words_of
+from .prompts import Prompts, SessionKey, Words, session_key, words_of
 from .reception import read, reader_at_hand
 from .types import Example, Judged, Pair, Snapshot, Thumb, without_nothing
 from .weights import balanced, example_weight, limit_marked, limit_share, limit_sum, normalise, thumb_weight
@@ -60,12 +60,21 @@ def freeze(store: MemoryStore, settings: Settings, *, now: float, author: Author
     memories = store.memories({m for i in interactions for m in i.memory_ids})
     vectors = store.request_vectors([i.id for i in interactions])
     feedback = store.feedback()
-    known, fits = Prompts((i for i in interactions if i.created_utc <= now), memories), _length_rule(settings)
+    known, fits = Prompts(up_to(now, interactions), memories), _length_rule(settings)
     parts = split(known, feedback, vectors, settings, fits)
     reading = read(store, known, feedback, vectors, settings.censor, parts.teaches)
     expansion = _expansion(store, author, reading, settings, now)
     given = (interactions, feedback, memories, vectors, settings)
     return build(*given, now=now, reading=reading, expansion=expansion, fits=fits, parts=parts)
+
+
+def up_to(now: float, interactions: Sequence[Interaction]) -> list[Interaction]:
+    """Those dated by `now`, and of no session what was said after one that is not: its prompt has that one in it."""
+    first: dict[SessionKey, int] = {}
+    for i in interactions:
+        if i.created_utc > now:
+            first[session_key(i)] = min(i.position, first.get(session_key(i), i.position))
+    return [i for i in interactions if i.position < first.get(session_key(i), inf)]
 
 
 @dataclass(frozen=True)
@@ -121,10 +130,11 @@ def build(
     parts: Split | None = None,
 ) -> Snapshot:
     """`freeze` on values, but for what `expansion` drafts. `parts` is the split of just these."""
-    prompts = Prompts((i for i in interactions if i.created_utc <= now), memories)
+    prompts = Prompts(up_to(now, interactions), memories)
     parts = parts or split(prompts, feedback, vectors, settings, fits)
     excluded, teaches = Exclusions(), parts.teaches
-    excluded.add("dated later than now", (i.id for i in interactions if i.created_utc > now and i.id in feedback))
+    later = (i.id for i in interactions if i.id in feedback and i.id not in prompts.interactions)
+    excluded.add("dated later than now, or said after such a turn", later)
     order = _recent_first(prompts, settings.dataset)
     gathered = gather(prompts, feedback, vectors, settings, excluded, reading)
     gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded, fits)

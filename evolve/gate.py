@@ -44,7 +44,7 @@ import re
 from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from math import inf, isfinite
+from math import ceil, inf, isfinite, log
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,23 @@ def too_little(held_out: Sequence[Judged], settings: GateSettings) -> list[str]:
         found.append(f"only {clusters} held-out users or sessions, at least {settings.min_clusters} are needed")
     if liked in (0, len(held_out)):
         found.append("the held-out answers are all liked or all disliked, so preference cannot be measured")
+        return found
+    for word, of_a_kind in (("liked", True), ("disliked", False)):
+        some, least = len({h.cluster for h in held_out if h.liked == of_a_kind}), least_of_a_kind(settings)
+        if some < least:
+            found.append(
+                f"the {word} held-out answers come from only {some} users or sessions, at least {least} are needed"
+            )
     return found
+
+
+def least_of_a_kind(settings: GateSettings) -> int:
+    """How many clusters must hold a liked answer, and a disliked one.
+
+    Of k of n clusters a draw holds none with a chance below e^-k, and such a draw says .5. Where it comes up as often
+    as the tail of the interval is wide, no preference is above .5 with the whole of it.
+    """
+    return ceil(log(2 / (1 - settings.confidence)))
 
 
 # -- what is measured ---
@@ -219,12 +235,12 @@ def _answer_measures(
     candidate: str, incumbent: str | None, snapshot: Snapshot, engine: Engine, settings: GateSettings
 ) -> tuple[Measure, ...]:
     """Of what is said in full to one held-out prompt a cluster, and to masked ones: at most `probe_answers` of each."""
-    prompts = list({h.cluster: h.prompt for h in snapshot.held_out}.values())[: settings.probe_answers]
+    held_out = list({h.cluster: h.prompt for h in snapshot.held_out}.values())
+    prompts, masked = (_some(among, snapshot.id, settings) for among in (held_out, masked_prompts(snapshot)))
     sampling = Sampling(max_tokens=ANSWER_TOKENS)
     said = {
         a: engine.generate(prompts, adapter=a, sampling=sampling) for a in dict.fromkeys((None, incumbent, candidate))
     }
-    masked = masked_prompts(snapshot)[: settings.probe_answers]
     base, new = ([*said[a], *engine.generate(masked, adapter=a, sampling=sampling)] for a in (None, candidate))
     return (
         _empty(said[incumbent], said[candidate]),
@@ -232,6 +248,12 @@ def _answer_measures(
         _leakage([*prompts, *masked], base, new, settings),
         _answer_words(said[incumbent], said[candidate], settings),
     )
+
+
+def _some(prompts: Sequence[Prompt], snapshot_id: str, settings: GateSettings) -> list[Prompt]:
+    """`probe_answers` of them at most; each snapshot has its own, so that over nights all come up."""
+    drawn = sorted(prompts, key=lambda prompt: content_id([snapshot_id, *prompt]))
+    return drawn[: settings.probe_answers]
 
 
 def masked_prompts(snapshot: Snapshot) -> list[Prompt]:

@@ -71,7 +71,7 @@ def read(
         keep_reader(reader, store.settings.home)
     else:
         for old in readers_in(store.settings.home):
-            old.unlink()
+            old.unlink(missing_ok=True)  # who forgets erases it, too
     reading = _reading(reader, {i.id: exchanges[i.id] for i in unread}, vector_of)
     return replace(reading, fitted_on=frozenset(i.id for i in taught)) if reader.at_home else reading
 

@@ -170,6 +170,10 @@ def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
         raise
 
 
+class _Overtaken(GateRefused):
+    pass
+
+
 def _erased(weights: Path) -> bool:
     try:
         weights.unlink(missing_ok=True)
@@ -179,14 +183,12 @@ def _erased(weights: Path) -> bool:
     return True
 
 
-def _forgotten_meanwhile(session: Session, snapshot_id: str) -> str | None:
-    """Why what is trained on that snapshot is tainted: something in it was forgotten since the night began.
+def _forgotten_meanwhile(session: Session, snapshot_id: str, last: int) -> str | None:
+    """Why what is trained on that snapshot is tainted: something in it was forgotten after the `last` receipt.
 
-    What was forgotten before, and is in it again, was said again.
+    What was forgotten before, and is in it again, was said again. Receipts are counted, since clocks may differ.
     """
-    began = select(func.max(CycleRow.started_utc)).where(CycleRow.finished_utc.is_(None))
-    since = session.scalars(began).first() or 0.0
-    receipts = session.scalars(select(ReceiptRow).where(ReceiptRow.created_utc >= since).order_by(ReceiptRow.id))
+    receipts = session.scalars(select(ReceiptRow).where(ReceiptRow.id > last).order_by(ReceiptRow.id))
     if any(snapshot_id in receipt.details["tainted_snapshots"] for receipt in receipts):
         return f"snapshot {snapshot_id} holds interactions that were forgotten while it was trained on"
     return None
@@ -215,6 +217,7 @@ class Registry:
 
     def __init__(self, database: Database, folder: Path, clock: Callable[[], float]) -> None:
         self.database, self.folder, self.clock = database, folder, clock
+        self._last_receipt = 0  # of what was forgotten when the night began
 
     def building(self) -> Path:
         """A new empty folder for a training run; `sweep` removes it if the run dies."""
@@ -305,9 +308,9 @@ class Registry:
         those that made them last."""
         with self.database.writing() as session:
             known = session.get(AdapterRow, adapter.id)
-            tainted = _forgotten_meanwhile(session, adapter.snapshot_id)
+            tainted = _forgotten_meanwhile(session, adapter.snapshot_id, self._last_receipt)
             if known and _origin(known) == _origin(adapter):
-                known.details = adapter.details
+                known.details, known.tainted = adapter.details, tainted
                 _write_manifest(adapter.path, self._adapter(known))
                 return
             if known and tainted:
@@ -443,25 +446,34 @@ class Registry:
 
         Rolling back twice goes back two steps: only what was deployed before the live one's promotion counts.
         """
-        live = self.live()
+        seen, live = self._newest(), self.live()
         if live is None:
             raise GateRefused(
                 "the base is serving: there is nothing to roll back from; see `nightschool adapters list`"
             )
         target = self.predecessor(live.id)
-        self._deploy(target.id if target else None, f"{ROLLED_BACK}{live.id}")
+        self._deploy(target.id if target else None, f"{ROLLED_BACK}{live.id}", after=seen)
         return target
 
     def withdraw_tainted(self) -> Adapter | None:
         """If the newest deployment is tainted, record that its last clean predecessor serves; returns that."""
+        seen = self._newest()
         with self.database.reading() as session:
-            row = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id.desc()).limit(1)).first()
+            row = session.get(DeploymentRow, seen)
             deployed = row.adapter_id if row else None
         if deployed is None or deployed not in self.tainted():
             return self.live()
         target = self.predecessor(deployed)
-        self._deploy(target.id if target else None, f"withdrew {deployed}: tainted")
+        try:
+            self._deploy(target.id if target else None, f"withdrew {deployed}: tainted", after=seen)
+        except _Overtaken:
+            return self.withdraw_tainted()
         return target
+
+    def _newest(self) -> int:
+        """The number of the latest switch of the alias; 0 before the first."""
+        with self.database.reading() as session:
+            return session.scalars(select(func.max(DeploymentRow.id))).one() or 0
 
     def predecessor(self, adapter_id: str) -> Adapter | None:
         """What served before that adapter was put into service this time and may still serve; None is the base."""
@@ -485,8 +497,11 @@ class Registry:
             rows = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id))
             return [{"adapter_id": r.adapter_id, "reason": r.reason, "created_utc": r.created_utc} for r in rows]
 
-    def _deploy(self, adapter_id: str | None, reason: str) -> None:
+    def _deploy(self, adapter_id: str | None, reason: str, after: int | None = None) -> None:
+        """_Overtaken, and nothing done, if the alias was switched `after` the switch of that number."""
         with self.database.writing() as session:
+            if after is not None and (session.scalars(select(func.max(DeploymentRow.id))).one() or 0) != after:
+                raise _Overtaken("another adapter was put into service meanwhile; see `nightschool adapters list`")
             row = session.get(AdapterRow, adapter_id) if adapter_id else None
             if row and row.tainted:  # since it was looked at
                 raise GateRefused(f"adapter {adapter_id} is tainted: {row.tainted}; run `nightschool night` again")
@@ -498,6 +513,7 @@ class Registry:
         cycle_id = uuid4().hex[:12]
         with self.database.writing() as session:
             session.add(CycleRow(id=cycle_id, started_utc=self.clock()))
+            self._last_receipt = session.scalars(select(func.max(ReceiptRow.id))).one() or 0
         return cycle_id
 
     def close_interrupted(self) -> None:

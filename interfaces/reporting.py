@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -159,11 +160,14 @@ def write_html(report: Report, compared: Sequence[Compared], path: Path) -> None
         "compared": [(last(c), c.before, c.after) for c in compared],
         "pictures": pictures(report),
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    partial.touch(mode=0o600)  # it holds what people said, also where a page that everybody may read stood
-    partial.write_text(page.render(**values), encoding="utf-8")
-    os.replace(partial, path)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for its owner alone
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(page.render(**values))
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)  # it holds what people said
+        raise
 
 
 def pictures(report: Report) -> list[str]:

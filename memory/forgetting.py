@@ -154,8 +154,11 @@ def _details(receipt: ForgetReceipt) -> dict[str, Any]:
 
 
 def _taint(session: Session, plan: ForgetPlan) -> None:
-    snapshots, gone = ", ".join(plan.tainted_snapshots), len(plan.interaction_ids)
-    reason = f"snapshot {snapshots} holds interactions that were forgotten ({gone} with this receipt)"
+    turns, memories = len(plan.interaction_ids), len(plan.memory_ids)
+    reason = (
+        f"snapshot {', '.join(plan.tainted_snapshots)} was made of what was forgotten since"
+        f" ({turns} turns and {memories} memories with this receipt)"
+    )
     for adapters in chunks(plan.tainted_adapters):
         untainted = AdapterRow.id.in_(adapters), AdapterRow.tainted.is_(None)
         session.execute(update(AdapterRow).where(*untainted).values(tainted=reason))

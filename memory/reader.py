@@ -313,7 +313,7 @@ def keep_reader(reader: Reader, home: Path) -> None:
     save_reader(reader, partial)
     os.replace(partial, path)
     for old in set(readers_in(home)) - {path}:
-        old.unlink()
+        old.unlink(missing_ok=True)  # who forgets erases it, too
 
 
 def readers_in(home: Path) -> list[Path]:

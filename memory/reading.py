@@ -77,17 +77,24 @@ def named_like(session: Session, start: str) -> list[str]:
     return list(session.scalars(select(InteractionRow.id).where(begins).limit(2)))
 
 
-def before(session: Session, interaction: Interaction) -> Iterator[Interaction]:
-    """The earlier ones of its session, latest first."""
+def before(session: Session, interaction: Interaction) -> Interaction | None:
+    """The one before it in its session."""
     earlier = of_session(owner_of(interaction)).where(InteractionRow.position < interaction.position)
-    yield from map(to_interaction, session.scalars(earlier.order_by(InteractionRow.position.desc())))
+    row = session.scalars(earlier.order_by(InteractionRow.position.desc()).limit(1)).first()
+    return None if row is None else to_interaction(row)
 
 
-def asking(session: Session, interaction: Interaction) -> str | None:
-    """The interaction with the request that this one answers: itself, unless it is a turn of tools."""
-    if request_of(interaction.turn):
-        return interaction.id
-    return next((earlier.id for earlier in before(session, interaction) if request_of(earlier.turn)), None)
+def asking(session: Session, interactions: Sequence[Interaction]) -> dict[str, str]:
+    """By interaction, the one with the request that it answers: itself, unless it is a turn of tools."""
+    found = {i.id: i.id for i in interactions if request_of(i.turn)}
+    of_tools = {i.id for i in interactions} - found.keys()
+    for owner in {owner_of(i) for i in interactions if i.id in of_tools}:
+        request = None
+        for said in map(to_interaction, session.scalars(of_session(owner).order_by(InteractionRow.position))):
+            request = said.id if request_of(said.turn) else request
+            if request and said.id in of_tools:
+                found[said.id] = request
+    return found
 
 
 def feedback(session: Session) -> dict[str, list[Feedback]]:

@@ -364,8 +364,8 @@ class MemoryStore(Facts):
         """The vector of what the user asked, by interaction; a turn of tools has that of the request it answers."""
         self._indexing.pending()
         with self.database.reading() as session:
-            found = reading.by_id(session, interaction_ids)
-            asked = {i.id: turn_memory_id(source) for i in found if (source := reading.asking(session, i))}
+            found = reading.asking(session, reading.by_id(session, interaction_ids))
+            asked = {i: turn_memory_id(source) for i, source in found.items()}
         vectors = self._indexing.index.vectors(set(asked.values()))
         return {i: vectors[memory_id] for i, memory_id in asked.items() if memory_id in vectors}
 

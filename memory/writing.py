@@ -257,7 +257,7 @@ def _with_topics(session: Session, ordered: Sequence[Interaction], assigned: Map
         elif last is not None and last.position == interaction.position - 1:
             written.append(replace(interaction, topic_id=last.topic_id))
         else:
-            earlier = next(before(session, interaction), None)
+            earlier = before(session, interaction)
             written.append(replace(interaction, topic_id=earlier.topic_id if earlier else None))
     return written
 

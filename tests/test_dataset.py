@@ -892,7 +892,18 @@ def test_what_is_dated_later_than_now_waits():
     later = world.says("the lock?", "five", 1.0, age_days=-2)
     snapshot = world.freeze()
     assert [e.completion for e in snapshot.examples] == ["ten"]
-    assert reasons(snapshot) == {"dated later than now": (later,)}
+    assert reasons(snapshot) == {"dated later than now, or said after such a turn": (later,)}
+
+
+def test_what_was_said_after_a_turn_that_is_dated_later_waits_with_it_and_what_is_taught_re_derives():
+    world = World()
+    first = world.says("the bell?", "ten", 1.0, session="s", age_days=1)
+    world.says("the lock?", "five", session="s", age_days=-0.001)  # a clock that is ahead
+    after = world.says("the hub?", "six", 1.0, session="s")
+    snapshot = world.freeze()
+    assert [e.interaction_ids for e in snapshot.examples] == [(first,)]
+    assert reasons(snapshot) == {"dated later than now, or said after such a turn": (after,)}
+    assert world.load(to_rows(snapshot)).id == snapshot.id
 
 
 def test_an_empty_memory_gives_an_empty_snapshot():

@@ -20,6 +20,7 @@ from nightschool.evolve.gate import (
     masked_prompts,
     probe_text,
     repetition,
+    too_little,
     unknown,
     weighted_auc,
 )
@@ -155,6 +156,27 @@ def test_candidate_that_favours_liked_answers_is_accepted() -> None:
     assert len(found.reasons) == 9
 
 
+@pytest.mark.parametrize("word", ["liked", "disliked"])
+def test_liked_or_disliked_answers_of_three_people_are_too_little_before_anything_is_trained(word: str) -> None:
+    held_out = tuple(h for h in snapshot(40).held_out if h.completion != word or h.cluster in ("u0", "u1", "u2", "u3"))
+    engine = ChosenEngine(liked=3.0, disliked=-3.0)
+    assert verdict(engine, Snapshot((), (), (), held_out)).accepted
+    of_three = tuple(h for h in held_out if h.completion != word or h.cluster != "u3")
+    (why,) = too_little(of_three, QUICK)
+    assert why == f"the {word} held-out answers come from only 3 users or sessions, at least 4 are needed"
+    assert verdict(engine, Snapshot((), (), (), of_three)).reasons == (why,)
+
+
+def test_other_nights_ask_other_prompts_and_all_the_same_number() -> None:
+    row = ({"role": "user", "content": "Who?"},)
+    asked = []
+    for n in range(3):
+        engine = ChosenEngine()
+        verdict(engine, replace(snapshot(40), examples=(Example(row, f"{n}", 1.0, ()),)))
+        asked.append(frozenset(engine.asked))
+    assert len({*asked}) == 3 and {len(some) for some in asked} == {QUICK.probe_answers}
+
+
 def test_candidate_that_moves_both_alike_is_rejected_for_preference() -> None:
     found = verdict(ChosenEngine(liked=0.3, disliked=0.3))
     assert not found.accepted
@@ -260,7 +282,7 @@ def test_candidate_is_asked_what_was_taught_with_a_mask_and_nothing_else_that_wa
     assert [p[-1]["content"] for p in masked_prompts(taught)] == ["Whose is <EMAIL_2>?", "Number?"]
     engine = ChosenEngine(liked=0.3, disliked=-0.3)
     assert verdict(engine, taught).accepted
-    assert engine.asked[-2:] == ["Whose is <EMAIL_2>?", "Number?"] and "Who?" not in engine.asked
+    assert {*engine.asked[-2:]} == {"Whose is <EMAIL_2>?", "Number?"} and "Who?" not in engine.asked
 
 
 def test_candidate_that_agrees_more_with_what_is_wrong_is_rejected() -> None:

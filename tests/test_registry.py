@@ -313,6 +313,48 @@ def test_what_was_forgotten_before_the_night_and_said_again_taints_nothing(regis
     assert trained(registry, b"again").id not in registry.tainted()
 
 
+def test_what_is_forgotten_during_the_night_taints_whatever_the_clock_of_who_forgot_it_says(registry: Registry) -> None:
+    registry.open_cycle()
+    with registry.database.writing() as session:
+        session.add(ReceiptRow(details={"tainted_snapshots": [SNAPSHOT.id]}, created_utc=-60.0, finished_utc=None))
+    assert trained(registry, b"late").id in registry.tainted()
+
+
+def test_weights_made_again_of_the_same_snapshot_after_something_in_it_was_forgotten_are_clean(
+    registry: Registry,
+) -> None:
+    adapter = promoted(registry, b"one")
+    registry.taint(adapter.id, "a note was forgotten that none of its prompts held")
+    registry.open_cycle()
+    assert trained(registry, b"one").id == adapter.id and registry.tainted() == {}
+    assert registry.promote(adapter.id) == registry.live()
+
+
+@pytest.mark.parametrize("back", [Registry.rollback, Registry.withdraw_tainted])
+def test_what_is_promoted_while_another_is_taken_back_stays_in_service(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, back: Callable[[Registry], Adapter | None]
+) -> None:
+    promoted(registry, b"one")
+    two = promoted(registry, b"two")
+    three = judged(registry, trained(registry, b"three"))
+    if back is Registry.withdraw_tainted:
+        registry.taint(two.id, "a turn was forgotten")
+    look = Registry.predecessor
+
+    def promoted_then(self: Registry, adapter_id: str) -> Adapter | None:
+        monkeypatch.setattr(Registry, "predecessor", look)
+        registry.promote(three.id)
+        return look(self, adapter_id)
+
+    monkeypatch.setattr(Registry, "predecessor", promoted_then)
+    if back is Registry.rollback:
+        with pytest.raises(GateRefused, match="another adapter was put into service meanwhile"):
+            back(registry)
+    else:
+        assert back(registry) == three
+    assert registry.live() == three and registry.deployments()[-1]["reason"] == "promoted"
+
+
 def test_adapter_that_is_tainted_while_it_is_promoted_never_serves(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,6 +225,16 @@ def test_page_stands_alone_and_escapes_what_people_wrote(
     assert not re.search(r"<script|<link|src=|href=\"http", page)
 
 
+def test_page_that_cannot_be_written_leaves_nothing_of_it(
+    quick_store: MemoryStore, registry: Registry, night: Cycle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pages" / "page.html"
+    folder.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        write_html(report(quick_store, registry), [], folder)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_page_of_a_night_that_was_not_judged_shows_the_curve_of_those_before(
     quick_store: MemoryStore, registry: Registry, night: Cycle, tmp_path: Path
 ) -> None:

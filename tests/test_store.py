@@ -109,6 +109,17 @@ def test_turns_of_tools_in_a_batch_inherit_from_the_batch_and_from_before_it(qui
     assert quick_store.verify() == []
 
 
+def test_requests_of_a_long_session_of_tools_are_looked_up_in_one_pass(quick_store, executed):
+    asked = said(quick_store, "weather in Leeds?", "[calls]")
+    answers = [quick_store.record([{"role": "tool", "content": f"{n}"}], f"It is {n}.", **ANN) for n in range(8)]
+    with executed(quick_store) as of_one:
+        quick_store.request_vectors([answers[0].id])
+    with executed(quick_store) as of_all:
+        vectors = quick_store.request_vectors([i.id for i in answers])
+    assert vectors.keys() == {i.id for i in answers} and {i.topic_id for i in answers} == {asked.topic_id}
+    assert len(of_all) == len(of_one)
+
+
 def test_greeting_has_neither_topic_nor_vector(quick_store):
     greeting = quick_store.record([], "How can I help?", **ANN)
     assert (greeting.text, greeting.topic_id) == ("", None)
