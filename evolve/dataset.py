@@ -347,13 +347,24 @@ def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]], *, follow: 
 
     Turns that were answered since are found by the ids that they have now, unless they are not to `follow`.
     """
-    interactions = list(store.interactions())
-    ids_now = answered_since(_named(rows), interactions) if follow else {}
-    memories = store.memories({m for i in interactions for m in i.memory_ids})
-    texts = {f.id: f.correction or "" for given in store.feedback().values() for f in given}
-    drafted = store.drafts({row["interaction_ids"][0] for row in rows if row.get("draft_ids")})
-    texts |= {draft.id: draft.text for drafts in drafted.values() for draft in drafts}
-    return resolve(rows, Prompts(interactions, memories), texts, ids_now)
+    return Memories(store).again(rows, follow=follow)
+
+
+class Memories:
+    """What is remembered, read once, to make any number of snapshots again."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store, self._interactions = store, list(store.interactions())
+        shown = store.memories({m for i in self._interactions for m in i.memory_ids})
+        self._prompts = Prompts(self._interactions, shown)
+        self._corrections = {f.id: f.correction or "" for given in store.feedback().values() for f in given}
+
+    def again(self, rows: Sequence[Mapping[str, Any]], *, follow: bool = True) -> Snapshot:
+        """As `from_rows`."""
+        ids_now = answered_since(_named(rows), self._interactions) if follow else {}
+        drafted = self._store.drafts({row["interaction_ids"][0] for row in rows if row.get("draft_ids")})
+        drafts = {draft.id: draft.text for some in drafted.values() for draft in some}
+        return resolve(rows, self._prompts, self._corrections | drafts, ids_now)
 
 
 def require_held(store: MemoryStore, interaction_ids: Iterable[str]) -> None:

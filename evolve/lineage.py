@@ -128,9 +128,10 @@ def _bad_snapshots(store: MemoryStore, registry: Registry) -> list[str]:
     adapters = registry.adapters()
     trained_on = {a.snapshot_id for a in adapters} - {a.snapshot_id for a in adapters if a.id in tainted}
     found: list[str] = []
+    memories = dataset.Memories(store)
     for snapshot_id in filter(trained_on.__contains__, registry.snapshot_ids()):
         try:
-            derived = dataset.from_rows(store, registry.snapshot_rows(snapshot_id)).id
+            derived = memories.again(registry.snapshot_rows(snapshot_id)).id
         except StoreError as error:
             derived = str(error)
         if derived != snapshot_id:
