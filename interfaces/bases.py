@@ -72,7 +72,14 @@ def use(base: str, home: Home = None) -> None:
     _write(settings.home / "settings.toml", chosen)
     first = "" if is_home(settings) else f"nightschool init{at(home)}, then "
     next_ = f"next: {first}nightschool night{at(home)}, to train for it"
-    out.print(f"serving.base = {chosen}\n{next_}", markup=False, highlight=False)
+    out.print(f"serving.base = {chosen}\n{_lengths(settings)}\n{next_}", markup=False, highlight=False)
+
+
+def _lengths(settings: Settings) -> str:
+    return (
+        f"a reply is cut at serving.max_tokens = {settings.serving.max_tokens}, and prompt and answer are taught up to"
+        f" night.max_tokens = {settings.night.max_tokens}; larger bases say more: settings.toml"
+    )
 
 
 def _check_environment(settings: Settings, base: str) -> None:
