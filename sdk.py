@@ -406,8 +406,8 @@ def _threads() -> CapacityLimiter:
 class AsyncAssistant:
     """`Assistant` for asyncio and trio: the same calls, each run in a worker thread.
 
-    `await assistant.call(assistant.sync.history, user_id="ada")`; the four most used have a short form. Replies have
-    threads of their own, so that whoever waits for one holds up nothing else. Use it in one event loop.
+    Anything else that blocks goes by `call`: `await front.call(assistant.store.counts)`. Replies have threads of their
+    own, so that whoever waits for one holds up nothing else. Use it in one event loop; close the `Assistant`.
     """
 
     def __init__(self, assistant: Assistant) -> None:
@@ -477,6 +477,9 @@ class AsyncAssistant:
                 " (serving.timeout_seconds); leave those that nobody reads"
             ) from None
 
+    async def record(self, turn: str | Sequence[Message], reply: str, **owner: Any) -> Interaction:
+        return await self.call(self.sync.record, turn, reply, **owner)
+
     async def rate(self, reply: Reply | Interaction | str, rating: float | None = None, **said: Any) -> Feedback:
         return await self.call(self.sync.rate, reply, rating, **said)
 
@@ -485,3 +488,12 @@ class AsyncAssistant:
 
     async def recall(self, query: str, **owner: Any) -> list[Recall]:
         return await self.call(self.sync.recall, query, **owner)
+
+    async def history(self, **owner: Any) -> list[Memory]:
+        return await self.call(self.sync.history, **owner)
+
+    async def forget(self, **selection: Any) -> ForgetPlan:
+        return await self.call(self.sync.forget, **selection)
+
+    async def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
+        return await self.call(self.sync.forget_apply, plan)

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from .errors import SettingsError
 
@@ -27,7 +27,17 @@ LORA_TARGETS = ("attention", "attention+mlp")
 
 def without_user(url: str) -> str:
     """For messages: a name and a password in it stay out of them."""
-    return re.sub(r"//[^/@]*@", "//***@", url)
+    return re.sub(r"//?[^/]*@", "//***@", url)
+
+
+def _is_address(url: str) -> bool:
+    """Whether it names a host, by http or https, and a port if any."""
+    try:
+        found = urlsplit(url)
+        host = (found.hostname or "").encode("idna")
+        return bool(host) and found.scheme in ("http", "https") and found.port != 0 and not re.search(r"\s", url)
+    except ValueError:  # as of a port that is no number, or a host with an empty part
+        return False
 
 
 def _require(section: str, stage: object, wanted: str, good: Callable[[float], bool], *names: str) -> None:
@@ -193,8 +203,8 @@ class ServingSettings:
         _require("serving", self, "0 (torch chooses) or more", lambda x: x >= 0, "threads")
         _require("serving", self, "0 (greedy) or more, and finite", lambda x: 0 <= x < inf, "temperature")
         _require("serving", self, "0 (no limit) to 1e9", lambda x: 0 <= x <= 1e9, "timeout_seconds")
-        if self.engine == "vllm" and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", self.url):
-            raise SettingsError(f"serving.url is {self.url!r}; it is http://HOST:PORT, or https")
+        if self.engine == "vllm" and not _is_address(self.url):
+            raise SettingsError(f"serving.url is {without_user(self.url)!r}; it is http://HOST:PORT, or https")
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Compared:
 
 def report(store: MemoryStore, registry: Registry, cycle_id: str | None = None) -> Report:
     """Of the night `cycle_id`, or of the latest. NotFound if there is none."""
-    cycle = registry.cycle(cycle_id) if cycle_id else registry.latest_cycle()
+    cycle = registry.latest_cycle() if cycle_id is None else registry.cycle(cycle_id)
     rows = registry.snapshot_rows(cycle.snapshot_id) if cycle.snapshot_id else []
     verdict, nights = registry.cycle_verdict(cycle), _up_to(registry, cycle)
     excluded = registry.excluded(cycle.snapshot_id) if cycle.snapshot_id else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ServingError
+from ..errors import NightschoolError
 from .printing import Agent, Home, Session, User, assistant, err, say
 
 if TYPE_CHECKING:
@@ -21,14 +21,15 @@ def chat(home: Home = None, user: User = "default", agent: Agent = "", session: 
         while (line := _prompt()) not in (None, "/quit"):
             if not line:
                 continue
-            if line.startswith("/"):
-                _chat_command(nightschool, line, last, user, agent)
-                continue
-            last = None  # of an answer that failed nothing can be said
+            said, last = last, last if line.startswith("/") else None  # of an answer that failed nothing can be said
             try:
-                last = _answered(nightschool, line, user_id=user, agent_id=agent, session_id=session)
-            except ServingError as error:  # as an answer that took too long: the session goes on
-                err.print(f"no answer: {error}", markup=False, highlight=False)
+                if line.startswith("/"):
+                    _chat_command(nightschool, line, said, user, agent)
+                else:
+                    last = _answered(nightschool, line, user_id=user, agent_id=agent, session_id=session)
+            except NightschoolError as error:  # as an answer that took too long: the session goes on
+                what = "not done" if line.startswith("/") else "no answer"
+                err.print(f"{what}: {error}", markup=False, highlight=False)
             except KeyboardInterrupt:
                 err.print("broken off", style="dim")
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from io import TextIOWrapper
@@ -24,7 +26,22 @@ from .bases import PassingOn, bases, serve
 from .chat import chat
 from .gating import gate
 from .keeping import forget, memory
-from .printing import ENDED, Agent, AsJson, Home, User, assistant, at, checked_files, err, out, show, when
+from .printing import (
+    ENDED,
+    Agent,
+    AsJson,
+    Home,
+    User,
+    assistant,
+    at,
+    checked_files,
+    err,
+    none_found,
+    out,
+    show,
+    show_found,
+    when,
+)
 
 if TYPE_CHECKING:
     from ..evolve.types import Excluded
@@ -176,7 +193,8 @@ def recall(
             limit=limit,
             threshold=threshold,
         )
-    show([asdict(r) for r in found], as_json, list(map(_recall_line, found)) or ["nothing relevant"])
+        none = none_found("nothing relevant", nightschool, user) if not found else ""
+    show_found([asdict(r) for r in found], as_json, list(map(_recall_line, found)), none)
 
 
 def _recall_line(found: Recall) -> str:
@@ -203,7 +221,12 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
         cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
         verdict = n.registry.cycle_verdict(cycle)
     value = {**asdict(cycle), "outcome": cycle.outcome, "verdict": asdict(verdict) if verdict else None}
-    show(value, as_json, [f"night {cycle.id}: {cycle.outcome}"])
+    try:
+        show(value, as_json, [f"night {cycle.id}: {cycle.outcome}"])
+        sys.stdout.flush()
+    except (OSError, SystemExit):  # nobody reads it, or the disk is full: the exit says what the night was
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail at the end
     raise typer.Exit(NIGHT_EXIT[cycle.outcome])
 
 
@@ -373,21 +396,19 @@ def audit_answers(
     """The latest answers, newest first, with the ids by which the others know them."""
     with assistant(home) as nightschool:
         found = nightschool.store.newest(limit, user_id=user)
-        none = _no_answers(nightschool, user) if not (found or as_json) else ""
+        none = _no_answers(nightschool, user) if not found else ""
     lines = [
         f"{i.id}  {when(i.created_utc)}  {i.user_id}  {i.adapter_id or ELSEWHERE}\n"
         f"  {_short(i.text)}\n  → {_short(i.reply)}"
         for i in found
     ]
-    show([asdict(i) for i in found], as_json, lines or [none])
+    show_found([asdict(i) for i in found], as_json, lines, none)
 
 
 def _no_answers(nightschool: Assistant, user: str | None) -> str:
-    """Why none are listed: an auditor may have mistyped the user."""
     if user is None:
         return "nothing was answered yet"
-    notes = len(nightschool.forget(user_id=user).memory_ids)  # a plan, by which nothing changes
-    return f"nothing was answered to user {user!r}" if notes else f"nothing is held of user {user!r}"
+    return none_found(f"nothing was answered to user {user!r}", nightschool, user)
 
 
 def _short(text: str) -> str:

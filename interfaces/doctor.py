@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..content import plain
@@ -13,8 +14,6 @@ from ..settings import Settings, without_user
 from .printing import ENDED, checked_home, is_home
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..evolve.registry import Registry
     from ..evolve.types import Cycle
     from ..memory.database import Database
@@ -31,8 +30,9 @@ def examine(settings: Settings) -> dict[str, Any]:
         for name in TRAINING
         if not find_spec(name)
     ]
-    if settings.home.is_dir() and (mode := settings.home.stat().st_mode & 0o777) & 0o077:
-        problems.append(f"home: others may read it (its mode is {mode:o}); run `chmod 700 {settings.home}`")
+    problems += _open_to_others("home", settings.home)
+    if not (index := Path(settings.index_url)).is_relative_to(settings.home):
+        problems += _open_to_others("index", index)
     return {
         "home": str(settings.home),
         "python": platform.python_version(),
@@ -48,6 +48,11 @@ def examine(settings: Settings) -> dict[str, Any]:
         "notes": notes,
         "problems": problems,
     }
+
+
+def _open_to_others(what: str, folder: Path) -> list[str]:
+    mode = folder.stat().st_mode & 0o777 if folder.is_dir() else 0
+    return [f"{what}: others may read it (its mode is {mode:o}); run `chmod 700 {folder}`"] if mode & 0o077 else []
 
 
 def _version(name: str) -> str:

@@ -27,7 +27,7 @@ def explain(
     from .doctor import outcome_by_now
 
     with assistant(home) as n:
-        found = n.registry.cycle(cycle) if cycle else n.registry.latest_cycle()
+        found = n.registry.latest_cycle() if cycle is None else n.registry.cycle(cycle)
         verdict = n.registry.cycle_verdict(found)
         live = n.registry.live()
         told = outcome_by_now(found, n.settings.home, n.store.database)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError, NotFound, Unerased
-from .printing import AsJson, Home, assistant, checked_files, err, out, show, when
+from ..memory.types import Selection
+from .printing import AsJson, Home, assistant, checked_files, err, none_found, out, show, show_found, when
 
 if TYPE_CHECKING:
     from ..memory.types import ForgetPlan, ForgetReceipt, Memory
@@ -52,10 +53,9 @@ def history(
     """What a user stated of themselves, by subject: what holds now, and what held before."""
     with assistant(home) as nightschool:
         found = nightschool.store.history(user_id=user, agent_id=agent)
-        held = found or nightschool.forget(user_id=user).memory_ids  # a plan, by which nothing changes
-    none = "nothing was stated" if held else f"nothing is held of user {user!r}"
+        none = none_found("nothing was stated", nightschool, user) if not found else ""
     lines = [f"{m.subject}: {m.text}  ({_held(m)}, said {len(m.source_ids)} times)" for m in found]
-    show([asdict(m) for m in found], as_json, lines or [none])
+    show_found([asdict(m) for m in found], as_json, lines, none)
 
 
 def _held(memory: Memory) -> str:
@@ -123,7 +123,7 @@ def forget(
         named = {"interaction_ids": turns, "memory_ids": memories} if ids else {}
         before = None if age is None else nightschool.store.clock() - age
         plan = nightschool.forget(user_id=user, session_id=session, before_utc=before, query=query, **named)
-        if older_than is None and not (plan.interaction_ids or plan.memory_ids):
+        if _is_unknown(nightschool, plan):
             asked = {"--user": user, "--session": session, "--id": ids or None, "--query": query}
             given = ", ".join(f"{name} {value!r}" for name, value in asked.items() if value is not None)
             left = "; but bytes of what was forgotten before are not erased yet, see `nightschool memory verify`"
@@ -139,6 +139,15 @@ def forget(
             show(asdict(receipt), as_json, _receipt_lines(receipt))
         else:
             show(asdict(plan), as_json, _plan_lines(nightschool, plan))
+
+
+def _is_unknown(nightschool: Assistant, plan: ForgetPlan) -> bool:
+    """Whether nothing is held of what was named, of whatever age."""
+    named = replace(plan.selection, before_utc=None)
+    if plan.interaction_ids or plan.memory_ids or named == Selection():
+        return False
+    at_any_age = nightschool.forget(**asdict(named))
+    return not (at_any_age.interaction_ids or at_any_age.memory_ids)
 
 
 def _plan_lines(nightschool: Assistant, plan: ForgetPlan) -> list[str]:

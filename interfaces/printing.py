@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,9 +26,16 @@ out, err = Console(soft_wrap=True, emoji=False), Console(stderr=True, soft_wrap=
 ENDED = "ended without a word"  # the outcome of a night that is unfinished and does not run
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
-Home = Annotated[
-    Path | None, typer.Option(help="Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool).")
-]
+
+def _named(home: str) -> Path:
+    """Of an option; an empty one, as of a variable that is not set, would be the folder at hand."""
+    if not home:
+        raise typer.BadParameter("it is empty; name a folder, or leave it out")
+    return Path(home)
+
+
+HOME_HELP = "Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool)."
+Home = Annotated[Path | None, typer.Option(parser=_named, metavar="PATH", help=HOME_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
 Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
@@ -86,11 +94,25 @@ def checked_files(files: Sequence[Path]) -> None:
 
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:
-    if as_json:
-        typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+    if as_json:  # where the output takes not every letter, what is put in its place would be no JSON
+        every_letter = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        typer.echo(json.dumps(value, ensure_ascii=not every_letter, default=str))
     else:
         for line in lines:
             say(line)
+
+
+def none_found(none: str, nightschool: Assistant, user: str) -> str:
+    """`none`, or that the user is unknown: the name may be mistyped."""
+    held = user and nightschool.forget(user_id=user).memory_ids  # a plan, by which nothing changes
+    return none if held else f"nothing is held of user {user!r}"
+
+
+def show_found(found: list[Any], as_json: bool, lines: list[str], none: str) -> None:
+    """What was found; where that is nothing, why, beside JSON too."""
+    show(found, as_json, lines or [none])
+    if as_json and not found:
+        err.print(none, markup=False, highlight=False)
 
 
 def say(text: str, end: str = "\n") -> None:

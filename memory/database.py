@@ -132,7 +132,7 @@ class _ServerLock:
 class Database:
     def __init__(self, url: str) -> None:
         self.url = without_password(_checked(url))
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
         with self._translated("open"):
             self.sql = open_engine(url)
             if file := file_of(url):
@@ -220,6 +220,11 @@ class Database:
         with self._translated(action), self.sql.connect().execution_options(**options) as connection:
             yield connection
 
+    def require_own_process(self) -> None:
+        """StoreError in a process that was forked after it was opened: neither SQLite nor LanceDB outlives that."""
+        if os.getpid() != self._process:
+            raise StoreError(f"{self.url} was opened before this process was forked; open the home again in it")
+
     def close(self) -> None:
         self._closed = True  # a pool that is disposed of opens connections anew
         self.sql.dispose()
@@ -245,6 +250,7 @@ class Database:
     def _translated(self, action: str) -> Iterator[None]:
         if self._closed:
             raise StoreError(f"cannot {action} the database {self.url}: it was closed; open the home again")
+        self.require_own_process()
         try:
             yield
         except SQLAlchemyError as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Vectors = NDArray[np.float32]
+READ = 32_768  # characters of a text: more than any 256 tokens, and what follows would hold up every other caller
 
 
 class Embedder(Protocol):
@@ -52,8 +53,9 @@ class MiniLM:
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         if not unique:
             return np.zeros((0, self.dimension), dtype=np.float32)
+        read = [text[:READ] for text in unique]
         with self._lock, one_thread():
-            encoded = self._model.encode(list(unique), batch_size=self._batch_size, show_progress_bar=False)
+            encoded = self._model.encode(read, batch_size=self._batch_size, show_progress_bar=False)
         vectors = np.asarray(encoded, dtype=np.float32)
         # Normalised here and not by the model, whose bfloat16 leaves lengths up to 1 % off.
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from ..content import content_id
 from ..errors import InputError, NotFound
-from .conversations import Owner, checked_owner, checked_text, checked_time, request_of, turn_memory_id
+from .conversations import Owner, checked_owner, checked_past, checked_text, request_of, turn_memory_id
 from .reading import of_session, owner_of, shown
 from .rows import chunks, to_interaction
 from .stated_rows import begun_in, follow, stated_by
@@ -46,8 +46,10 @@ class Targets:
         return ForgetReceipt(*counts, p.tainted_snapshots, p.tainted_adapters, p.exports)
 
 
-def checked_selection(selection: Selection) -> Selection:
-    """The same, if it says what to forget; InputError otherwise."""
+def checked_selection(selection: Selection, now: float) -> Selection:
+    """The same, if it says what to forget; InputError otherwise, as for a time in milliseconds, before which is all."""
+    if not isinstance(selection, Selection):
+        raise InputError(f"a plan's selection is of type {type(selection).__name__}; give what `forget` returned")
     if selection == Selection():
         raise InputError("forget what? give user_id, session_id, before_utc, interaction_ids, memory_ids or query")
     for name in ("user_id", "session_id"):
@@ -56,7 +58,7 @@ def checked_selection(selection: Selection) -> Selection:
     user_id = DEFAULT_USER if selection.user_id is None else selection.user_id
     checked_owner(user_id, "", "" if selection.session_id is None else selection.session_id)
     if selection.before_utc is not None:
-        checked_time("before_utc", selection.before_utc)
+        checked_past("before_utc", selection.before_utc, now)
     if selection.query is not None and selection.user_id is None:
         raise InputError("query finds the memories of one user; give user_id (--user), too")
     if selection.query is not None:

@@ -29,7 +29,9 @@ ROLES_HERE: dict[str, Role] = {
 }
 REVIEW_KEYS = ("rating", "correction", "comment", "event")
 MISTYPED = 0.8  # how alike a key has to be to one of those, as difflib reckons
-RATINGS_ELSEWHERE = frozenset({"feedback", "thumb", "thumbs", "vote"})
+RATINGS_ELSEWHERE = frozenset(
+    "disliked downvote feedback liked reward score stars thumb thumbs thumbs_down thumbs_up upvote vote".split()
+)
 OF_ONE_ANSWER = RATINGS_ELSEWHERE | {"rating", "ratings", "correction", "corrections"}
 OWNER_KEYS, TIME_KEYS = ("user_id", "agent_id", "session_id"), ("created_utc",)
 MISNAMED = 0.83  # the same for these, without case and underscores; `used` and `sessions` are less alike

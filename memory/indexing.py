@@ -62,6 +62,7 @@ class Indexing:
     @property
     def index(self) -> VectorIndex:
         """Opened when first needed, and brought in step with SQL then."""
+        self._database.require_own_process()
         if self._index is not None:  # without the lock: whoever holds it may wait for the caller's transaction
             return self._index
         with self._lock:
@@ -75,8 +76,9 @@ class Indexing:
                 self._index = index
                 if unnamed:  # it is written anew with the name
                     self.erase()
-                self.reconcile()
-                self.pending()
+                with _left_for_later():  # by now it is open, and the next caller would not hear of it
+                    self.reconcile()
+                    self.pending()
             return self._index
 
     def require(self) -> None:

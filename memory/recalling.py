@@ -12,7 +12,7 @@ from math import nextafter
 from typing import TYPE_CHECKING, get_args
 
 from ..errors import InputError
-from .conversations import checked_time
+from .conversations import checked_past, checked_time
 from .embed import Embedder
 from .passages import IndexRow, windows
 from .ranking import Fit, Query, Weights, folded, rank
@@ -133,12 +133,14 @@ def _said_once(recalls: Iterable[Recall]) -> list[Recall]:
     return kept
 
 
-def checked_filters(filters: Filters) -> Filters:
+def checked_filters(filters: Filters, now: float) -> Filters:
     if filters.kind not in (None, *get_args(MemoryKind)):
         raise InputError(f"kind is {filters.kind!r}; give one of {', '.join(get_args(MemoryKind))}")
     for where in ("since", "until", "as_of"):
         if (time := getattr(filters, where)) is not None:
             checked_time(where, time)
+    if filters.since is not None:
+        checked_past("since", filters.since, now)
     if filters.since is not None and filters.until is not None and filters.since >= filters.until:
         raise InputError(f"since ({filters.since}) is not before until ({filters.until})")
     return filters

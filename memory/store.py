@@ -347,7 +347,7 @@ class MemoryStore(Facts):
         checked_owner(user_id, agent_id, "" if session_id is None else session_id)
         if isinstance(beside, str):
             raise InputError("beside is text; give the ids of the interactions that are at hand")
-        filters = checked_filters(Filters(session_id, kind, since, until, as_of, frozenset(beside)))
+        filters = checked_filters(Filters(session_id, kind, since, until, as_of, frozenset(beside)), self.clock())
         memory = self.settings.memory
         least = checked_threshold(memory.recall_threshold if threshold is None else threshold)
         if limit is None and not memory.recall_limit:
@@ -387,7 +387,7 @@ class MemoryStore(Facts):
         Ids that are given and empty are none.
         """
         ids = checked_ids("interaction_ids", interaction_ids), checked_ids("memory_ids", memory_ids)
-        selection = checked_selection(Selection(user_id, session_id, before_utc, *ids, query))
+        selection = checked_selection(Selection(user_id, session_id, before_utc, *ids, query), self.clock())
         found = self._found(selection)
         with self.database.reading() as session:
             return targets(session, selection, found, exports_in(self.settings.home)).plan
@@ -399,7 +399,7 @@ class MemoryStore(Facts):
         """
         if not isinstance(plan, ForgetPlan):
             raise InputError(f"plan is of type {type(plan).__name__}; give what `forget` returned")
-        selection = checked_selection(plan.selection)
+        selection = checked_selection(plan.selection, self.clock())
         self._indexing.pending()
         found = self._found(selection)
         with self._writing() as session:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -173,6 +174,7 @@ class VectorIndex:
     def _connect(self) -> Any:
         """One connection for good: what is in `memory://` is known to the connection alone."""
         if self._connection is None:
+            self._make_private()
             # Every read looks for newer versions: other processes write too.
             self._connection = lancedb.connect(self.url, read_consistency_interval=timedelta(0))
         return self._connection
@@ -188,6 +190,12 @@ class VectorIndex:
             self._table = table
             self._make_indexes()
         return self._table
+
+    def _make_private(self) -> None:
+        """Make its folder, where it is one, for its owner alone: it holds what people said, in words."""
+        if "://" not in self.url:
+            with suppress(OSError):  # then LanceDB says why
+                Path(self.url).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def is_ours(self) -> bool:
         """Whether the table is of this embedder, or not made yet."""

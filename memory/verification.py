@@ -163,6 +163,7 @@ def _index_apart(session: Session, indexing: Indexing) -> Iterator[str]:
     try:
         indexing.check_whole()
         held = Counter(indexing.index.ids())
+        indexing.pending()  # whatever keeps it from being written, recall will meet, too
     except StoreError as error:
         yield str(error)
         return

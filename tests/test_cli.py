@@ -168,7 +168,10 @@ def test_directory_to_import_is_called_one(run: Run, tmp_path: Path, command: Se
 def test_note_is_remembered_found_and_forgotten(run: Run) -> None:
     note = run("remember", "My dog is called Rex.", "--user", "ada").stdout.strip()
     assert "Rex" in run("recall", "dog called", "--user", "ada").stdout
-    assert "nothing relevant" in run("recall", "dog called", "--user", "bob").stdout
+    assert run("recall", "moon", "--user", "ada", "--threshold", ".9").stdout == "nothing relevant\n"
+    assert run("recall", "dog called", "--user", "adda").stdout == "nothing is held of user 'adda'\n"
+    none = run("recall", "dog called", "--user", "adda", "--json")
+    assert json.loads(none.stdout) == [] and none.stderr == "nothing is held of user 'adda'\n"
     plan = run("forget", "--id", note)
     assert "would erase: 0 turns, 1 memories" in plan.stdout
     assert "My dog is called Rex." in plan.stdout
@@ -189,6 +192,41 @@ def test_plan_is_applied_by_its_token_and_by_no_other(run: Run, tmp_path: Path) 
     assert "erased: 1 turns, 1 memories, 1 ratings, 0 exports" in run(*selected, "--apply", token).stdout
     assert "forgotten before: 1 turns left out" in run("import", file).stdout
     assert json.loads(run("import", file, "--json").stdout)["forgotten"] == 1
+
+
+def test_age_of_a_user_who_is_not_there_is_no_success(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, LINE))
+    done = run("forget", "--user", "adda", "--older-than", "90d", "--yes")
+    assert done.exit_code == 1 and "nothing is held of --user 'adda'" in str(done.exception)
+    assert run("forget", "--user", "ada", "--older-than", "9000d", "--yes").exit_code == 0  # of her, nothing is so old
+
+
+def test_empty_home_is_not_the_folder_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["remember", "a secret", "--home", ""])
+    assert done.exit_code == 2 and "it is empty" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_empty_night_names_none(run: Run) -> None:
+    run("init")
+    for words in (("gate", "explain", ""), ("report", "")):
+        assert "no cycle" in str(run(*words).exception)
+
+
+def test_json_is_json_where_the_output_has_not_every_letter(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, {**LINE, "user_id": "ada 😀"}))
+    command = [sys.executable, "-m", "nightschool.interfaces.cli", "audit", "answers", "--json"]
+    told = {**os.environ, "NIGHTSCHOOL_HOME": str(tmp_path / "home"), "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, env=told, capture_output=True, check=True)
+    assert json.loads(done.stdout.decode("latin-1"))[0]["user_id"] == "ada 😀"
+
+
+def test_night_whose_last_word_cannot_be_printed_exits_as_it_ended(run: Run, tmp_path: Path) -> None:
+    run("init")
+    told = {**os.environ, "NIGHTSCHOOL_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "nightschool.interfaces.cli", "night"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, env=told, stdout=full, stderr=subprocess.DEVNULL).returncode == 3
 
 
 def test_age_without_a_unit_is_refused(run: Run) -> None:
@@ -445,6 +483,14 @@ def test_demo_invents_nobody_where_others_are(run: Run, tmp_path: Path, monkeypa
     monkeypatch.setenv("NIGHTSCHOOL_DATABASE_URL", "postgresql+psycopg://127.0.0.1:1/none")
     assert "unset NIGHTSCHOOL_DATABASE_URL" in str(run("demo").exception)
     assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+
+
+def test_chat_goes_on_after_a_command_that_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter(["/remember caf\udcff", "/remember Tea is at four.", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    done = run("chat")
+    assert done.exit_code == 0 and "not done: text holds half of a surrogate pair" in done.stderr
+    assert "Tea" in run("recall", "When is tea?").stdout
 
 
 def test_chat_goes_on_after_an_answer_that_took_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,12 @@ def test_enormous_text_is_embedded(embedder):
     assert np.isfinite(embedder.embed(["word " * 70_000])).all()
 
 
+def test_long_text_has_the_row_of_what_the_model_reads_of_it(embedder):
+    words = "the bicycle stands in the rain " * 20_000
+    short, long = embedder.embed([words[:10_000], words])
+    assert float(short @ long) > 0.9999
+
+
 def test_threads_of_torch_are_one_inside_and_as_before_outside():
     before = torch.get_num_threads()
     torch.set_num_threads(2)

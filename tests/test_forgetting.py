@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -325,6 +326,21 @@ def test_everything_older_is_forgotten(quick_store, clock):
     assert texts(quick_store) == ["young"]
     with pytest.raises(InputError, match="before_utc is not a finite number"):
         quick_store.forget(before_utc=float("nan"))
+
+
+def test_time_in_milliseconds_would_be_everything_and_is_refused(quick_store, clock):
+    said(quick_store, "young")
+    with pytest.raises(InputError, match=r"before_utc is .* are these milliseconds"):
+        quick_store.forget(before_utc=(clock.now - 90 * 86400) * 1000)
+    with pytest.raises(InputError, match=r"since is .* are these milliseconds"):
+        quick_store.recall("young", user_id="ann", since=clock.now * 1000)
+
+
+def test_plan_that_was_carried_as_json_is_refused_by_name(quick_store):
+    said(quick_store, "young")
+    plan = quick_store.forget(user_id="ann")
+    with pytest.raises(InputError, match="selection is of type dict"):
+        quick_store.forget_apply(replace(plan, selection=asdict(plan.selection)))
 
 
 def test_what_a_query_finds_of_that_user_is_forgotten(store):

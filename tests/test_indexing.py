@@ -42,6 +42,59 @@ def test_what_could_not_be_indexed_is_kept_and_indexed_later(quick_store, monkey
     assert quick_store.verify() == []
 
 
+def test_what_is_said_first_is_kept_like_the_rest_where_the_index_cannot_be_written(
+    settings, hash_embedder, monkeypatch, caplog
+):
+    def fail(*_):
+        raise StoreError("Permission denied")
+
+    with opened(settings, hash_embedder) as store:
+        said(store, "one zebra")
+        monkeypatch.setattr(VectorIndex, "add", fail)
+        said(store, "two zebras")
+    with opened(settings, hash_embedder) as store:
+        for words in ("three zebras", "four zebras"):
+            said(store, words)
+        assert len(list(store.interactions())) == 4 and "Permission denied" in caplog.text
+        with pytest.raises(StoreError, match="Permission denied"):
+            recalled(store)
+
+
+def test_index_outside_of_the_home_is_for_its_owner_alone(settings, hash_embedder, tmp_path):
+    folder = tmp_path / "elsewhere" / "index"
+    memory = replace(settings.memory, index_url=str(folder))
+    with opened(replace(settings, memory=memory), hash_embedder) as store:
+        said(store, "one zebra")
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_store_that_was_opened_before_a_fork_says_so_in_the_child(tmp_path):
+    script = tmp_path / "fork.py"
+    script.write_text(
+        f"""
+import os, sys; sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
+from pathlib import Path
+from conftest import HashEmbedder
+from nightschool.errors import StoreError
+from nightschool.memory.store import MemoryStore
+from nightschool.settings import Settings
+store = MemoryStore(Settings(home=Path({str(tmp_path)!r})), embedder=HashEmbedder())
+store.remember("a zebra", user_id="ann")
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+for use in (lambda: store.recall("zebra", user_id="ann"), lambda: store.remember("b", user_id="ann"), store.counts):
+    try:
+        use()
+    except StoreError as error:
+        assert "open the home again" in str(error)
+    else:
+        os._exit(9)
+os._exit(0)
+"""
+    )
+    assert subprocess.run([sys.executable, script], timeout=120, stderr=subprocess.DEVNULL).returncode == 0
+
+
 @pytest.mark.parametrize("moment", ["before the index", "after the index"])
 def test_process_that_dies_between_sql_and_index_loses_nothing_and_doubles_nothing(
     settings, hash_embedder, tmp_path, moment

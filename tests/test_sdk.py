@@ -197,7 +197,9 @@ def test_async_front_gives_the_same_answers(assistant: Assistant) -> None:
         assert len(await front.recall("dog called", user_id="ada")) == 1
         reply = await front.reply("What is my dog called?", user_id="ada")
         await front.rate(reply, 1)
-        await front.call(assistant.forget, user_id="ada")
+        await front.record("Is he big?", "No.", user_id="ada", session_id="elsewhere")
+        assert await front.history(user_id="ada") == await front.call(assistant.history, user_id="ada")
+        assert (await front.forget_apply(await front.forget(user_id="ada"))).interactions == 2
         return reply.text
 
     assert "Rex" in asyncio.run(talk())
@@ -513,7 +515,7 @@ def test_awaited_reply_in_pieces_waits_for_a_place_no_longer_than_for_an_answer(
 
 def test_page_says_how_many_replies_are_open_at_once() -> None:
     page = (Path(nightschool.__file__).parent / "docs" / "sdk.md").read_text(encoding="utf-8")
-    assert f"has {THREADS} such replies open" in page and MOST_WAITING == 8 and "at most eight wait" in page
+    assert f"has {THREADS} such replies open" in page and MOST_WAITING == 8 and "at most eight at once" in page
 
 
 def test_each_reply_draws_for_itself(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,14 @@ def test_address_matters_where_a_server_is_asked() -> None:
         with_values(home, "serving", {"url": "localhost:9000", "engine": "vllm"}, "test")
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000x", "http://[::1", "http://a..b:80", "http://u:se@cret@a:x"])
+def test_address_that_is_none_is_refused_before_it_is_used_and_without_its_password(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"serving\.url is .*it is http://HOST:PORT") as refused:
+        with_values(Settings(home=tmp_path), "serving", {"url": url, "engine": "vllm"}, "test")
+    assert "cret" not in str(refused.value)
+    assert with_values(Settings(home=tmp_path), "serving", {"url": "https://[::1]:8/v", "engine": "vllm"}, "test")
+
+
 def test_no_limit_is_a_limit_without_end() -> None:
     home = Settings(Path("home"))
     assert with_values(home, "gate", {"max_probe_rise": float("inf")}, "test").gate.max_probe_rise == float("inf")

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
+from nightschool.errors import StoreError
 from nightschool.memory import verification
 from nightschool.memory.conversations import draft_id
 from nightschool.memory.types import Draft
@@ -116,6 +117,18 @@ def test_bytes_that_are_being_erased_are_waited_for(told, monkeypatch):
         monkeypatch.setattr(verification.time, "sleep", pause)
         found = told.verify()
         assert erasing.result().interactions == 2 and found == []
+
+
+def test_index_that_cannot_be_written_is_named_each_time(told, monkeypatch):
+    def fail(*_):
+        raise StoreError("Permission denied")
+
+    monkeypatch.setattr(VectorIndex, "add", fail)
+    told.remember("another zebra", user_id="ann")
+    for _ in range(2):
+        assert told.verify() == ["Permission denied"]
+    monkeypatch.undo()
+    assert told.verify() == []
 
 
 def test_memory_that_the_index_lost_or_doubled_is_named(told):
