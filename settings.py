@@ -26,8 +26,16 @@ LORA_TARGETS = ("attention", "attention+mlp")
 
 
 def without_user(url: str) -> str:
-    """For messages: a name and a password in it stay out of them."""
-    return re.sub(r"//?[^/]*@", "//***@", url)
+    """For messages: a name and a password in it stay out of them; all of it where it is no address."""
+    if "@" not in url:
+        return url
+    try:
+        found = urlsplit(url)
+        sound = bool(found.netloc) and found.port != 0
+    except ValueError:  # as of a port that is no number
+        sound = False
+    user, at, host = found.netloc.rpartition("@") if sound else ("", "", "")
+    return found._replace(netloc=f"{'***' if user else ''}{at}{host}").geturl() if sound else "***"
 
 
 def _is_address(url: str) -> bool:
@@ -236,7 +244,7 @@ class Settings:
     @property
     def index_url(self) -> str:
         """A folder is told from the home, unless its path is a whole one."""
-        url = self.memory.index_url or "index"
+        url = (self.memory.index_url or "index").removeprefix("file://")
         return url if "://" in url else str(self.home / Path(url).expanduser())
 
     def to_json(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ import re
 from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from math import ceil, inf, isfinite, log
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -121,21 +121,14 @@ def too_little(held_out: Sequence[Judged], settings: GateSettings) -> list[str]:
         found.append("the held-out answers are all liked or all disliked, so preference cannot be measured")
         return found
     for word, of_a_kind in (("liked", True), ("disliked", False)):
-        some, least = len({h.cluster for h in held_out if h.liked == of_a_kind}), least_of_a_kind(settings)
-        if some < least:
+        some = len({h.cluster for h in held_out if h.liked == of_a_kind})
+        # a draw without them says .5, and where the tail of the interval is of such draws no preference is above it
+        if (1 - some / clusters) ** clusters >= (1 - settings.confidence) / 2:
             found.append(
-                f"the {word} held-out answers come from only {some} users or sessions, at least {least} are needed"
+                f"the {word} held-out answers come from only {some} of {clusters} users or sessions, too few for an"
+                " interval (4 are enough at a confidence of .95)"
             )
     return found
-
-
-def least_of_a_kind(settings: GateSettings) -> int:
-    """How many clusters must hold a liked answer, and a disliked one.
-
-    Of k of n clusters a draw holds none with a chance below e^-k, and such a draw says .5. Where it comes up as often
-    as the tail of the interval is wide, no preference is above .5 with the whole of it.
-    """
-    return ceil(log(2 / (1 - settings.confidence)))
 
 
 # -- what is measured ---

@@ -127,9 +127,10 @@ def forget(
             asked = {"--user": user, "--session": session, "--id": ids or None, "--query": query}
             given = ", ".join(f"{name} {value!r}" for name, value in asked.items() if value is not None)
             left = "; but bytes of what was forgotten before are not erased yet, see `nightschool memory verify`"
-            raise NotFound(
-                f"nothing is held of {given}; nothing was erased{left if nightschool.store.unfinished() else ''}"
-            )
+            none = f"nothing is held of {given}; nothing was erased{left if nightschool.store.unfinished() else ''}"
+            if older_than is None:
+                raise NotFound(none)
+            err.print(none, markup=False, highlight=False)  # no failure: all that there was may have aged out
         if apply or yes:
             try:
                 receipt = nightschool.forget_apply(replace(plan, token=apply or plan.token))

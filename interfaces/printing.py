@@ -104,8 +104,8 @@ def show(value: Any, as_json: bool, lines: list[str]) -> None:
 
 def none_found(none: str, nightschool: Assistant, user: str) -> str:
     """`none`, or that the user is unknown: the name may be mistyped."""
-    held = user and nightschool.forget(user_id=user).memory_ids  # a plan, by which nothing changes
-    return none if held else f"nothing is held of user {user!r}"
+    plan = nightschool.forget(user_id=user) if user else None  # by which nothing changes
+    return none if plan and (plan.interaction_ids or plan.memory_ids) else f"nothing is held of user {user!r}"
 
 
 def show_found(found: list[Any], as_json: bool, lines: list[str], none: str) -> None:

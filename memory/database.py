@@ -227,7 +227,7 @@ class Database:
 
     def close(self) -> None:
         self._closed = True  # a pool that is disposed of opens connections anew
-        self.sql.dispose()
+        self.sql.dispose(close=os.getpid() == self._process)  # in a fork they are those of the process before
 
     def _upgrade(self) -> None:
         config = Config()

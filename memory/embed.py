@@ -5,6 +5,7 @@ The invariant: rows are float32 of length one, and a text has the same row whate
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Vectors = NDArray[np.float32]
-READ = 32_768  # characters of a text: more than any 256 tokens, and what follows would hold up every other caller
+READ = 32_768  # characters, of which the model reads 256 tokens; the rest would hold up every other caller
+_SPACES, _UNKNOWN = re.compile(r"\s+"), re.compile(r"[A-Za-z0-9]{101,}")  # no token, and one, however long
 
 
 class Embedder(Protocol):
@@ -53,7 +55,7 @@ class MiniLM:
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         if not unique:
             return np.zeros((0, self.dimension), dtype=np.float32)
-        read = [text[:READ] for text in unique]
+        read = [_begun(text) for text in unique]
         with self._lock, one_thread():
             encoded = self._model.encode(read, batch_size=self._batch_size, show_progress_bar=False)
         vectors = np.asarray(encoded, dtype=np.float32)
@@ -70,6 +72,13 @@ class MiniLM:
             return SentenceTransformer(
                 str(get_model_path()), device="cpu", model_kwargs={"dtype": _fast_dtype()}, local_files_only=True
             )
+
+
+def _begun(text: str) -> str:
+    """What has the tokens with which a long text begins."""
+    if len(text) <= READ:
+        return text
+    return _UNKNOWN.sub(lambda word: word[0][:101], _SPACES.sub(" ", text))[:READ]
 
 
 def _fast_dtype() -> torch.dtype:

@@ -10,7 +10,7 @@ rating or correction of a whole record is an error, too, since it does not say w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -29,10 +29,11 @@ ROLES_HERE: dict[str, Role] = {
 }
 REVIEW_KEYS = ("rating", "correction", "comment", "event")
 MISTYPED = 0.8  # how alike a key has to be to one of those, as difflib reckons
-RATINGS_ELSEWHERE = frozenset(
-    "disliked downvote feedback liked reward score stars thumb thumbs thumbs_down thumbs_up upvote vote".split()
-)
+RATINGS_ELSEWHERE = frozenset({"feedback", "thumb", "thumbs", "vote"})
 OF_ONE_ANSWER = RATINGS_ELSEWHERE | {"rating", "ratings", "correction", "corrections"}
+OF_AN_ANSWER = frozenset(
+    "disliked downvote liked reward score stars thumbs_down thumbs_up upvote".split()
+)  # in it only
 OWNER_KEYS, TIME_KEYS = ("user_id", "agent_id", "session_id"), ("created_utc",)
 MISNAMED = 0.83  # the same for these, without case and underscores; `used` and `sessions` are less alike
 OTHER_NAMES = {
@@ -98,14 +99,15 @@ def _message(message: object) -> Message:
     role = message.get(role_key)
     if not isinstance(role, str) or role not in ROLES_HERE:
         raise InputError(f"{role_key} is {_kind(role)}, not one of {', '.join(ROLES_HERE)}")
-    _require_no_mistyped(message)
+    _require_no_mistyped(message, RATINGS_ELSEWHERE | (OF_AN_ANSWER if ROLES_HERE[role] == "assistant" else set()))
     _require_no_misnamed(message, TIME_KEYS)
     return {"role": ROLES_HERE[role], "content": _content(message)}
 
 
-def _require_no_mistyped(message: dict[str, Any]) -> None:
+def _require_no_mistyped(message: dict[str, Any], ratings: Set[str]) -> None:
+    """No key of feedback by another name, `ratings` among them: a review would be passed over."""
     for key, value in message.items():
-        meant = _meant_review(key, value)
+        meant = _meant_review(key, value, ratings)
         if meant and key not in REVIEW_KEYS:
             raise InputError(f"{key} is no key known here; did you mean {meant}? Else give it another name")
 
@@ -116,9 +118,9 @@ def _require_no_review(record: dict[str, Any]) -> None:
             raise InputError(f"{key} is beside the messages; put it into the assistant message that it is about")
 
 
-def _meant_review(key: str, value: object) -> str | None:
+def _meant_review(key: str, value: object, ratings: Set[str]) -> str | None:
     """The key of feedback that this one is, or that it reads like."""
-    if key.casefold() in RATINGS_ELSEWHERE and isinstance(value, str | int | float | dict):
+    if key.casefold() in ratings and isinstance(value, str | int | float | dict):
         return "rating"
     meant = get_close_matches(key, REVIEW_KEYS, n=1, cutoff=MISTYPED)
     return meant[0] if meant and isinstance(value, str | int | float) else None

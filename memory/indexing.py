@@ -74,10 +74,14 @@ class Indexing:
                 if unnamed:
                     self._check_known(index)
                 self._index = index
-                if unnamed:  # it is written anew with the name
-                    self.erase()
-                with _left_for_later():  # by now it is open, and the next caller would not hear of it
+                try:
+                    if unnamed:  # it is written anew with the name
+                        self.erase()
                     self.reconcile()
+                except BaseException:
+                    self._index = None  # the next caller tries again
+                    raise
+                with _left_for_later():
                     self.pending()
             return self._index
 
@@ -86,6 +90,7 @@ class Indexing:
 
         One that another process makes anew with this embedder need not be: what is written waits to be indexed.
         """
+        self._database.require_own_process()
         if self._index is not None:
             return
         with self._database.reading() as session:
@@ -135,6 +140,7 @@ class Indexing:
 
         StoreError while another process makes the index anew: that is its work, and may take long.
         """
+        self._database.require_own_process()  # before a lock that nobody in it holds any more
         done = 0
         with self._lock:
             _ = self.index

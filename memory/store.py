@@ -504,6 +504,7 @@ class MemoryStore(Facts):
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
+        self.database.require_own_process()  # before a lock that nobody in it holds any more
         with self._lock:
             try:
                 with self.database.writing() as session:

@@ -162,8 +162,8 @@ def _wrong_statements(session: Session, made: Mapping[Subject, Sequence[Interact
 def _index_apart(session: Session, indexing: Indexing) -> Iterator[str]:
     try:
         indexing.check_whole()
-        held = Counter(indexing.index.ids())
         indexing.pending()  # whatever keeps it from being written, recall will meet, too
+        held = Counter(indexing.index.ids())
     except StoreError as error:
         yield str(error)
         return

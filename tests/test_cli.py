@@ -194,11 +194,11 @@ def test_plan_is_applied_by_its_token_and_by_no_other(run: Run, tmp_path: Path) 
     assert json.loads(run("import", file, "--json").stdout)["forgotten"] == 1
 
 
-def test_age_of_a_user_who_is_not_there_is_no_success(run: Run, tmp_path: Path) -> None:
+def test_age_of_a_user_who_is_not_there_is_told(run: Run, tmp_path: Path) -> None:
     run("import", export(tmp_path, LINE))
     done = run("forget", "--user", "adda", "--older-than", "90d", "--yes")
-    assert done.exit_code == 1 and "nothing is held of --user 'adda'" in str(done.exception)
-    assert run("forget", "--user", "ada", "--older-than", "9000d", "--yes").exit_code == 0  # of her, nothing is so old
+    assert done.exit_code == 0 and "nothing is held of --user 'adda'" in done.stderr
+    assert not run("forget", "--user", "ada", "--older-than", "9000d", "--yes").stderr  # of her, nothing is so old
 
 
 def test_empty_home_is_not_the_folder_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +221,7 @@ def test_json_is_json_where_the_output_has_not_every_letter(run: Run, tmp_path: 
     assert json.loads(done.stdout.decode("latin-1"))[0]["user_id"] == "ada 😀"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here is always full")
 def test_night_whose_last_word_cannot_be_printed_exits_as_it_ended(run: Run, tmp_path: Path) -> None:
     run("init")
     told = {**os.environ, "NIGHTSCHOOL_HOME": str(tmp_path / "home")}

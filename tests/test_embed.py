@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from nightschool.loading import loading
-from nightschool.memory.embed import MiniLM, one_thread
+from nightschool.memory.embed import READ, MiniLM, one_thread
 from nightschool.serving.base import load_base
 from transformers.utils import logging
 
@@ -41,10 +41,20 @@ def test_enormous_text_is_embedded(embedder):
     assert np.isfinite(embedder.embed(["word " * 70_000])).all()
 
 
-def test_long_text_has_the_row_of_what_the_model_reads_of_it(embedder):
+def test_no_more_of_a_long_text_is_tokenised_than_the_model_reads(embedder, monkeypatch):
     words = "the bicycle stands in the rain " * 20_000
+    encode, given = embedder._model.encode, []
+    monkeypatch.setattr(embedder._model, "encode", lambda texts, **said: given.extend(texts) or encode(texts, **said))
     short, long = embedder.embed([words[:10_000], words])
-    assert float(short @ long) > 0.9999
+    assert float(short @ long) > 0.9999 and [len(text) for text in given] == [10_000, READ]
+
+
+@pytest.mark.parametrize("head", ["deadbeef" * 5000, " " * 40_000, "x" * 40_000 + "\n" * 40_000])
+def test_what_comes_after_a_long_word_or_many_spaces_is_read(embedder, head):
+    tyre, wine, alone = embedder.embed(
+        [f"{head} How do I mend a tyre?", f"{head} Which wine is it?", "Which wine is it?"]
+    )
+    assert float(tyre @ wine) < 0.9 and float(wine @ alone) > 0.6
 
 
 def test_threads_of_torch_are_one_inside_and_as_before_outside():

@@ -225,7 +225,7 @@ def test_circle_of_parents_ends():
             "messages[1].thumbs is no key known here; did you mean rat",
         ),
         ({"messages": [HI[0], HI[1] | {"thumbs_up": True}]}, "thumbs_up is no key known here; did you mean rat"),
-        ({"messages": [HI[0], HI[1] | {"stars": 5}]}, "messages[1].stars is no key known here; did you mean rat"),
+        ({"messages": [HI[0], HI[1] | {"Stars": 5}]}, "messages[1].Stars is no key known here; did you mean rat"),
         (
             {"messages": [HI[0], HI[1] | {"feedback": {"rating": -1}}]},
             "feedback is no key known here; did you mean rat",

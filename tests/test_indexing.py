@@ -82,12 +82,15 @@ store = MemoryStore(Settings(home=Path({str(tmp_path)!r})), embedder=HashEmbedde
 store.remember("a zebra", user_id="ann")
 if child := os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-for use in (lambda: store.recall("zebra", user_id="ann"), lambda: store.remember("b", user_id="ann"), store.counts):
+said = [{"role": "user", "content": "b"}]
+uses = [lambda: store.recall("zebra", user_id="ann"), lambda: store.remember("b", user_id="ann"), store.counts]
+for use in [*uses, lambda: store.record(said, "c", user_id="ann", session_id="s"), store.close]:
     try:
         use()
+        wrong = use != store.close
     except StoreError as error:
-        assert "open the home again" in str(error)
-    else:
+        wrong = "open the home again" not in str(error)
+    if wrong:
         os._exit(9)
 os._exit(0)
 """

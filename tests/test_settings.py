@@ -187,7 +187,17 @@ def test_address_matters_where_a_server_is_asked() -> None:
         with_values(home, "serving", {"url": "localhost:9000", "engine": "vllm"}, "test")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8000x", "http://[::1", "http://a..b:80", "http://u:se@cret@a:x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8000x",
+        "http://[::1",
+        "http://a..b:80",
+        "http://u:se@cret@a:x",
+        "u:cret@a:8",
+        "http://u:se/cret@a",
+    ],
+)
 def test_address_that_is_none_is_refused_before_it_is_used_and_without_its_password(tmp_path: Path, url: str) -> None:
     with pytest.raises(SettingsError, match=r"serving\.url is .*it is http://HOST:PORT") as refused:
         with_values(Settings(home=tmp_path), "serving", {"url": url, "engine": "vllm"}, "test")
