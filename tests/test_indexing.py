@@ -82,7 +82,7 @@ store = MemoryStore(Settings(home=Path({str(tmp_path)!r})), embedder=HashEmbedde
 store.remember("a zebra", user_id="ann")
 if child := os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-said = [{"role": "user", "content": "b"}]
+said = [dict(role="user", content="b")]
 uses = [lambda: store.recall("zebra", user_id="ann"), lambda: store.remember("b", user_id="ann"), store.counts]
 for use in [*uses, lambda: store.record(said, "c", user_id="ann", session_id="s"), store.close]:
     try:
