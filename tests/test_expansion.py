@@ -207,7 +207,7 @@ def test_a_draft_is_erased_with_its_prompt_and_with_any_source_of_it(rated: Memo
     assert drafted(rated) == kept
     with pytest.raises(NotFound, match=source):
         from_rows(rated, to_rows(snapshot))
-    rated.forget_apply(rated.forget(before_utc=2e9))
+    rated.forget_apply(rated.forget(before_utc=rated.clock() + 1))
     assert drafted(rated) == set()
     assert bytes_in_home(b"kq7zv9x1w4") == []
 
