@@ -377,5 +377,6 @@ def interval(values: Sequence[float] | Vector, confidence: float) -> tuple[float
 def _reason(measure: Measure) -> str:
     m = measure
     word = ("passed" if m.passed else "failed") if m.decides else "told"
-    numbers = f"{m.incumbent:.3f} → {m.candidate:.3f}, change {m.change:+.3f} [{m.low:+.3f}, {m.high:+.3f}]"
+    change, low, high = m.worded
+    numbers = f"{m.incumbent:.3f} → {m.candidate:.3f}, change {change} [{low}, {high}]"
     return f"{m.name} {word}: {numbers}; rule: {m.rule}"

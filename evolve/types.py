@@ -149,6 +149,13 @@ class Measure:
     def decides(self) -> bool:
         return self.rule != TOLD
 
+    @property
+    def worded(self) -> tuple[str, str, str]:
+        """The change and its bounds for people; of `probe_nll` they are shares."""
+        form = "{:+.1%}" if self.name == "probe_nll" else "{:+.3f}"
+        change, low, high = (form.format(x) for x in (self.change, self.low, self.high))
+        return change, low, high
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -72,7 +72,6 @@ def _table(out: Console, title: str, head: Sequence[str | Column], rows: Sequenc
 
 # -- the same for both ---
 
-RELATIVE = {"probe_nll"}  # measures whose change is a share
 MEASURE_HEAD = ("measure", "before", "after", "change", "interval", "rule", "")
 
 
@@ -104,7 +103,7 @@ def topics(report: Report) -> Sequence[Any]:
 
 
 def measure_row(m: Measure) -> tuple[str, ...]:
-    change, low, high = (f"{x:+.1%}" if m.name in RELATIVE else f"{x:+.3f}" for x in (m.change, m.low, m.high))
+    change, low, high = m.worded
     numbers = (f"{m.incumbent:.3f}", f"{m.candidate:.3f}", change, f"[{low}, {high}]")
     return (m.name, *numbers, m.rule, outcome(m))
 

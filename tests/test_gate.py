@@ -177,6 +177,11 @@ def test_other_nights_ask_other_prompts_and_all_the_same_number() -> None:
     assert len({*asked}) == 3 and {len(some) for some in asked} == {QUICK.probe_answers}
 
 
+def test_reason_tells_drift_as_the_share_that_its_rule_bounds() -> None:
+    (drift,) = (r for r in verdict(ChosenEngine(liked=0.3, disliked=-0.3, probe=-0.04)).reasons if "probe_nll" in r)
+    assert "change +2." in drift and "%" in drift.split("rule:")[0]
+
+
 def test_candidate_that_moves_both_alike_is_rejected_for_preference() -> None:
     found = verdict(ChosenEngine(liked=0.3, disliked=0.3))
     assert not found.accepted

@@ -369,7 +369,7 @@ but it was trained on rows of 256 and 512 tokens: keep prompts within that.
 The first are dialogues that people wrote with themselves; 2 % are held out by hash. Written one by one is small talk of
 every kind, talk that uses notes and what was told, and a help desk, each with words to choose from. The script's own
 hold facts in notes and earlier turns, records, tool calls and small instructions; names and ids are made of syllables.
-Nothing about coffee, food or drink was written: the domain of the demonstration has to be learnt at night.
+Nothing about a workshop for bicycles was written: the domain of the demonstration has to be learnt at night.
 
 ## How
 
