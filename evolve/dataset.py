@@ -347,10 +347,10 @@ def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]], *, follow: 
 
     Turns that were answered since are found by the ids that they have now, unless they are not to `follow`.
     """
-    return Memories(store).again(rows, follow=follow)
+    return Remembered(store).again(rows, follow=follow)
 
 
-class Memories:
+class Remembered:
     """What is remembered, read once, to make any number of snapshots again."""
 
     def __init__(self, store: MemoryStore) -> None:

@@ -128,10 +128,10 @@ def _bad_snapshots(store: MemoryStore, registry: Registry) -> list[str]:
     adapters = registry.adapters()
     trained_on = {a.snapshot_id for a in adapters} - {a.snapshot_id for a in adapters if a.id in tainted}
     found: list[str] = []
-    memories = dataset.Memories(store)
+    remembered = dataset.Remembered(store)
     for snapshot_id in filter(trained_on.__contains__, registry.snapshot_ids()):
         try:
-            derived = memories.again(registry.snapshot_rows(snapshot_id)).id
+            derived = remembered.again(registry.snapshot_rows(snapshot_id)).id
         except StoreError as error:
             derived = str(error)
         if derived != snapshot_id:
