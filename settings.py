@@ -34,8 +34,7 @@ def without_user(url: str) -> str:
         sound = bool(found.netloc) and found.port != 0
     except ValueError:  # as of a port that is no number
         sound = False
-    user, at, host = found.netloc.rpartition("@") if sound else ("", "", "")
-    return found._replace(netloc=f"{'***' if user else ''}{at}{host}").geturl() if sound else "***"
+    return found._replace(netloc=re.sub(".*@", "***@", found.netloc)).geturl() if sound else "***"
 
 
 def _is_address(url: str) -> bool:
