@@ -310,9 +310,12 @@ def prune(
 def topics_list(home: Home = None, limit: Limit = 30, as_json: AsJson = False) -> None:
     """What people keep asking, most recurrent first: the decayed count of sessions, and its words."""
     with assistant(home) as nightschool:
-        found = nightschool.store.topics(nightschool.store.clock())[:limit]
+        known = nightschool.store.topics(nightschool.store.clock())
+    found = known[:limit]
     lines = [f"{t.id}  {t.recurrence:6.1f}  {t.sessions:5} sessions  {when(t.last_seen_utc)}  {t.label}" for t in found]
     show([asdict(topic) for topic in found], as_json, lines or ["no topics yet"])
+    if len(found) < len(known):
+        err.print(f"{len(found)} of {len(known)} topics; --limit shows more", highlight=False)
 
 
 @topics.command("show")

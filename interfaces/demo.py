@@ -24,7 +24,7 @@ from ..sdk import Assistant
 from ..sdk import open as open_assistant
 from ..settings import load_settings, make_home
 from .cli import NIGHT_EXIT
-from .demo_data import QUESTIONS, conversations
+from .demo_data import FACTS, QUESTIONS, conversations
 from .printing import CONTROLS, at
 
 SEED = 0
@@ -100,6 +100,12 @@ def _show_answers(out: Console, before: Sequence[str], after: Sequence[str]) -> 
     for row in zip(QUESTIONS, before, after, strict=True):
         table.add_row(*(Text(cell.translate(CONTROLS)) for cell in row))
     out.print(table)
+    right = f"{_right(before)} before the night, {_right(after)} after it"
+    out.print(f"   with the right fact, of {len(QUESTIONS)}: {right}", highlight=False)
+
+
+def _right(answers: Sequence[str]) -> int:
+    return sum(FACTS[question] in answer for question, answer in zip(QUESTIONS, answers, strict=True))
 
 
 def _audit(nightschool: Assistant, out: Console) -> None:

@@ -554,6 +554,8 @@ def test_topics_are_listed_by_recurrence_and_show_their_requests(run: Run, tmp_p
     assert (first["sessions"], second["sessions"]) == (2, 1)
     assert first["recurrence"] > second["recurrence"]
     assert "bread" in run("topics", "list").stdout
+    short = run("topics", "list", "--limit", "1")
+    assert (short.stdout.count("sessions"), "1 of 2 topics" in short.stderr) == (1, True)
     shown = run("topics", "show", first["id"])
     assert "asked in 2 sessions by 1 users" in shown.stdout
     assert shown.stdout.count("Do you repair wheels?") == 2
