@@ -2,7 +2,8 @@
 
 The invariant: after the transaction no row of SQL holds forgotten words, every adapter that learnt from them is
 tainted, a tombstone keeps them from being brought in again, and a receipt stands until their bytes are gone, too. A
-note or a draft falls with any of its sources, a turn's memory with its turn, and the turn with its memory. Not
+note or a draft falls with any of its sources, the memories of a turn and of its corrections with the turn, and the
+turn with any of them. Not
 covered: other people's replies that repeat the words, and the ids of what is gone in snapshots, which are unsalted
 hashes.
 """
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 from ..content import content_id
 from ..errors import InputError, NotFound
 from .conversations import Owner, checked_owner, checked_past, checked_text, request_of, turn_memory_id
+from .corrections import correction_ids
 from .reading import of_session, owner_of, shown
 from .rows import chunks, to_interaction
 from .stated_rows import begun_in, follow, stated_by
@@ -89,7 +91,8 @@ def _reached(
     ids = sorted(interaction.id for interaction in gone)
     notes = {row.id for row in memories if row.kind == "note"} | set(_notes_of(session, gone))
     stated = {memory.id for memory in begun_in(session, gone)}
-    going = sorted({row.id for row in memories} | notes | stated | set(_turn_memories_of(session, ids)))
+    named = {row.id for row in memories if row.kind != "correction"}  # which goes with its turn alone
+    going = sorted(named | notes | stated | set(_made_of(session, ids)))
     feedback = sorted(_feedback_of(session, ids))
     # what is learnt from a reply comes from what the reply was shown, too
     snapshots = _snapshots_with(session, [*ids, *shown(session, going)])
@@ -200,8 +203,9 @@ def _named(
     return found
 
 
-def _turn_memories_of(session: Session, gone: Iterable[str]) -> Iterable[str]:
-    for some in chunks([turn_memory_id(i) for i in gone]):
+def _made_of(session: Session, gone: Collection[str]) -> Iterable[str]:
+    """The memories of these turns and of their corrections."""
+    for some in chunks([*map(turn_memory_id, gone), *correction_ids(session, gone)]):
         yield from session.scalars(select(MemoryRow.id).where(MemoryRow.id.in_(some)))
 
 

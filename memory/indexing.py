@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from threading import RLock
@@ -22,7 +22,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from ..errors import StoreError
-from .conversations import leaves_memory, request_of, turn_memory_id
+from .conversations import leaves_memory, request_of, turn_memory_id, user_words
 from .database import Database
 from .embed import Embedder
 from .forgetting import unfinished
@@ -40,6 +40,7 @@ Vector = NDArray[np.float32]
 log = logging.getLogger("nightschool")
 REBUILD = "rebuild"  # the name of the state that a rebuild under way leaves: with which embedder
 STORE = "store"  # the name of the state that names the store
+OF_TURNS = ("turn", "correction")  # memories in which the user asked and was answered
 PENDING = text("NOT memories.indexed")  # in these words, so that SQLite uses its partial index
 
 
@@ -280,11 +281,13 @@ class Indexing:
         with self._database.reading() as session:
             rows = session.scalars(select(MemoryRow).where(PENDING).order_by(MemoryRow.id).limit(IDS_A_QUERY))
             memories = [to_memory(row) for row in rows]
-            sources = [memory.source_ids[0] for memory in memories if memory.kind == "turn"]
+            sources = [memory.source_ids[0] for memory in memories if memory.kind in OF_TURNS]
             found = session.scalars(select(InteractionRow).where(InteractionRow.id.in_(sources)))
             asked = {row.id: to_interaction(row) for row in found}
-        there = [m for m in memories if m.kind != "turn" or m.source_ids[0] in asked]  # it may be forgotten just now
-        return [_of_turn(m, asked[m.source_ids[0]]) if m.kind == "turn" else Waiting(m, of_note(m)) for m in there]
+        there = [
+            m for m in memories if m.kind not in OF_TURNS or m.source_ids[0] in asked
+        ]  # it may be forgotten by now
+        return [_of_turn(m, asked[m.source_ids[0]]) if m.kind in OF_TURNS else Waiting(m, of_note(m)) for m in there]
 
     def _add(self, waiting: Sequence[Waiting], vectors: dict[str, Vector], *, afresh: bool = False) -> None:
         """Index those that still wait; `vectors` by text, and what is missing there is embedded."""
@@ -320,4 +323,6 @@ def _rebuilding(session: Session) -> str | None:
 
 
 def _of_turn(memory: Memory, interaction: Interaction) -> Waiting:
-    return Waiting(memory, of_turn(interaction), interaction.position)
+    """Of a turn as it was replied to, or as it should have been, which the memory says after the user's words."""
+    reply = memory.text.removeprefix(user_words(interaction.turn)).removeprefix("\n")
+    return Waiting(memory, of_turn(replace(interaction, reply=reply)), interaction.position)

@@ -30,7 +30,7 @@ from .words import stem, terms, words
 
 Array = NDArray[np.float32]
 
-STATED = get_args(StatementKind)
+ALONE = (*get_args(StatementKind), "correction")  # what repeats a turn has no neighbours in its session
 POLITE = frozenset("hello hey hi ok please quick thank thanks".split())
 _ON_THE_REPLY = re.compile(r"\b(?:you|your|assistant|bot)(?:'ve|’ve)?\b", re.IGNORECASE)
 
@@ -132,8 +132,8 @@ def _mass(wanted: dict[str, float], line: str) -> float:
 
 
 def _excess(scores: Array, rows: Sequence[IndexRow], weights: Weights) -> Array:
-    """What each gains from the better of its neighbours in its session. A statement repeats a turn and has none."""
-    alone = [row.kind in STATED or not row.session_id for row in rows]
+    """What each gains from the better of its neighbours in its session."""
+    alone = [row.kind in ALONE or not row.session_id for row in rows]
     order = sorted(range(len(rows)), key=lambda n: (alone[n], rows[n].session, rows[n].created_utc, rows[n].position))
     sessions = [n if alone[n] else rows[n].session for n in order]
     ordered = scores[order]

@@ -48,7 +48,7 @@ class Filters:
 
     def at_hand(self, memory: Memory) -> bool:
         """Whether it was said in what stands beside it; SQL tells, since the index does not know what said it."""
-        return memory.kind != "note" and any(source in self.beside for source in memory.source_ids)
+        return memory.kind not in ("note", "correction") and any(source in self.beside for source in memory.source_ids)
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,9 @@ def best_of(
 ) -> list[Recall]:
     """The first `most` that say different things and hold.
 
-    SQL has the last word on what exists, and until when: `ended` gives the statements that were superseded, each by the
-    turn that says nothing else. They need not be among the fits, since a turn may fit better by its neighbours.
+    SQL has the last word on what exists, and until when: `ended` gives what ended a turn, by the turn: the statement
+    that was superseded, where it says nothing else, or itself up to when it was corrected. What took its place need
+    not be among the fits, since a turn may fit better by its neighbours.
     """
     found: list[Recall] = []
     for start in range(0, len(fits), most + 5):

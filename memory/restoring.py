@@ -38,6 +38,7 @@ from .conversations import (
     note_id,
     request_of,
 )
+from .corrections import remember_corrections
 from .exporting import FEEDBACK, VERSION
 from .forgetting import inherit_again
 from .passages import of_turn
@@ -99,6 +100,7 @@ class Restoring:
         self.stale: list[str] = []  # memories that its transaction took away, and may be in the index
         self._topics: dict[str, dict[str, Any]] = {}  # of the file; a row is written with the first turn of its own
         self._joined: defaultdict[str, list[str]] = defaultdict(list)  # the requests of the batch by topic
+        self._corrected: set[str] = set()  # turns of the batch's feedback
         self._centroid = np.zeros(dimension, dtype=np.float32).tobytes()
         self._left_out: set[str] = set()  # interactions that were forgotten here
         self._robbed: set[str] = set()  # their topics, which may be named after them
@@ -113,6 +115,7 @@ class Restoring:
         wordless: set[Owner] = set()
         self.fresh = []
         self._joined.clear()
+        self._corrected.clear()
         for line in lines:
             self._lines += 1
             try:
@@ -124,6 +127,7 @@ class Restoring:
         join(session, {topic_id: [vectors[text] for text in said] for topic_id, said in self._joined.items()})
         for owner in sorted(wordless):
             inherit_again(session, owner)
+        remember_corrections(session, self._corrected)
         self._told.update(interaction.id for interaction in self.fresh)
         self.stale = add_statements(session, self.fresh, named=self._told)
 
@@ -210,6 +214,7 @@ class Restoring:
             raise InputError(f"feedback {values['id']}: its interaction {values['interaction_id']} is not in the store")
         elif self._is_new(session, FeedbackRow, "feedback", values["id"]):
             session.execute(insert(FeedbackRow), [{name: values.get(name) for name in FEEDBACK}])
+            self._corrected.add(values["interaction_id"])
 
     def _note(self, session: Session, tombstones: Tombstones, values: dict[str, Any]) -> None:
         note = _note(values)

@@ -93,3 +93,12 @@ def turn_memory(interaction: Interaction) -> Memory:
         interaction.created_utc,
         (interaction.id,),
     )
+
+
+def change_memory(row: MemoryRow, memory: Memory) -> None:
+    """As `memory`, which the index has to hold anew if it is said in other words or at another time."""
+    began = memory.session_id, memory.text, memory.created_utc
+    if (row.session_id, row.text, row.created_utc) != began:
+        row.session_id, row.text, row.created_utc = began
+        row.indexed = False
+    row.source_ids, row.valid_to = list(memory.source_ids), memory.valid_to

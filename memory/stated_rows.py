@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from ..content import content_id
 from .conversations import request_of, turn_memory_id, user_words
 from .reading import by_id, shown
-from .rows import chunks, from_memory, to_memory
+from .rows import change_memory, chunks, from_memory, to_memory
 from .statements import Period, Said, periods, stated
 from .tables import InteractionRow, MemoryRow, StateRow
 from .types import Interaction, Memory
@@ -242,18 +242,9 @@ def _write(session: Session, held: Sequence[Memory], wanted: Sequence[Memory]) -
         session.execute(insert(MemoryRow), [from_memory(memory) for memory in new])
     for memory in wanted:
         if memory.id in known and memory != known[memory.id]:
-            _change(session.get_one(MemoryRow, memory.id), memory)
+            change_memory(session.get_one(MemoryRow, memory.id), memory)
     session.flush()
     gone = sorted(known.keys() - {memory.id for memory in wanted})
     for some in chunks(gone):
         session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
     return gone
-
-
-def _change(row: MemoryRow, memory: Memory) -> None:
-    """As `memory`, which the index has to hold anew if it is said in other words or at another time."""
-    began = memory.session_id, memory.text, memory.created_utc
-    if (row.session_id, row.text, row.created_utc) != began:
-        row.session_id, row.text, row.created_utc = began
-        row.indexed = False
-    row.source_ids, row.valid_to = list(memory.source_ids), memory.valid_to

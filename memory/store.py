@@ -46,6 +46,7 @@ from .conversations import (
     request_of,
     turn_memory_id,
 )
+from .corrections import corrections_due, ended_by_correction, remember_all_corrections, remember_corrections
 from .database import Database
 from .embed import Embedder, MiniLM
 from .erasing import compact, erase_bytes
@@ -103,6 +104,7 @@ from .writing import (
 
 Vector = NDArray[np.float32]
 log = logging.getLogger("nightschool")
+AFTER_MIGRATIONS = ((naming_due, name_again), (corrections_due, remember_all_corrections))
 FORGOTTEN = 20_000  # memories of a large store that `forget --query` looks at, by cosine and by words each
 
 
@@ -124,10 +126,10 @@ class MemoryStore(Facts):
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
         self._indexing = Indexing(self.database, self.embedder, settings.index_url)
         with self.database.reading() as session:
-            due = naming_due(session)
-        if due:
+            due = [again for is_due, again in AFTER_MIGRATIONS if is_due(session)]
+        for again in due:
             with self._writing() as session:
-                name_again(session)
+                again(session)
         try:
             self._erase_bytes()
         except StoreError as error:
@@ -272,7 +274,12 @@ class MemoryStore(Facts):
                 session.add(row)
             elif given is None:
                 row.created_utc = now
-            return to_feedback(row)
+            session.flush()
+            remember_corrections(session, [interaction_id])
+            said = to_feedback(row)
+        if correction is not None:
+            self._indexing.catch_up()
+        return said
 
     def remember(
         self,
@@ -341,8 +348,9 @@ class MemoryStore(Facts):
 
         Only those of `session_id` and `kind`, made from `since` to before `until` (seconds since 1970); `as_of` asks
         as if it were that time, and nothing later existed. A statement that was superseded by then is left out, and so
-        is a turn that says nothing else; `kind="turn"` asks for the record, and gives what was said, also what does not
-        hold any more. `beside` leaves out what was said in those interactions, as they stand in the prompt.
+        is a turn that says nothing else, or whose reply was corrected by then; `kind="turn"` asks for the record, and
+        gives what was said, also what does not hold any more. `beside` leaves out what was said in those interactions,
+        as they stand in the prompt.
         """
         checked_owner(user_id, agent_id, "" if session_id is None else session_id)
         if isinstance(beside, str):
@@ -443,7 +451,7 @@ class MemoryStore(Facts):
 
     def _ended(self, turns: Sequence[Memory]) -> dict[str, Memory]:
         with self.database.reading() as session:
-            return ended_by_turn(session, turns)
+            return ended_by_turn(session, turns) | ended_by_correction(session, turns)
 
     def _erase_bytes(self) -> None:
         erase_bytes(self.settings.home, self.database, self._indexing, self.clock())
@@ -451,13 +459,14 @@ class MemoryStore(Facts):
     def rebuild_index(self, progress: Callable[[int], None] | None = None) -> int:
         """Drop the index and make it again from SQL, also with another embedder; goes on where it was interrupted.
 
-        What turns left and users stated is taken in again first. Returns how many memories this call indexed;
-        `progress` is told so.
+        What turns left and users stated or corrected is taken in again first. Returns how many memories this call
+        indexed; `progress` is told so.
         """
         with self._lock:
             with self._writing() as session:
                 insert_missing_memories(session, self.interactions())
                 restate_all(session, self.interactions())
+                remember_all_corrections(session)
             count = self._indexing.rebuild(progress or (lambda _: None))
             with self._writing() as session:
                 recentre(session, self._indexing.topic_sums())

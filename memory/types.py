@@ -14,7 +14,7 @@ from ..content import Message
 
 DEFAULT_USER = "default"
 
-MemoryKind = Literal["turn", "note", "fact", "preference"]
+MemoryKind = Literal["turn", "note", "fact", "preference", "correction"]
 FeedbackEvent = Literal["copied", "accepted", "regenerated", "edited"]
 
 
@@ -75,9 +75,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Memory:
-    """A stored unit: a `turn` made from an interaction, a `note` that somebody asked to be remembered, or a `fact` or
-    `preference` that a user stated of a `subject`. A statement holds from `created_utc` to `valid_to`, None: it still
-    does; its sources are the turns that said so, as many as it was repeated.
+    """A stored unit: a `turn` made from an interaction, a `correction` of its reply, a `note` that somebody asked to be
+    remembered, or a `fact` or `preference` that a user stated of a `subject`. A statement or a correction holds from
+    `created_utc` to `valid_to`, None: it still does; the sources of a statement are the turns that said so, as many as
+    it was repeated.
     """
 
     id: str

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import StoreError
 from .conversations import draft_id, feedback_id, interaction_id, leaves_memory, note_id, request_of, turn_memory_id
+from .corrections import every_correction
 from .database import FIRST_TABLES, VERSIONS, Database, open_engine
 from .forgetting import unfinished
 from .indexing import Indexing
@@ -104,6 +105,7 @@ def _wrong_rows(session: Session) -> list[str]:
     found += _wrong_drafts(session, known)
     found += _wrong_memories(session, known, expected)
     found += _wrong_statements(session, made)
+    found += _wrong_corrections(session)
     found += miscounted(session, turns)
     return found
 
@@ -157,6 +159,14 @@ def _wrong_statements(session: Session, made: Mapping[Subject, Sequence[Interact
         if wanted.pop(row.id, None) != to_memory(row):
             yield f"memory {row.id}: it is not what its turns state; run `nightschool memory rebuild`"
     yield from (f"memory {i}: it was stated and is missing; run `nightschool memory rebuild`" for i in sorted(wanted))
+
+
+def _wrong_corrections(session: Session) -> Iterator[str]:
+    wanted = {memory.id: memory for memory in every_correction(session)}
+    for row in session.scalars(select(MemoryRow).where(MemoryRow.kind == "correction")).yield_per(ROWS_A_PAGE):
+        if wanted.pop(row.id, None) != to_memory(row):
+            yield f"memory {row.id}: it is not what its turn was corrected to; run `nightschool memory rebuild`"
+    yield from (f"memory {i}: a correction that is missing; run `nightschool memory rebuild`" for i in sorted(wanted))
 
 
 def _index_apart(session: Session, indexing: Indexing) -> Iterator[str]:

@@ -26,6 +26,7 @@ from .conversations import (
     request_of,
     turn_memory_id,
 )
+from .corrections import remember_corrections
 from .passages import of_turn
 from .reading import before, by_id, memories, owner_of
 from .reading import drafts as read_drafts
@@ -155,6 +156,7 @@ def insert_reviews(session: Session, reviews: Reviews, now: float) -> int:
             row["created_utc"] = max(now, nextafter(last, inf))
     if rows:
         session.execute(insert(FeedbackRow), list(rows.values()))
+        remember_corrections(session, {row["interaction_id"] for row in rows.values()})
     return len(rows)
 
 

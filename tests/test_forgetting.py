@@ -62,7 +62,7 @@ def test_forgotten_words_and_vectors_leave_no_byte_in_the_home(store, embedder, 
     planted = embedder.embed([SECRET])[0].astype(np.float32).tobytes()
     assert bytes_in_home(SECRET.encode()) and bytes_in_home(planted)
     receipt = store.forget_apply(store.forget(user_id=EVE))
-    assert receipt == ForgetReceipt(2, 3, 2, (), ())
+    assert receipt == ForgetReceipt(2, 5, 2, (), ())
     for wanted in (SECRET.encode(), b"kq7zv9x1w4", b"8842071355", planted, EVE.encode()):
         assert bytes_in_home(wanted) == []
     assert texts(store) == ["what are the opening hours?"]

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import pytest
+from nightschool.memory.conversations import Conversation, Owner, Review
+from nightschool.memory.store import MemoryStore
+from nightschool.memory.tables import FeedbackRow, MemoryRow, StateRow
+from nightschool.memory.types import Interaction
+from sqlalchemy import delete, update
+
+ASKED, WRONG, RIGHT = "How much is a puncture repair?", "A puncture is 90 euros.", "A puncture repair is 15 euros."
+
+
+def said(store: MemoryStore, reply: str = WRONG, words: str = ASKED, **owner: str) -> Interaction:
+    turn = [{"role": "user", "content": words}]
+    return store.record(turn, reply, **{"user_id": "ann", "session_id": "s"} | owner)
+
+
+def found(store: MemoryStore, **asked: object) -> list[tuple[str, str]]:
+    given = {"user_id": "ann", "threshold": 0.0, "limit": 9} | asked
+    return [(r.memory.kind, r.memory.text) for r in store.recall("price of a puncture repair", **given)]
+
+
+def corrected(*replies: str) -> list[tuple[str, str]]:
+    return [("correction", f"{ASKED}\n{reply}") for reply in replies]
+
+
+def test_correction_is_recalled_at_once_in_place_of_the_reply(store):
+    turn = said(store)
+    assert found(store) == [("turn", f"{ASKED}\n{WRONG}")]
+    store.rate(turn.id, rating=-1, correction=RIGHT)
+    assert found(store) == corrected(RIGHT)
+    assert found(store, user_id="bob") == []
+    assert found(store, kind="turn") == [("turn", f"{ASKED}\n{WRONG}")]
+    assert found(store, kind="correction") == corrected(RIGHT)
+    assert store.verify() == []
+
+
+def test_correction_is_found_by_the_request_as_the_turn_was(store):
+    turn = said(store, words="I came by train.\nAnd where do I leave my bicycle over night?", reply="In the river.")
+    (before,) = store.recall("a place for my bicycle at night", user_id="ann", threshold=0.0)
+    store.rate(turn.id, correction="In the shed.")
+    (after,) = store.recall("a place for my bicycle at night", user_id="ann", threshold=0.0)
+    assert (before.memory.kind, after.memory.kind) == ("turn", "correction")
+    assert after.score == pytest.approx(before.score, abs=0.1)
+
+
+def test_latest_correction_holds_and_each_did_in_its_time(store, clock):
+    turn = said(store)
+    moments = []
+    for euros in (14, 15, 14):
+        moments.append(clock.now)
+        clock.now += 10
+        store.rate(turn.id, correction=f"{euros} euros.")
+    assert found(store) == corrected("14 euros.")
+    clock.now += 10
+    assert found(store, as_of=moments[0]) == [("turn", f"{ASKED}\n{WRONG}")]
+    assert found(store, as_of=clock.now) == corrected("14 euros.")
+    assert found(store, as_of=moments[2] + 5) == corrected("15 euros.")
+    assert store.verify() == []
+
+
+def test_beside_the_turn_itself_its_correction_is_shown(store):
+    turn = said(store)
+    store.rate(turn.id, correction=RIGHT)
+    assert found(store, beside=[turn.id]) == corrected(RIGHT)
+
+
+def test_rating_and_comment_leave_the_turn_as_it_is(quick_store):
+    turn = said(quick_store)
+    quick_store.rate(turn.id, rating=-1, comment="No.")
+    assert found(quick_store) == [("turn", f"{ASKED}\n{WRONG}")]
+
+
+def test_imported_correction_is_remembered_too_and_an_export_restores_it(quick_store, make_embedder, tmp_path):
+    messages = ({"role": "user", "content": ASKED}, {"role": "assistant", "content": WRONG})
+    talk = Conversation(Owner("ann", "", "s"), messages, (5.0, 5.0), {1: Review(-1.0, RIGHT)})
+    for _ in range(2):
+        assert not quick_store.record_many([talk]).errors
+        assert found(quick_store) == corrected(RIGHT)
+    path, _ = quick_store.export(tmp_path / "all.jsonl")
+    with MemoryStore(type(quick_store.settings)(tmp_path / "other"), embedder=make_embedder()) as other:
+        assert not other.restore(path).errors
+        assert found(other) == corrected(RIGHT)
+        assert other.verify() == []
+
+
+@pytest.mark.parametrize("by", ["the turn", "the correction", "the user", "what it says"])
+def test_correction_goes_with_its_turn_and_takes_it_along(quick_store, by, bytes_in_home):
+    turn = said(quick_store)
+    quick_store.rate(turn.id, correction=RIGHT)
+    (recall,) = quick_store.recall(ASKED, user_id="ann", threshold=0.0)
+    chosen = {
+        "the turn": {"interaction_ids": [turn.id]},
+        "the correction": {"memory_ids": [recall.memory.id]},
+        "the user": {"user_id": "ann"},
+        "what it says": {"user_id": "ann", "query": f"{ASKED} {RIGHT}"},
+    }[by]
+    receipt = quick_store.forget_apply(quick_store.forget(**chosen))
+    assert (receipt.interactions, receipt.memories, receipt.feedback) == (1, 2, 1)
+    assert found(quick_store) == [] == quick_store.verify()
+    assert bytes_in_home(RIGHT.encode()) == []
+
+
+def test_correction_of_before_the_moment_stays_with_a_turn_that_stays(quick_store):
+    """Its time may lie before its turn's, where clocks differ."""
+    turn = said(quick_store)
+    quick_store.rate(turn.id, correction=RIGHT, created_utc=turn.created_utc - 100)
+    assert not quick_store.forget(before_utc=turn.created_utc - 50).memory_ids
+    assert found(quick_store) == corrected(RIGHT)
+
+
+def test_reply_that_was_shown_a_correction_is_tied_to_it(quick_store):
+    turn = said(quick_store)
+    quick_store.rate(turn.id, correction=RIGHT)
+    (recall,) = quick_store.recall(ASKED, user_id="ann", threshold=0.0)
+    later = quick_store.record(
+        [{"role": "user", "content": "Once more, how much?"}],
+        RIGHT,
+        user_id="ann",
+        session_id="later",
+        memory_ids=[recall.memory.id],
+    )
+    quick_store.rate(turn.id, correction="16 euros.")
+    assert quick_store.memories(later.memory_ids)[recall.memory.id].text == f"{ASKED}\n{RIGHT}"
+
+
+def test_what_verify_finds_missing_rebuild_makes_again(quick_store):
+    turn = said(quick_store)
+    quick_store.rate(turn.id, correction=RIGHT)
+    with quick_store.database.writing() as session:
+        session.execute(delete(MemoryRow).where(MemoryRow.kind == "correction"))
+    assert any("memory rebuild" in line for line in quick_store.verify())
+    quick_store.rebuild_index()
+    assert quick_store.verify() == []
+    with quick_store.database.writing() as session:
+        session.execute(update(MemoryRow).where(MemoryRow.kind == "correction").values(valid_to=5.0))
+    assert any("corrected" in line for line in quick_store.verify())
+    quick_store.rebuild_index()
+    assert quick_store.verify() == []
+    assert found(quick_store) == corrected(RIGHT)
+
+
+def test_corrections_of_before_they_were_remembered_are_taken_in_when_the_store_is_opened(
+    quick_store, hash_embedder, settings
+):
+    turn = said(quick_store)
+    quick_store.rate(turn.id, correction=RIGHT)
+    with quick_store.database.writing() as session:  # as the migration finds and leaves it
+        session.execute(delete(MemoryRow).where(MemoryRow.kind == "correction"))
+        assert session.query(FeedbackRow).count() == 1
+        session.add(StateRow(name="corrections", value="due"))
+    quick_store.close()
+    with MemoryStore(settings, embedder=hash_embedder) as again:
+        assert found(again) == corrected(RIGHT)
+        assert again.verify() == []
+        with again.database.reading() as session:
+            assert session.get(StateRow, "corrections") is None
+
+
+def test_correcting_costs_the_same_however_much_is_held(quick_store, executed):
+    turns = [said(quick_store, session_id=f"s{n}") for n in range(3)]
+    counts = []
+    for turn in turns:
+        with executed(quick_store) as statements:
+            quick_store.rate(turn.id, correction=RIGHT)
+        counts.append(len(statements))
+    assert counts[1] == counts[2]
