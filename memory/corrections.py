@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import inf
 
-from sqlalchemy import Select, insert, select
+from sqlalchemy import Select, delete, insert, select
 from sqlalchemy.orm import Session
 
 from ..content import content_id
@@ -30,21 +29,24 @@ def correction_memory_id(feedback_id: str) -> str:
 
 
 def corrections_of(interaction: Interaction, given: Iterable[Feedback]) -> list[Memory]:
-    """The memories of its corrections, oldest first: the turn as if that had been replied, until the next was given."""
-    ordered = sorted((f for f in given if f.correction), key=lambda f: (f.created_utc, f.id))
-    ends = [*(f.created_utc for f in ordered[1:]), None]
-    turns = [replace(interaction, reply=f.correction or "") for f in ordered]
-    return [_memory(turn, f, end) for turn, f, end in zip(turns, ordered, ends, strict=True) if leaves_memory(turn)]
+    """The memories of its corrections, oldest first: the turn as if that had been replied, until the next was given.
+
+    None is older than the turn, also where clocks differ.
+    """
+    said = [(max(f.created_utc, interaction.created_utc), f.id, (f.correction or "").strip()) for f in given]
+    turns = [(time, named, replace(interaction, reply=text)) for time, named, text in sorted(said) if text]
+    kept = [(time, named, turn) for time, named, turn in turns if leaves_memory(turn)]
+    ends = [*(time for time, _, _ in kept[1:]), None]
+    return [_memory(turn, named, time, end) for (time, named, turn), end in zip(kept, ends, strict=True)]
 
 
-def _memory(turn: Interaction, given: Feedback, valid_to: float | None) -> Memory:
-    owner = turn.user_id, turn.agent_id, turn.session_id
-    named, text = correction_memory_id(given.id), turn_memory_text(turn)
-    return Memory(named, *owner, "correction", text, given.created_utc, (turn.id,), valid_to=valid_to)
+def _memory(turn: Interaction, feedback_id: str, created_utc: float, valid_to: float | None) -> Memory:
+    owner, named = (turn.user_id, turn.agent_id, turn.session_id), correction_memory_id(feedback_id)
+    return Memory(named, *owner, "correction", turn_memory_text(turn), created_utc, (turn.id,), valid_to=valid_to)
 
 
-def remember_corrections(session: Session, interaction_ids: Iterable[str]) -> None:
-    """Make the rows of these turns again from the feedback that SQL has."""
+def remember_corrections(session: Session, interaction_ids: Iterable[str]) -> list[Memory]:
+    """Make the rows of these turns again from the feedback that SQL has; they wait to be indexed."""
     wanted = _derived(session, interaction_ids)
     held = memories(session, [memory.id for memory in wanted])
     if new := [from_memory(memory) for memory in wanted if memory.id not in held]:
@@ -52,13 +54,18 @@ def remember_corrections(session: Session, interaction_ids: Iterable[str]) -> No
     for memory in wanted:
         if held.get(memory.id, memory) != memory:
             change_memory(session.get_one(MemoryRow, memory.id), memory)
+    return wanted
 
 
 def remember_all_corrections(session: Session) -> None:
+    """Make those of all feedback, and no others."""
+    wanted = set[str]()
     for some in _corrected(session):
-        remember_corrections(session, some)
-    if due := session.get(StateRow, DUE):
-        session.delete(due)
+        wanted.update(memory.id for memory in remember_corrections(session, some))
+    held = session.scalars(select(MemoryRow.id).where(MemoryRow.kind == "correction"))
+    for some in chunks(sorted(set(held) - wanted)):
+        session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
+    session.execute(delete(StateRow).where(StateRow.name == DUE))
 
 
 def every_correction(session: Session) -> Iterator[Memory]:
@@ -81,15 +88,11 @@ def corrections_due(session: Session) -> bool:
     return session.get(StateRow, DUE) is not None
 
 
-def ended_by_correction(session: Session, turns: Sequence[Memory]) -> dict[str, Memory]:
-    """Those of these memories of turns that a correction took the place of, by id, and until when they held."""
-    by_source = {turn.source_ids[0]: turn for turn in turns}
-    found: dict[str, Memory] = {}
-    for memory in memories(session, correction_ids(session, by_source)).values():
-        turn = by_source[memory.source_ids[0]]
-        first = min(memory.created_utc, found[turn.id].valid_to or inf) if turn.id in found else memory.created_utc
-        found[turn.id] = replace(turn, valid_to=first)
-    return found
+def corrected(session: Session, turns: Sequence[Memory], as_of: float | None) -> dict[str, Memory]:
+    """The correction that held by then, by the memory of each of these turns that had one."""
+    named = {turn.source_ids[0]: turn.id for turn in turns}
+    found = memories(session, correction_ids(session, named)).values()
+    return {named[memory.source_ids[0]]: memory for memory in found if memory.held(as_of)}
 
 
 def correction_ids(session: Session, interaction_ids: Iterable[str]) -> list[str]:

@@ -2,10 +2,9 @@
 
 The invariant: after the transaction no row of SQL holds forgotten words, every adapter that learnt from them is
 tainted, a tombstone keeps them from being brought in again, and a receipt stands until their bytes are gone, too. A
-note or a draft falls with any of its sources, the memories of a turn and of its corrections with the turn, and the
-turn with any of them. Not
-covered: other people's replies that repeat the words, and the ids of what is gone in snapshots, which are unsalted
-hashes.
+note or a draft falls with any of its sources, the memories of a turn and of its corrections with the turn, and the turn
+with any of these memories. Not covered: other people's replies that repeat the words, and the ids of what is gone in
+snapshots, which are unsalted hashes.
 """
 
 from __future__ import annotations
@@ -91,8 +90,7 @@ def _reached(
     ids = sorted(interaction.id for interaction in gone)
     notes = {row.id for row in memories if row.kind == "note"} | set(_notes_of(session, gone))
     stated = {memory.id for memory in begun_in(session, gone)}
-    named = {row.id for row in memories if row.kind != "correction"}  # which goes with its turn alone
-    going = sorted(named | notes | stated | set(_made_of(session, ids)))
+    going = sorted({row.id for row in memories} | notes | stated | set(_made_of(session, ids)))
     feedback = sorted(_feedback_of(session, ids))
     # what is learnt from a reply comes from what the reply was shown, too
     snapshots = _snapshots_with(session, [*ids, *shown(session, going)])

@@ -30,7 +30,7 @@ from .passages import Passages, index_row, of_note, of_turn
 from .reading import in_pages, memories
 from .rows import IDS_A_QUERY, chunks, to_interaction, to_memory, turn_memory
 from .tables import InteractionRow, MemoryRow, StateRow
-from .types import Interaction, Memory
+from .types import OF_TURNS, Interaction, Memory
 
 if TYPE_CHECKING:
     from .vectors import VectorIndex
@@ -40,7 +40,6 @@ Vector = NDArray[np.float32]
 log = logging.getLogger("nightschool")
 REBUILD = "rebuild"  # the name of the state that a rebuild under way leaves: with which embedder
 STORE = "store"  # the name of the state that names the store
-OF_TURNS = ("turn", "correction")  # memories in which the user asked and was answered
 PENDING = text("NOT memories.indexed")  # in these words, so that SQLite uses its partial index
 
 
@@ -284,25 +283,27 @@ class Indexing:
             sources = [memory.source_ids[0] for memory in memories if memory.kind in OF_TURNS]
             found = session.scalars(select(InteractionRow).where(InteractionRow.id.in_(sources)))
             asked = {row.id: to_interaction(row) for row in found}
-        there = [
-            m for m in memories if m.kind not in OF_TURNS or m.source_ids[0] in asked
-        ]  # it may be forgotten by now
+        # it may be forgotten by now
+        there = [m for m in memories if m.kind not in OF_TURNS or m.source_ids[0] in asked]
         return [_of_turn(m, asked[m.source_ids[0]]) if m.kind in OF_TURNS else Waiting(m, of_note(m)) for m in there]
 
     def _add(self, waiting: Sequence[Waiting], vectors: dict[str, Vector], *, afresh: bool = False) -> None:
         """Index those that still wait; `vectors` by text, and what is missing there is embedded."""
         vectors = self.embed_missing(vectors, (text for w in waiting for text in w.passages.texts))
         with self._database.writing() as session:  # alone among writers, so that two do not index the same memory
-            unmarked = self._unmarked(session, [w.memory.id for w in waiting])
+            unmarked = self._unmarked(session, [w.memory for w in waiting])
             rows = [index_row(w.memory, w.position, w.passages, vectors) for w in waiting if w.memory.id in unmarked]
             if afresh:
                 self.index.delete([row.id for row in rows])  # a crash may have left some there
             self.index.add(rows)
             self._mark(session, [row.id for row in rows], indexed=True)
 
-    def _unmarked(self, session: Session, ids: Sequence[str]) -> set[str]:
-        rows = select(MemoryRow.id).where(PENDING)
-        return {i for some in chunks(ids) for i in session.scalars(rows.where(MemoryRow.id.in_(some)))}
+    def _unmarked(self, session: Session, memories: Sequence[Memory]) -> set[str]:
+        """Those that wait, and are still what was looked at."""
+        rows, times = select(MemoryRow.id, MemoryRow.created_utc).where(PENDING), dict[str, float]()
+        for some in chunks([memory.id for memory in memories]):
+            times |= {i: time for i, time in session.execute(rows.where(MemoryRow.id.in_(some)))}
+        return {memory.id for memory in memories if times.get(memory.id) == memory.created_utc}
 
     def _mark(self, session: Session, ids: Sequence[str], *, indexed: bool) -> None:
         for some in chunks(ids):

@@ -16,7 +16,7 @@ from .conversations import checked_past, checked_time
 from .embed import Embedder
 from .passages import IndexRow, windows
 from .ranking import Fit, Query, Weights, folded, rank
-from .types import Memory, MemoryKind, Recall
+from .types import OF_TURNS, Memory, MemoryKind, Recall
 from .words import terms
 
 if TYPE_CHECKING:
@@ -98,37 +98,34 @@ def best_of(
     fits: Sequence[Fit],
     most: int,
     memories: Callable[[Iterable[str]], Mapping[str, Memory]],
-    ended: Callable[[Sequence[Memory]], Mapping[str, Memory]],
+    turned: Callable[[Sequence[Memory]], tuple[Mapping[str, Memory], Mapping[str, Memory]]],
     filters: Filters,
 ) -> list[Recall]:
     """The first `most` that say different things and hold.
 
-    SQL has the last word on what exists, and until when: `ended` gives what ended a turn, by the turn: the statement
-    that was superseded, where it says nothing else, or itself up to when it was corrected. What took its place need
-    not be among the fits, since a turn may fit better by its neighbours.
+    SQL has the last word on what exists, and until when. Of turns and corrections `turned` gives the statement that was
+    superseded, by those that say nothing else, and the correction to show in place of a turn. Neither need be among the
+    fits, since a turn may fit better by its neighbours, or by the reply that was corrected.
     """
     found: list[Recall] = []
     for start in range(0, len(fits), most + 5):
         some = fits[start : start + most + 5]
         held = memories([fit.row.id for fit in some])
-        over = {} if filters.kind == "turn" else ended([m for m in held.values() if m.kind == "turn"])
-        made = [Recall(held[fit.row.id], fit.score, fit.parts) for fit in some if fit.row.id in held]
-        made = [r for r in made if _holds(over.get(r.memory.id, r.memory), filters.as_of)]
+        over, instead = ({}, {}) if filters.kind == "turn" else turned([m for m in held.values() if m.kind in OF_TURNS])
+        fitting = [(held[fit.row.id], fit) for fit in some if fit.row.id in held]
+        holding = [(m, fit) for m, fit in fitting if m.held(filters.as_of) and over.get(m.id, m).held(filters.as_of)]
+        made = [Recall(instead.get(m.id, m), fit.score, fit.parts) for m, fit in holding]
         found = _said_once(folded([*found, *(r for r in made if not filters.at_hand(r.memory))]))
         if len(found) >= most:
             break
     return found[:most]
 
 
-def _holds(memory: Memory, as_of: float | None) -> bool:
-    return memory.valid_to is None or (as_of is not None and as_of < memory.valid_to)
-
-
 def _said_once(recalls: Iterable[Recall]) -> list[Recall]:
     """No statement after its own turn."""
     kept: list[Recall] = []
     for recall in recalls:
-        turns = {other.memory.source_ids[0] for other in kept if other.memory.kind == "turn"}
+        turns = {other.memory.source_ids[0] for other in kept if other.memory.kind in OF_TURNS}
         if not recall.memory.subject or turns.isdisjoint(recall.memory.source_ids):
             kept.append(recall)
     return kept

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import RLock
 
@@ -46,7 +47,7 @@ from .conversations import (
     request_of,
     turn_memory_id,
 )
-from .corrections import corrections_due, ended_by_correction, remember_all_corrections, remember_corrections
+from .corrections import corrected, corrections_due, remember_all_corrections, remember_corrections
 from .database import Database
 from .embed import Embedder, MiniLM
 from .erasing import compact, erase_bytes
@@ -276,10 +277,7 @@ class MemoryStore(Facts):
                 row.created_utc = now
             session.flush()
             remember_corrections(session, [interaction_id])
-            said = to_feedback(row)
-        if correction is not None:
-            self._indexing.catch_up()
-        return said
+            return to_feedback(row)
 
     def remember(
         self,
@@ -348,9 +346,9 @@ class MemoryStore(Facts):
 
         Only those of `session_id` and `kind`, made from `since` to before `until` (seconds since 1970); `as_of` asks
         as if it were that time, and nothing later existed. A statement that was superseded by then is left out, and so
-        is a turn that says nothing else, or whose reply was corrected by then; `kind="turn"` asks for the record, and
-        gives what was said, also what does not hold any more. `beside` leaves out what was said in those interactions,
-        as they stand in the prompt.
+        is a turn that says nothing else; of a turn that was corrected by then the correction is given. `kind="turn"`
+        asks for the record, and gives what was said, also what does not hold any more. `beside` leaves out what was
+        said in those interactions, as they stand in the prompt.
         """
         checked_owner(user_id, agent_id, "" if session_id is None else session_id)
         if isinstance(beside, str):
@@ -364,7 +362,7 @@ class MemoryStore(Facts):
         if not checked_text("query", query).strip():
             return []
         fits = [fit for fit in self._fits(query, user_id, agent_id, filters) if fit.score >= least]
-        return best_of(fits, most, self.memories, self._ended, filters)
+        return best_of(fits, most, self.memories, partial(self._turned, filters.as_of), filters)
 
     # -- reading, where SQL alone does not do ---
 
@@ -449,9 +447,9 @@ class MemoryStore(Facts):
         found = candidates(self._indexing.index, asked, user_id, agent_id, filters, most)
         return [fit for fit in found.ranked(self.weights) if filters.admit(fit.row)]
 
-    def _ended(self, turns: Sequence[Memory]) -> dict[str, Memory]:
+    def _turned(self, as_of: float | None, said: Sequence[Memory]) -> tuple[dict[str, Memory], dict[str, Memory]]:
         with self.database.reading() as session:
-            return ended_by_turn(session, turns) | ended_by_correction(session, turns)
+            return ended_by_turn(session, said), corrected(session, [m for m in said if m.kind == "turn"], as_of)
 
     def _erase_bytes(self) -> None:
         erase_bytes(self.settings.home, self.database, self._indexing, self.clock())

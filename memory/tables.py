@@ -186,8 +186,9 @@ class TombstoneRow(Base):
 
 
 class StateRow(Base):
-    """What the store knows of itself: the `salt` of its tombstones, a `rebuild` under way, a `naming` due, how often
-    `topics` changed and which `topics moved` lately, and the name of the `store`, which its index bears."""
+    """What the store knows of itself: the `salt` of its tombstones, a `rebuild` under way, `naming` or
+    `corrections` due, how often `topics` changed, which `topics moved` lately, and the name of the `store`, which its
+    index bears."""
 
     __tablename__ = "store_state"
     name: Mapped[str] = mapped_column(ID, primary_key=True)

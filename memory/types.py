@@ -15,6 +15,7 @@ from ..content import Message
 DEFAULT_USER = "default"
 
 MemoryKind = Literal["turn", "note", "fact", "preference", "correction"]
+OF_TURNS: tuple[MemoryKind, ...] = ("turn", "correction")  # in which the user asked and was answered
 FeedbackEvent = Literal["copied", "accepted", "regenerated", "edited"]
 
 
@@ -92,6 +93,11 @@ class Memory:
     shared: bool = False
     subject: str = ""
     valid_to: float | None = None
+
+    def held(self, as_of: float | None) -> bool:
+        """Whether it held at that time, or holds now."""
+        began = as_of is None or self.created_utc <= as_of
+        return began and (self.valid_to is None or (as_of is not None and as_of < self.valid_to))
 
 
 @dataclass(frozen=True)

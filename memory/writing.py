@@ -163,7 +163,7 @@ def insert_reviews(session: Session, reviews: Reviews, now: float) -> int:
 def latest_moment(session: Session, interaction_id: str, now: float) -> float:
     """`now`, or just after what was last said of it where a clock was set back, so that the last word counts."""
     last = _latest_said(session, [interaction_id]).get(interaction_id, -inf)
-    return nextafter(last, inf) if last > now else now
+    return nextafter(last, inf) if last >= now else now
 
 
 def _latest_said(session: Session, interaction_ids: Collection[str]) -> dict[str, float]:

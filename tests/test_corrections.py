@@ -59,6 +59,85 @@ def test_latest_correction_holds_and_each_did_in_its_time(store, clock):
     assert store.verify() == []
 
 
+def test_correction_is_shown_wherever_the_turn_was_found(store, clock):
+    """By its neighbours, by the words of the reply that it corrects, and by when it was said."""
+    first = said(store, words="How much is a puncture repair for my city bicycle?", reply="Which tyre do you have?")
+    turn = said(store, words="A Schwalbe city one.", reply="That makes 90 guilders then.")
+    clock.now += 40 * 86400
+    said(store, words="What are your opening hours?", reply="Nine to five.", session_id="another")
+    queries = {
+        "price of a puncture repair for my city bicycle": {},
+        "guilders": {},
+        "what did I ask in November 2023?": {"threshold": 0.0},
+        "a Schwalbe tyre": {"until": clock.now - 86400, "threshold": 0.0},
+    }
+
+    def sources() -> list[set[str]]:
+        return [
+            {i for r in store.recall(query, **{"user_id": "ann"} | asked) for i in r.memory.source_ids}
+            for query, asked in queries.items()
+        ]
+
+    before = sources()
+    assert all(turn.id in one for one in before) and first.id in before[0]
+    store.rate(turn.id, correction="It is 15 euros then.")
+    assert sources() == before
+    for query, asked in queries.items():
+        shown = [r.memory for r in store.recall(query, **{"user_id": "ann"} | asked) if turn.id in r.memory.source_ids]
+        assert [memory.text for memory in shown] == ["A Schwalbe city one.\nIt is 15 euros then."]
+
+
+def test_correction_of_what_does_not_hold_any_more_stays_away(quick_store, clock):
+    turn = said(quick_store, words="I live in Oslo.", reply="Oslo is in Sweden.")
+    clock.now += 10
+    quick_store.rate(turn.id, correction="Oslo, in Norway, then.")
+    clock.now += 10
+    said(quick_store, words="I live in Rome.", reply="Noted.")
+    between, texts = clock.now, lambda **asked: {text for _, text in found(quick_store, **asked)}
+    assert texts() == {"I live in Rome.\nNoted."}
+    assert texts(as_of=between - 5) == {"I live in Oslo.\nOslo, in Norway, then."}
+    clock.now += 10
+    quick_store.rate(turn.id, correction="Norway.")
+    assert texts(as_of=between) == texts() == {"I live in Rome.\nNoted."}
+
+
+def test_no_statement_stands_after_its_own_corrected_turn(quick_store):
+    turn = said(quick_store, words="My dog is called Rex.", reply="Nice cat.")
+    quick_store.rate(turn.id, correction="Nice dog.")
+    assert [r.memory.kind for r in quick_store.recall("My dog is called Rex.", user_id="ann", threshold=0.0)] == [
+        "correction"
+    ]
+
+
+def test_of_many_corrected_alike_the_first_are_found_without_looking_at_all(quick_store, executed):
+    for n in range(60):
+        turn = said(quick_store, words=f"Question {n}", reply="Sorry, I cannot help.", session_id=f"s{n}")
+        quick_store.rate(turn.id, correction=f"Answer {n}")
+    quick_store.recall("Sorry, I cannot help.", user_id="ann", limit=5, threshold=0.0)
+    with executed(quick_store) as statements:
+        recalled = quick_store.recall("Sorry, I cannot help.", user_id="ann", limit=5, threshold=0.0)
+    assert len(recalled) == 5
+    assert len(statements) < 20
+
+
+def test_calls_as_a_correction_leave_the_one_before_in_place(quick_store, clock):
+    called = '{"tool_calls": [{"name": "price", "arguments": {}}]}'
+    quick_store.record([{"role": "user", "content": ASKED}], called, user_id="ann", session_id="s")
+    turn = quick_store.record([{"role": "tool", "content": "15"}], "It is 90.", user_id="ann", session_id="s")
+    for correction in ("  It is 15.\n", called):
+        clock.now += 10
+        quick_store.rate(turn.id, correction=correction)
+    assert ("correction", "It is 15.") in found(quick_store)
+    assert quick_store.verify() == []
+
+
+def test_of_two_at_the_same_moment_the_latter_holds(quick_store):
+    turn = said(quick_store)
+    for euros in range(10, 16):
+        quick_store.rate(turn.id, correction=f"{euros} euros.")
+        assert found(quick_store) == corrected(f"{euros} euros.")
+
+
 def test_beside_the_turn_itself_its_correction_is_shown(store):
     turn = said(store)
     store.rate(turn.id, correction=RIGHT)
@@ -101,11 +180,12 @@ def test_correction_goes_with_its_turn_and_takes_it_along(quick_store, by, bytes
     assert bytes_in_home(RIGHT.encode()) == []
 
 
-def test_correction_of_before_the_moment_stays_with_a_turn_that_stays(quick_store):
-    """Its time may lie before its turn's, where clocks differ."""
+def test_no_correction_is_older_than_its_turn(quick_store):
+    """Where clocks differ, too: nothing is forgotten or recalled before there was anything to correct."""
     turn = said(quick_store)
     quick_store.rate(turn.id, correction=RIGHT, created_utc=turn.created_utc - 100)
     assert not quick_store.forget(before_utc=turn.created_utc - 50).memory_ids
+    assert found(quick_store, as_of=turn.created_utc - 50) == []
     assert found(quick_store) == corrected(RIGHT)
 
 
@@ -138,6 +218,12 @@ def test_what_verify_finds_missing_rebuild_makes_again(quick_store):
     quick_store.rebuild_index()
     assert quick_store.verify() == []
     assert found(quick_store) == corrected(RIGHT)
+    with quick_store.database.writing() as session:  # as a server of another version may leave it
+        session.execute(delete(FeedbackRow))
+    assert any("corrected" in line for line in quick_store.verify())
+    quick_store.rebuild_index()
+    assert quick_store.verify() == []
+    assert found(quick_store) == [("turn", f"{ASKED}\n{WRONG}")]
 
 
 def test_corrections_of_before_they_were_remembered_are_taken_in_when_the_store_is_opened(
