@@ -147,7 +147,7 @@ class NightSettings:
     sft_lr: float = 3e-3
     # the base's own text, so that it does not forget: as a share of the rows of each phase, of few_rows / 2 at least
     replay_share: float = 1.0  # at most 800 rows a phase (evolve/replay.py), each seen twice at most
-    replay_weight: float = 5.0  # of the KL to the base on them; few examples make it greater, see trainer.suited
+    replay_weight: float = 5.0  # of the KL to the base on them
     # phase 2
     preference_epochs: float = 2.0
     preference_lr: float = 1e-3

@@ -56,8 +56,7 @@ SPEED = {"cpu": 6e11, "cuda": 1.5e15}
 PHASE_SHARE = 0.4  # of the budget for each phase; the rest is for replay, references and the gate
 WARMUP_SHARE = 0.1
 LONG = 4096  # tokens; more than any prompt of serving.parity
-MOST_REPEATS = 9.0  # of phase 1, however few the examples
-MOST_WEIGHT = 4.0  # times night.replay_weight, likewise
+MOST_REPEATS = 18.0  # of phase 1, however few the examples
 
 
 # -- the student ---
@@ -140,18 +139,14 @@ def active_parameters(model: PeftModel) -> float:
 
 
 def suited(night: NightSettings, snapshot: Snapshot) -> NightSettings:
-    """`night` as it is for `few_rows` examples and more; fewer are seen more often, beside replay that weighs more.
+    """`night` as it is for `few_rows` examples and more; fewer are seen more often.
 
-    A hundred rows seen as often as thousands teach nothing, and the more often they are seen, the more a small base
-    forgets over them how it spoke (bench/results/trial-training.md).
+    A hundred rows seen as often as thousands teach nothing. At 1 / share passes phase 1 has as many steps for few as
+    for `few_rows`, and that is still too few: the power was chosen by trials (bench/results/trial-training.md).
     """
     examples = sum(e.weight > 0 for e in snapshot.examples)
     share = min(1.0, max(1, examples) / max(1, night.few_rows))
-    return replace(
-        night,
-        sft_epochs=night.sft_epochs * min(MOST_REPEATS, 1 / share),
-        replay_weight=night.replay_weight * min(MOST_WEIGHT, 1 / share),
-    )
+    return replace(night, sft_epochs=night.sft_epochs * min(MOST_REPEATS, share**-1.5))
 
 
 def replay_rows(night: NightSettings, rows: int) -> int:

@@ -225,7 +225,7 @@ def _learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress:
 
     examples, few = len(snapshot.examples), settings.night.few_rows
     if examples < few:
-        progress(f"{examples} examples are few (night.few_rows is {few}): seen more often, beside heavier replay")
+        progress(f"{examples} examples are few (night.few_rows is {few}): seen more often")
     grounded = sft.run(snapshot, settings, folder=registry.building(), progress=progress)
     registry.add(grounded)
     if not (snapshot.pairs or snapshot.thumbs):

@@ -195,16 +195,16 @@ def test_loss_is_divided_by_the_tokens_there_are_and_no_more(settings: Settings,
     assert trainer.compute_loss(pupil.model, batch).item() == pytest.approx(wanted, rel=1e-6)
 
 
-def test_few_rows_are_seen_more_often_beside_heavier_replay_and_many_as_it_is_set(settings: Settings) -> None:
+def test_few_rows_are_seen_more_often_and_many_as_it_is_set(settings: Settings) -> None:
     night = replace(settings.night, few_rows=40, replay_share=0.25)
 
     def night_of(rows: int) -> NightSettings:
         return suited(night, Snapshot(tuple(example(i) for i in range(rows)), (), (), ()))
 
     assert night_of(40) == night_of(400) == night
-    assert night_of(20) == replace(night, sft_epochs=2.0, replay_weight=10.0)
-    assert night_of(10) == replace(night, sft_epochs=4.0, replay_weight=20.0)
-    assert night_of(1) == replace(night, sft_epochs=9.0, replay_weight=20.0)
+    assert night_of(20) == replace(night, sft_epochs=2**1.5)
+    assert night_of(10) == replace(night, sft_epochs=8.0)
+    assert night_of(1) == replace(night, sft_epochs=18.0)
     assert replay_rows(night, 10) == 5 and replay_rows(night, 400) == 100
 
 
