@@ -154,6 +154,7 @@ class NightSettings:
     beta: float = 0.5  # DPO on pairs
     thumb_beta: float = 0.5  # the unpaired loss on thumbs
     sft_term: float = 5.0  # alpha, of phase 1's objective, which is per token where the others are per answer
+    interpolation: float = 0.7  # how far the adapter goes from phase 1 to what phase 2 trained; 1 = all the way
 
     def __post_init__(self) -> None:
         _require_one_of("night", self, "lora_targets", *LORA_TARGETS)
@@ -162,6 +163,7 @@ class NightSettings:
         positive = ("sft_epochs", "preference_epochs", "beta", "thumb_beta")
         _require("night", self, "above 0 and finite", lambda x: 0 < x < inf, *positive)
         _require("night", self, "below 2**40", lambda x: abs(x) < 2**40, "seed")
+        _require("night", self, "above 0 and at most 1", lambda x: 0 < x <= 1, "interpolation")
         others = ("few_rows", "sft_lr", "preference_lr", "replay_share", "replay_weight", "sft_term")
         _require("night", self, "0 or more, and finite", lambda x: 0 <= x < inf, *others)
 

@@ -310,6 +310,7 @@ def budgeted(night: NightSettings, snapshot: Snapshot, phases: Sequence[str]) ->
         night,
         sft_epochs=night.sft_epochs * (1 + second / first),
         preference_epochs=night.preference_epochs * (1 + first / second),
+        interpolation=1.0,  # there is no phase 1 to go back to
     )
 
 

@@ -8,7 +8,8 @@ with Δ = log π − log π_ref and π_ref the adapter that phase 1 made, whose 
 training. The last term keeps what phase 1 taught and what the base could say before: without it the margin grows as
 well by making both answers unlikely. It is phase 1's own objective, and not the NLL of the chosen answers, because an
 answer is chosen as often as there are worse ones, and those who ask most would drown the others
-(bench/results/learning.md).
+(bench/results/learning.md). What is saved lies `interpolation` of the way from phase 1 to what was trained: it answers
+as people like it, and forgets less of what phase 1 taught (bench/results/trial-training.md).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def run(
     """Train on pairs and thumbs from `start`, which is also the reference, and seal the adapter, from `folder`."""
     from . import sft
     from .replay import sample
-    from .trainer import replay_rows, save, student, suited, train
+    from .trainer import adapter_weights, interpolate, replay_rows, save, student, suited, train
 
     night = suited(settings.night, snapshot)
     pupil = student(settings, start.path)
@@ -48,6 +49,7 @@ def run(
     examples, _ = sft.lessons_of(snapshot.examples, pupil.tokenizer, night.max_tokens)
     own = sample(pupil, replay_rows(night, len(lessons)), night.seed + 1, progress)
     replayed = sft.replay_lessons(own, pupil.tokenizer, night)
+    grounded = adapter_weights(pupil.model)
     done = train(
         pupil,
         [*lessons, *examples, *replayed],
@@ -59,6 +61,7 @@ def run(
         progress=progress,
         references=True,
     )
+    interpolate(pupil.model, grounded, night.interpolation)
     details = {**done, "too_long": left_out, "replay": len(replayed)}
     return save(pupil, folder, settings, snapshot_id=snapshot.id, phase="dpo", parent_id=start.id, details=details)
 

@@ -37,7 +37,7 @@ from .types import Adapter, Phase, Snapshot, recipe
 
 try:
     from datasets import Dataset
-    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from transformers import PrinterCallback, TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 except ModuleNotFoundError as error:
@@ -323,6 +323,16 @@ def reference_logps(
 def adapter_weights(model: PeftModel) -> dict[str, Tensor]:
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+
+
+def interpolate(model: PeftModel, start: Mapping[str, Tensor], share: float) -> None:
+    """Move the adapter back, to `share` of the way from the weights `start` to its own.
+
+    Between a model and what it was fine-tuned to lie weights that keep more of what it could do before, and most of
+    what it learnt (arXiv 2109.01903, there for the whole model; here the factors of LoRA are interpolated).
+    """
+    between = {name: start[name].lerp(weights, share) for name, weights in adapter_weights(model).items()}
+    set_peft_model_state_dict(model, between)
 
 
 def _require_learning(name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], watch: Watch) -> None:

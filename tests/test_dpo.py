@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from nightschool.errors import TrainingError
 from nightschool.evolve import dpo, sft
 from nightschool.evolve.types import Adapter, Example, Pair, Snapshot, Thumb
+from nightschool.serving.engine import WEIGHTS
 from nightschool.settings import Settings
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +50,19 @@ def run(given: Snapshot, start: Adapter, settings: Settings) -> Adapter:
     return dpo.run(given, start, settings, folder=folder, progress=lambda _: None)
 
 
+def test_adapter_lies_between_phase_1_and_what_phase_2_trained(grounded: Adapter, settings: Settings) -> None:
+    found = []
+    for share in (1.0, 0.25):
+        night = replace(settings.night, interpolation=share)
+        found.append(load_file(run(snapshot(pairs=4), grounded, replace(settings, night=night)).path / WEIGHTS))
+    start, (trained, between) = load_file(grounded.path / WEIGHTS), found
+    assert any(not torch.equal(start[name], weights) for name, weights in trained.items())
+    for name, weights in between.items():
+        assert torch.allclose(weights, 0.75 * start[name] + 0.25 * trained[name], atol=1e-6)
+
+
 def rewards(settings: Settings, adapter: Adapter, start: Adapter, held_out: range) -> list[tuple[float, float]]:
     """log π − log π_ref of a good and a bad answer to prompts that were not trained on."""
-    import torch
     from nightschool.evolve import trainer as t
     from nightschool.evolve.batches import collate, logps
     from nightschool.evolve.lessons import lay_out

@@ -163,6 +163,8 @@ def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
         ("night", "sft_term", float("inf")),
         ("night", "beta", float("inf")),
         ("night", "thumb_beta", float("inf")),
+        ("night", "interpolation", 0.0),
+        ("night", "interpolation", 1.1),
         ("dataset", "weight_cap", float("inf")),
         ("dataset", "max_user_share", 0.0),
         ("dataset", "half_life_days", float("nan")),
