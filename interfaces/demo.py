@@ -7,10 +7,13 @@ rejects the candidate the demo says so and exits with the night's code.
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import which
 
 from rich.console import Console
 from rich.table import Table
@@ -58,10 +61,8 @@ def run(home: Path | None, out: Console, err: Console) -> int:
         out.print(f"\n[bold]4  after the night[/]: {cycle.outcome}")
         _show_answers(out, before, _answers(nightschool))
         _audit(nightschool, out)
-    out.print(
-        f"\nhome: {folder}\ngo on: nightschool chat --home {folder}, nightschool report --home {folder}",
-        highlight=False,
-    )
+    go_on = ", ".join(f"{_program()} {command}{at(folder)}" for command in ("chat", "report"))
+    out.print(f"\nhome: {folder}\ngo on: {go_on}", highlight=False, soft_wrap=True)
     return NIGHT_EXIT[cycle.outcome]
 
 
@@ -108,10 +109,16 @@ def _right(answers: Sequence[str]) -> int:
     return sum(FACTS[question] in answer for question, answer in zip(QUESTIONS, answers, strict=True))
 
 
+def _program() -> str:
+    """How to call the command line from here: `make demo` runs it from an environment that no shell knows yet."""
+    called = Path(sys.argv[0])
+    return "nightschool" if which("nightschool") or called.name != "nightschool" else shlex.quote(str(called))
+
+
 def _audit(nightschool: Assistant, out: Console) -> None:
     reply = nightschool.reply(QUESTIONS[0], user_id=_visitor(), session_id="visit")
     found = lineage.why(nightschool.store, nightschool.registry, reply.id)
-    command = f"nightschool audit why {reply.id}{at(nightschool.settings.home)}"
+    command = f"{_program()} audit why {reply.id}{at(nightschool.settings.home)}"
     out.print(f"[bold]5  why that answer[/]: {command}", highlight=False, soft_wrap=True)
     if found.lineage:
         taught = found.lineage.sources

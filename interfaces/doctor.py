@@ -42,7 +42,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         "engine": _try(problems, "engine", lambda: _engine(settings)),
         "memory": _try(problems, "memory", lambda: _counts(settings)),
         "probes": _try(problems, "probes", lambda: _probes(settings)),
-        "nights": _try(problems, "nights", lambda: _ended(settings)),
+        "interrupted_nights": _try(problems, "interrupted_nights", lambda: _ended(settings)),
         "serving": _try(problems, "serving", lambda: _in_service(settings, problems)),
         "settings": _try(problems, "settings", lambda: _shown(settings)),
         "notes": notes,

@@ -394,7 +394,7 @@ def test_night_that_was_killed_is_told_from_one_that_runs(run: Run, tmp_path: Pa
         cycle_id = nightschool.registry.open_cycle()
         with night_lock(nightschool.settings.home, nightschool.store.database):
             assert json.loads(run("report", "--json").stdout)["outcome"] == "running"
-            assert json.loads(run("doctor", "--json").stdout)["nights"] == []
+            assert json.loads(run("doctor", "--json").stdout)["interrupted_nights"] == []
             assert run("gate", "explain").stdout.splitlines() == [f"night {cycle_id}: running", "nothing is judged yet"]
     explained = run("gate", "explain", cycle_id).stdout.splitlines()
     assert explained[0] == f"night {cycle_id}: ended without a word" and "it was killed" in explained[1]
@@ -402,7 +402,7 @@ def test_night_that_was_killed_is_told_from_one_that_runs(run: Run, tmp_path: Pa
     told = json.loads(run("report", "--json").stdout)
     assert told["outcome"] == told["nights"][-1]["outcome"] == "ended without a word"
     found = json.loads(run("doctor", "--json").stdout)
-    assert (found["nights"], found["problems"]) == ([f"{cycle_id} ended without a word"], [])
+    assert (found["interrupted_nights"], found["problems"]) == ([f"{cycle_id} ended without a word"], [])
 
 
 def test_doctor_prints_json_also_of_bounds_without_end(run: Run, tmp_path: Path) -> None:
