@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from ..errors import SettingsError, TrainingError
 from ..serving import parity
 from ..serving.base import base_id, choose_device, expert_share, load_base, load_tokenizer, lora_targets
-from ..serving.chat import answer_ids, prompt_ids
+from ..serving.chat import answer_ids, on_day, prompt_ids
 from ..serving.engine import WEIGHTS
 from ..serving.lora import as_named
 from ..settings import NightSettings, Settings
@@ -397,7 +397,8 @@ def _talk_logps(student: Student) -> list[float]:
     student.model.eval()
     found = []
     for prompt, answer in parity.TALKS:
-        head, tail = prompt_ids(student.tokenizer, prompt, LONG), answer_ids(student.tokenizer, prompt, answer)
+        with on_day(parity.DAY):
+            head, tail = prompt_ids(student.tokenizer, prompt, LONG), answer_ids(student.tokenizer, prompt, answer)
         ids = torch.tensor([head + tail], device=student.device)
         with torch.autocast(torch.device(student.device).type, torch.bfloat16, enabled=student.on_gpu):
             logits = student.model(input_ids=ids).logits[0, len(head) - 1 : -1]

@@ -25,6 +25,7 @@ from .engine import CONFIG, MANIFEST, WEIGHTS, of_another_base
 
 LORA_WEIGHT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # settings of PEFT under which an adapter is more, or other, than x·A·B at one scale
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")  # what they begin with is taken out of the base's weights
 OTHER_KINDS = (
     *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "alora_invocation_tokens"),
     *("rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "trainable_token_indices"),
@@ -95,6 +96,8 @@ def _rank_and_scale(adapter_id: str, config: Mapping[str, Any]) -> tuple[int, fl
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise ServingError(f"adapter {adapter_id}: r is {rank!r} and lora_alpha {alpha!r} in its {CONFIG}; damaged?")
     other = [name for name in OTHER_KINDS if config.get(name)]
+    if str(config.get("init_lora_weights")).startswith(CHANGE_THE_BASE):
+        other.append(f"init_lora_weights = {config['init_lora_weights']}")
     if other or config.get("peft_type", "LORA") != "LORA":
         kind = ", ".join(other) or config["peft_type"]
         raise ServingError(f"adapter {adapter_id} is more than plain LoRA ({kind}); train it without")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import RLock, Thread
 from typing import Any, TypeVar
 
@@ -54,10 +54,16 @@ class Request(Row):
     _pieces: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
 
     def pieces(self) -> Iterator[str]:
-        """The answer as it grows; ServingError when it broke off."""
-        yield from iter(self._pieces.get, None)
+        """The answer as it grows; ServingError when it broke off, or at once when its caller's limit is over."""
+        yield from iter(self._next, None)
         if self.answer.error:
             raise self.answer.error
+
+    def _next(self) -> str | None:
+        while True:  # a pass of the model may last much longer than the limit
+            with suppress(Empty):
+                return self._pieces.get(timeout=self.limit.slice())
+            self._require_time()
 
     def deliver(self) -> None:
         if self.streamed and (piece := self.answer.fresh()):  # every piece wakes a thread, and the model waits for it
@@ -72,12 +78,18 @@ class Request(Row):
     def goes_on(self) -> bool:
         """False when it is done, given up, cancelled or late."""
         try:
-            self.limit.left()
+            self._require_time()
         except ServingError as error:
             if not self.answer.done:
-                tokens, most = len(self.answer.ids), self.answer.sampling.max_tokens
-                self.fail(ServingError(f"{error}; {tokens} of at most {most} tokens were ready"))
+                self.fail(error)
         return not (self.answer.done or self.given_up)
+
+    def _require_time(self) -> None:
+        try:
+            self.limit.left()
+        except ServingError as error:
+            tokens, most = len(self.answer.ids), self.answer.sampling.max_tokens
+            raise ServingError(f"{error}; {tokens} of at most {most} tokens were ready") from None
 
 
 class Batcher:

@@ -10,13 +10,20 @@ the final one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
 from typing import Any
 
 from ..content import Message
 from ..errors import InputError, ServingError
 
 Ids = tuple[int, ...]
+BY_TEMPLATE = (TypeError, ValueError, ArithmeticError, LookupError)  # what one may raise beside errors of its own
+_NOW_RE = re.compile(r"""\bstrftime_now\(\s*(?P<quote>["'])(?P<form>.*?)(?P=quote)\s*\)""")
+_DAY: ContextVar[datetime | None] = ContextVar("_DAY", default=None)
 FINAL = "<|channel|>final<|message|>"  # of Harmony, which else begins with an analysis
 
 
@@ -40,9 +47,15 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
     ids = _templated(tokenizer, [*system, *turns[starts[low] :]])
     if len(ids) <= room:
         return ids
-    kept = _common_prefix(ids, _templated(tokenizer, [*system, {"role": "user", "content": ""}])) if system else 0
-    kept = kept if kept <= room // 2 else 0
+    kept = _opening(tokenizer, ids, system, room // 2)
     return ids[:kept] + ids[len(ids) - (room - kept) :]
+
+
+def _opening(tokenizer: Any, ids: Ids, system: list[Message], most: int) -> int:
+    """How many ids stand before the words of the first turn, with the system message if that is short enough."""
+    empty: Message = {"role": "user", "content": ""}
+    found = (_common_prefix(ids, _templated(tokenizer, opening)) for opening in ([*system, empty], [empty]))
+    return next((length for length in found if length <= most), 0)
 
 
 def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
@@ -65,6 +78,16 @@ def _templated(tokenizer: Any, messages: Sequence[Message]) -> Ids:
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+@contextmanager
+def on_day(day: datetime) -> Iterator[None]:
+    """A template that tells the date tells this one, in this thread."""
+    token = _DAY.set(day)
+    try:
+        yield
+    finally:
+        _DAY.reset(token)
+
+
 def _text(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
     from jinja2 import TemplateError
 
@@ -73,17 +96,20 @@ def _text(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bo
     inert = _inert_messages(tokenizer, messages)
     try:
         return _rendered(tokenizer, inert, add_generation_prompt)
-    except TemplateError:
+    except (TemplateError, *BY_TEMPLATE):
         pass
     try:
         return _rendered(tokenizer, _in_turn(inert), add_generation_prompt)
-    except TemplateError as error:
+    except (TemplateError, *BY_TEMPLATE) as error:
         raise ServingError(f"the chat template of the base refuses a conversation: {error}") from error
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Message], opened: bool) -> str:
     """By the template; what one does not know of, it does not look at. `opened` for an answer to follow."""
-    how = {"tokenize": False, "add_generation_prompt": opened, "enable_thinking": False}
+    how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": opened, "enable_thinking": False}
+    if day := _DAY.get():  # transformers passes no function on to a template
+        told = _NOW_RE.sub(lambda asked: repr(day.strftime(asked["form"])), tokenizer.get_chat_template())
+        how["chat_template"] = told
     text = str(tokenizer.apply_chat_template(messages, **how))
     return text + FINAL if opened and FINAL in str(tokenizer.chat_template) and not text.endswith(FINAL) else text
 

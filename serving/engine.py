@@ -81,6 +81,13 @@ class Limit:
         while not once(min(SLICE_S, self.left() or SLICE_S)):
             pass
 
+    def slice(self) -> float | None:
+        """For how many seconds to wait before one looks again; None = as long as it takes."""
+        if not (self.timeout_s or self.cancel):
+            return None
+        over = self.started + self.timeout_s - time.monotonic() if self.timeout_s else SLICE_S
+        return max(0.0, min(SLICE_S, over))
+
     def missed(self) -> ServingError:
         return ServingError(f"not done within timeout_s = {self.timeout_s:g}; {ON_LATE}")
 

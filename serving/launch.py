@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from ..errors import SettingsError
-from ..settings import Settings
+from ..settings import Settings, without_user
 from .base import load_config, locate, lora_targets
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be built for
@@ -60,8 +60,8 @@ def _address(url: str) -> tuple[str, int]:
         host, port = None, None
     if host is None or port is None or address.scheme != "http":
         raise SettingsError(
-            f"serving.url is {url!r}, where a server of ours cannot listen; give http://HOST:PORT, or have what answers"
-            " there pass it on to such an address"
+            f"serving.url is {without_user(url)!r}, where a server of ours cannot listen; give http://HOST:PORT, or"
+            " have what answers there pass it on to such an address"
         )
     return host, port
 

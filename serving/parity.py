@@ -8,10 +8,12 @@ and says nothing of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from math import inf
 
 from ..content import Message
 from ..errors import ServingError
+from .chat import on_day
 from .engine import Engine, Score
 
 TALKS: tuple[tuple[list[Message], str], ...] = (
@@ -22,6 +24,7 @@ TALKS: tuple[tuple[list[Message], str], ...] = (
         "At nine.",
     ),
 )
+DAY = datetime(2026, 1, 5)  # on which they are said: some templates tell the date, and a record is older than a check
 LEAST_EFFECT = 1e-4  # nats per token; below it an adapter may well look like its base
 TELLING = 5e-3  # nats per token; above it an effect stands out of the 1e-3 by which a server's two scorings may differ
 LEAST_SHARE = 0.5  # of its effect; 1 is all of it, 0 none
@@ -36,6 +39,7 @@ def check(engine: Engine, adapter_id: str, recorded: Mapping[str, Sequence[float
     Over the tokens of all answers, as a short one alone is moved further. `recorded` holds log-probabilities of the
     answers of TALKS, in order, under `base` and `adapter`.
     """
+    recorded = {name: _figures(adapter_id, recorded, name) for name in ("base", "adapter")}
     base = _scored(engine, None)
     tokens = sum(score.tokens for score in base)
     rounding = _size(_gained(_logprobs(base), recorded["base"])) / tokens
@@ -75,8 +79,19 @@ def _require_applied(
         )
 
 
+def _figures(adapter_id: str, recorded: Mapping[str, Sequence[float]], name: str) -> Sequence[float]:
+    found = recorded.get(name) or []
+    if len(found) != len(TALKS) or not all(isinstance(figure, int | float) for figure in found):
+        raise ServingError(
+            f"adapter {adapter_id}: what its trainer recorded of its effect is damaged, or of another version of"
+            " nightschool; run `nightschool night`"
+        )
+    return found
+
+
 def _scored(engine: Engine, adapter_id: str | None) -> list[Score]:
-    return engine.score([prompt for prompt, _ in TALKS], [answer for _, answer in TALKS], adapter=adapter_id)
+    with on_day(DAY):
+        return engine.score([prompt for prompt, _ in TALKS], [answer for _, answer in TALKS], adapter=adapter_id)
 
 
 def _logprobs(scores: Sequence[Score]) -> list[float]:

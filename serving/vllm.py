@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,9 +51,11 @@ class VLLMEngine:
         if not (key.isascii() and key.isprintable()):  # an error of httpx would show it
             raise SettingsError(f"{KEY} has characters that no key of a server can have")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        address = httpx.URL(settings.url.rstrip("/"))  # without name and password, as httpx logs it
         # no proxy of the environment: what people say goes to this address and nowhere else
         self._client = client or httpx.Client(
-            base_url=settings.url.rstrip("/"),
+            base_url=address.copy_with(userinfo=b""),
+            auth=(address.username, address.password) if address.userinfo else None,
             headers=headers,
             timeout=settings.timeout_seconds or None,
             limits=limits,
@@ -428,6 +431,10 @@ class VLLMEngine:
             raise ServingError(f"{self._url} gave no answer in {seconds} s; see serving.timeout_seconds") from error
         except httpx.HTTPError as error:
             raise ServingError(f"{self._url} cannot be reached ({error}); start it with `nightschool serve`") from error
+        except RuntimeError as error:
+            if not self._client.is_closed:
+                raise
+            raise ServingError("the engine is closed; open another") from error
 
     def _in_parallel(self, call: Callable[[Any], T], rows: Sequence[Any]) -> list[T]:
         if len(rows) < 2:
@@ -465,11 +472,15 @@ def _complaint(data: str) -> str:
         return f"{len(data)} characters that are no choice of a completion"
 
 
+_IDS_RE = re.compile(r"\[\d+(?:,\s*\d+){3,}(?:,?\s*\.\.\.)?\]?")
+
+
 def _reason(response: httpx.Response) -> str:
     if response.status_code == 401:
         return f"it wants a key; set {KEY} to the one it was started with"
     try:
         found = response.json()
-        return str(found.get("error", found).get("message", found))
+        said = str(found.get("error", found).get("message", found))
+        return _IDS_RE.sub("[…]", said)[:200]  # the ids of a prompt are its words
     except (ValueError, AttributeError):
         return f"status {response.status_code}"

@@ -296,6 +296,34 @@ def test_scores_end_between_two_passes_when_cancelled_or_late(
     assert len(engine.score(prompts, answers, timeout_s=60)) == 50
 
 
+@pytest.mark.parametrize("how", ["time", "cancel", "stream"])
+def test_answer_ends_at_its_limit_also_while_the_model_is_in_a_pass(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    began, ends = threading.Event(), threading.Event()
+    forward = engine._batcher._forward
+
+    def slow(*given: Any, **named: Any) -> Any:
+        began.set()
+        ends.wait(20)
+        return forward(*given, **named)
+
+    monkeypatch.setattr(engine._batcher, "_forward", slow)
+    cancel, limited = threading.Event(), Sampling(8, timeout_s=0.0 if how == "cancel" else 0.3)
+    threading.Timer(0.3, cancel.set).start()
+    try:
+        with pytest.raises(ServingError, match=r"not done within|was cancelled"):
+            if how == "stream":
+                list(engine.stream(PROMPTS[0], sampling=limited))
+            else:
+                engine.generate(PROMPTS[:1], sampling=limited, cancel=cancel if how == "cancel" else None)
+        assert began.is_set() and not ends.is_set()
+    finally:
+        ends.set()
+    monkeypatch.undo()
+    assert engine.generate(PROMPTS[:1], sampling=Sampling(8))
+
+
 def test_scores_that_are_late_in_their_last_pass_are_an_error(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,30 @@ def test_template_that_refuses_everything_is_a_clear_error(strict: PreTrainedTok
         prompt_ids(strict, said(("user", "one")), 400)
 
 
+def test_template_that_breaks_on_a_conversation_is_a_clear_error(strict: PreTrainedTokenizerBase) -> None:
+    strict.chat_template = "{{ 1 / 0 }}"
+    with pytest.raises(ServingError, match="chat template of the base refuses a conversation: division by zero"):
+        prompt_ids(strict, said(("user", "one")), 400)
+
+
+@pytest.mark.parametrize(
+    ("system", "opening"),
+    [
+        ("", "<|tool|><|user|>"),
+        ("Be brief.", "<|tool|><|system|>Be brief.<|end|><|user|>"),
+        ("Be as brief as you can. " * 20, "<|tool|>"),  # as a begin of text, which every prompt has
+    ],
+)
+def test_request_that_is_cut_keeps_what_opens_it(toy_base: str, system: str, opening: str) -> None:
+    tokenizer = load_tokenizer(toy_base)
+    tokenizer.chat_template = "<|tool|>" + tokenizer.chat_template
+    talk = said(*([("system", system)] if system else []), ("user", "The shop opens at nine. " * 40))
+    shown = templated(tokenizer, talk, 60)
+    assert shown.startswith(opening) and shown.count("<|user|>") == opening.count("<|user|>")
+    assert shown.endswith("opens at nine. <|end|><|assistant|>")
+    assert len(prompt_ids(tokenizer, talk, 60)) == 60
+
+
 def test_a_long_request_with_tools_loses_whole_messages(toy_base: str) -> None:
     tokenizer = load_tokenizer(toy_base)
     calls = [("assistant", "call"), ("tool", "found")] * 20

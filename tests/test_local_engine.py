@@ -457,6 +457,18 @@ def test_adapter_of_another_base_is_refused(engine: LocalEngine, adapters: list[
     engine.load("b2:good", copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("use_dora", True), ("peft_type", "IA3"), ("init_lora_weights", "pissa_niter_4")]
+)
+def test_what_is_more_than_plain_lora_is_refused(
+    engine: LocalEngine, adapters: list[Path], tmp_path: Path, name: str, value: object
+) -> None:
+    copy = copy_of(adapters[0], tmp_path / "copy")
+    config = copy / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), name: value}))
+    refused(engine, copy, "is more than plain LoRA")
+
+
 def test_damaged_weights_are_refused(engine: LocalEngine, adapters: list[Path], tmp_path: Path) -> None:
     copy = copy_of(adapters[0], tmp_path / "copy")
     weights = copy / "adapter_model.safetensors"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from pathlib import Path
 from random import Random
 
 import pytest
 from nightschool.errors import ServingError
-from nightschool.evolve import sft
+from nightschool.evolve import sft, trainer
 from nightschool.evolve.registry import ensure_loaded
 from nightschool.evolve.types import Adapter, Example, Snapshot
 from nightschool.serving import parity
@@ -101,6 +102,12 @@ def test_effect_that_noise_or_rounding_may_turn_about_passes(effect: float, appl
     parity.check(NoisyEngine(applied, offset=0.081, flips=0.08), "one", recorded(effect), 0.1)
 
 
+@pytest.mark.parametrize("damaged", [{"adapter": [-6.0] * 2}, {"base": None}, {"adapter": ["x"] * 3}, {"base": []}])
+def test_record_that_is_damaged_or_of_other_talks_names_its_adapter(damaged: dict[str, list[float]]) -> None:
+    with pytest.raises(ServingError, match=r"adapter one: what its trainer recorded .* run `nightschool night`"):
+        parity.check(FixedEngine(base=-9.0, one=-6.0), "one", {**RECORDED, **damaged}, 0.1)
+
+
 @pytest.fixture
 def trained(toy_base: str, tmp_path: Path) -> tuple[Settings, Adapter]:
     plain = Settings(home=tmp_path)
@@ -116,6 +123,29 @@ def test_what_the_trainer_recorded_is_what_the_engine_answers(trained: tuple[Set
     engine = LocalEngine(settings.serving)
     ensure_loaded(engine, adapter, tolerance=1e-4)
     assert engine.adapters() == [adapter.id]
+
+
+def test_record_holds_on_other_days_where_the_template_tells_the_date(
+    trained: tuple[Settings, Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Templates as that of gpt-oss begin with the current date."""
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Later:
+            return cls(2031, 12, 24, tzinfo=tz)
+
+    settings, _ = trained
+    pupil, engine = trainer.student(settings), LocalEngine(settings.serving)
+    for tokenizer in (pupil.tokenizer, engine._tokenizer):
+        tokenizer.chat_template = "{{ strftime_now('%A %d %B %Y') }} " + tokenizer.chat_template
+    record = trainer.parity_record(pupil)["base"]
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
+    assert "December" in str(engine._tokenizer.apply_chat_template(parity.TALKS[0][0], tokenize=False))
+    assert [score.logprob for score in parity._scored(engine, None)] == pytest.approx(record, abs=1e-3)
+    with pytest.raises(AssertionError):
+        said = engine.score([prompt for prompt, _ in parity.TALKS], [answer for _, answer in parity.TALKS])
+        assert [score.logprob for score in said] == pytest.approx(record, abs=1e-3)
 
 
 def test_adapter_whose_answers_are_not_those_recorded_is_unloaded_again(trained: tuple[Settings, Adapter]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -479,6 +480,42 @@ def test_refusal_of_the_server_is_told_in_its_words(engine: VLLMEngine, server: 
         engine.generate([PROMPT])
     with pytest.raises(ServingError, match="status 500"):
         list(engine.stream(PROMPT))
+
+
+def test_refusal_tells_no_words_of_the_prompt_and_not_more_than_is_read(engine: VLLMEngine, server: Server) -> None:
+    ids = json.dumps(list(range(1000, 3000)))
+    told = {"error": {"message": f"1 validation error: input {{'prompt': {ids}, 'n': 0}}: n is at least 1" + "!" * 999}}
+    server.fails = lambda request: httpx.Response(422, json=told) if "completions" in request.url.path else None
+    with pytest.raises(ServingError, match="refused: 1 validation error") as refused:
+        engine.generate([PROMPT])
+    assert "1003" not in str(refused.value) and "n is at least 1" in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+def test_closed_engine_says_so(engine: VLLMEngine) -> None:
+    begun = engine.stream(PROMPT)
+    engine.close()
+    for call in (lambda: engine.generate([PROMPT]), lambda: engine.score([PROMPT], ["Yes."]), lambda: list(begun)):
+        with pytest.raises(ServingError, match="the engine is closed; open another"):
+            call()
+
+
+def test_password_of_the_address_opens_the_server_and_is_logged_nowhere(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def guarded(request: httpx.Request) -> httpx.Response | None:
+        given = request.headers.get("Authorization", "").removeprefix("Basic ")
+        return None if b64decode(given) == b"bob:hunter/2" else httpx.Response(403)
+
+    server.fails = guarded
+    transport, opened = httpx.MockTransport(server), httpx.Client
+    monkeypatch.setattr("nightschool.serving.vllm.httpx.Client", lambda **k: opened(**k, transport=transport))
+    with caplog.at_level("DEBUG"):
+        settings = ServingSettings(base=server.base, url="http://bob:hunter%2F2@server")
+        with closing(VLLMEngine(settings)) as engine:
+            assert engine.generate([PROMPT]) == ["served"]
+    assert "/v1/completions" in caplog.text
+    assert "hunter" not in caplog.text
 
 
 def test_answer_longer_than_the_context_is_refused(engine: VLLMEngine) -> None:
