@@ -332,7 +332,8 @@ def interpolate(model: PeftModel, start: Mapping[str, Tensor], share: float) -> 
     what it learnt (arXiv 2109.01903, there for the whole model; here the factors of LoRA are interpolated).
     """
     between = {name: start[name].lerp(weights, share) for name, weights in adapter_weights(model).items()}
-    set_peft_model_state_dict(model, between)
+    if lost := set_peft_model_state_dict(model, between).unexpected_keys:
+        raise TrainingError(f"the adapter could not be drawn back towards phase 1: it has no place for {lost[0]}")
 
 
 def _require_learning(name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], watch: Watch) -> None:
