@@ -78,15 +78,14 @@ class Limit:
 
     def wait(self, once: Callable[[float], bool]) -> None:
         """Until `once`, which waits as long as it is told (seconds), says that it is so."""
-        while not once(min(SLICE_S, self.left() or SLICE_S)):
-            pass
+        self.left()
+        while not once(self.slice()):
+            self.left()
 
-    def slice(self) -> float | None:
-        """For how many seconds to wait before one looks again; None = as long as it takes."""
-        if not (self.timeout_s or self.cancel):
-            return None
-        over = self.started + self.timeout_s - time.monotonic() if self.timeout_s else SLICE_S
-        return max(0.0, min(SLICE_S, over))
+    def slice(self) -> float:
+        """Seconds to wait before one looks again, 0 when none are left."""
+        left = self.started + self.timeout_s - time.monotonic() if self.timeout_s else SLICE_S
+        return max(0.0, min(SLICE_S, left))
 
     def missed(self) -> ServingError:
         return ServingError(f"not done within timeout_s = {self.timeout_s:g}; {ON_LATE}")
