@@ -275,8 +275,9 @@ class MemoryStore(Facts):
                 session.add(row)
             elif given is None:
                 row.created_utc = now
-            session.flush()
-            remember_corrections(session, [interaction_id])
+            if correction is not None:
+                session.flush()
+                remember_corrections(session, [interaction_id])
             return to_feedback(row)
 
     def remember(
