@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice, takewhile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from uuid import uuid4
 
@@ -44,6 +45,7 @@ GONE = "put it back from a backup, or let go of what nothing needs with `nightsc
 PROMOTED = "promoted"  # the reason of a deployment that goes forth
 ROLLED_BACK = "rolled back from "  # and the adapter
 PRUNED = "pruned"  # beside a manifest: its weights were erased on purpose
+_LOADING = Lock()  # an engine lists an adapter before it is known to answer with it as its trainer did
 
 
 def seal(
@@ -155,8 +157,12 @@ def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
     GateRefused when it is damaged or made for another base; ServingError when the engine does not answer with it as its
     trainer did, to `tolerance` nats per token.
     """
-    if adapter.id in engine.adapters():
-        return
+    with _LOADING:
+        if adapter.id not in engine.adapters():
+            _load(engine, adapter, tolerance)
+
+
+def _load(engine: Engine, adapter: Adapter, tolerance: float) -> None:
     if adapter.base_id != engine.base_id:
         raise GateRefused(of_another_base(adapter.id, adapter.base_id, engine.base_id))
     read_adapter(adapter.path)

@@ -3,13 +3,14 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from threading import Event
 
 import pytest
-from nightschool.errors import GateRefused, NotFound
+from nightschool.errors import GateRefused, NotFound, ServingError
 from nightschool.evolve.registry import (
     CONFIG,
     MANIFEST,
@@ -24,6 +25,7 @@ from nightschool.evolve.registry import (
 from nightschool.evolve.types import Adapter, Excluded, Judged, Snapshot, Verdict
 from nightschool.memory.database import Database
 from nightschool.memory.tables import ReceiptRow
+from nightschool.serving.engine import Score
 from sqlalchemy import select
 
 
@@ -293,6 +295,37 @@ def test_adapter_is_loaded_once_and_only_on_its_own_base(registry: Registry) -> 
     stranger.base_id = "another"
     with pytest.raises(GateRefused, match="trained on base base, but another is serving"):
         ensure_loaded(stranger, adapter, 0.1)
+
+
+class FailingEngine(ListingEngine):
+    """Lists what it loads at once, and cannot score with it; `asked` is set when it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go_on = Event(), Event()
+
+    def unload(self, adapter_id: str) -> None:
+        self.loaded.remove(adapter_id)
+
+    def score(self, *_: object, **__: object) -> list[Score]:
+        self.asked.set()
+        assert self.go_on.wait(10)
+        raise ServingError("no card")
+
+
+def test_whoever_comes_while_an_adapter_is_checked_does_not_take_it_as_loaded(registry: Registry) -> None:
+    figures = {"parity": {"base": [-1.0, -1.0, -1.0], "adapter": [-2.0, -2.0, -2.0]}}
+    adapter, engine = replace(trained(registry, b"one"), details=figures), FailingEngine()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ensure_loaded, engine, adapter, 0.1)
+        assert engine.asked.wait(10)
+        second = pool.submit(ensure_loaded, engine, adapter, 0.1)
+        assert wait([second], 0.2).not_done == {second}
+        engine.go_on.set()
+        for call in (first, second):
+            with pytest.raises(ServingError, match="no card"):
+                call.result()
+    assert not engine.loaded
 
 
 def test_adapter_trained_on_what_was_forgotten_meanwhile_is_tainted_and_never_serves(registry: Registry) -> None:
