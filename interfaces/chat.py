@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NightschoolError
+from ..errors import InputError, NightschoolError
 from .printing import Agent, Home, Session, User, assistant, err, say
 
 if TYPE_CHECKING:
@@ -54,13 +54,16 @@ def _prompt() -> str | None:
 
 def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent: str) -> None:
     command, _, text = line.partition(" ")
-    if command == "/remember" and text:
+    if command not in ("/good", "/bad", "/fix", "/remember"):
+        raise InputError(f"{command!r} is no command; there are /good, /bad, /fix TEXT, /remember TEXT, /quit")
+    if command in ("/fix", "/remember") and not text:
+        raise InputError(f"{command} is given no text; write it on the same line, as in `{command} TEXT`")
+    if command == "/remember":
         nightschool.remember(text, user_id=user, agent_id=agent)
-    elif command in ("/good", "/bad") and last:
-        nightschool.rate(last, 1 if command == "/good" else -1)
-    elif command == "/fix" and text and last:
+    elif not last:
+        raise InputError(f"{command} is of an answer, and none was given just before; ask something first")
+    elif command == "/fix":
         nightschool.rate(last, correction=text)
     else:
-        err.print("/good, /bad, /fix TEXT (after an answer), /remember TEXT, /quit", style="dim")
-        return
+        nightschool.rate(last, 1 if command == "/good" else -1)
     err.print("noted", style="dim")

@@ -514,13 +514,15 @@ def test_chat_goes_on_after_an_answer_was_broken_off(run: Run, monkeypatch: pyte
 
 
 def test_chat_answers_takes_feedback_and_leaves(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    said = iter(["", "/good", "Hello!", "/good", "/fix Good day.", "/remember I like trains.", "/what", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    said = iter(["", "/good", "Hello!", "/fix", "/good", "/fix Good day.", "/remember I like trains.", "/what"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said, "/quit"))
     done = run("chat", "--user", "ada", "--session", "s")
     assert done.exit_code == 0, done.exception
     assert done.stdout.strip()
     assert done.stderr.count("noted") == 3
-    assert done.stderr.count("/good, /bad, /fix TEXT") == 2
+    assert "not done: /good is of an answer, and none was given just before" in done.stderr
+    assert "not done: /fix is given no text" in done.stderr
+    assert "not done: '/what' is no command; there are /good, /bad, /fix TEXT" in done.stderr
     assert "trains" in run("recall", "trains", "--user", "ada").stdout
 
 
