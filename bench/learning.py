@@ -58,7 +58,8 @@ import simulated
 from loop import circumstances, state
 from nightschool.content import Message
 from nightschool.evolve import dataset, dpo, gate, replay, sft
-from nightschool.evolve.registry import Registry, ensure_loaded
+from nightschool.evolve.registry import Registry
+from nightschool.evolve.sealing import ensure_loaded
 from nightschool.evolve.types import Adapter, Snapshot, Verdict
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.types import with_notes

@@ -39,7 +39,7 @@ import sources
 import torch
 from nightschool.errors import ServingError
 from nightschool.evolve.live import Live
-from nightschool.evolve.registry import seal
+from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Adapter
 from nightschool.serving.base import SEEDLING, base_id, load_base, lora_targets
 from nightschool.serving.batching import Prefixes

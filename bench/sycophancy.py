@@ -29,7 +29,7 @@ import numpy as np
 import sources
 import torch
 from nightschool.evolve import gate
-from nightschool.evolve.registry import ensure_loaded
+from nightschool.evolve.sealing import ensure_loaded
 from nightschool.evolve.types import Measure
 from nightschool.interfaces import demo_data
 from nightschool.memory.importer import import_files

@@ -28,7 +28,7 @@ from typing import Any
 import learning
 import numpy as np
 from nightschool.evolve import gate
-from nightschool.evolve.registry import ensure_loaded
+from nightschool.evolve.sealing import ensure_loaded
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.serving.local import LocalEngine
 from nightschool.settings import GateSettings, NightSettings, ServingSettings, Settings

@@ -15,7 +15,8 @@ from ..memory.store import MemoryStore
 from ..memory.types import Interaction, Satisfaction
 from . import dataset
 from .reception import met
-from .registry import PRUNED, Registry, is_held, read_adapter
+from .registry import Registry
+from .sealing import PRUNED, is_held, read_adapter
 from .types import Adapter, Verdict
 
 

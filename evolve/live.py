@@ -16,7 +16,8 @@ from threading import Lock
 
 from ..errors import GateRefused, ServingError
 from ..serving.engine import Engine
-from .registry import Registry, ensure_loaded
+from .registry import Registry
+from .sealing import ensure_loaded
 from .types import Adapter
 
 log = logging.getLogger("nightschool")

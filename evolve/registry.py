@@ -1,28 +1,23 @@
-"""Adapters on disk and in SQL: sealed, judged, promoted, rolled back, withdrawn.
+"""Adapters on record: judged, promoted, rolled back, withdrawn. Their folders are those of `sealing`.
 
-The invariant: what `live` returns has an accepted verdict, is not tainted, and its weights hash to its id. A folder
-without `adapter.json` is debris, since the manifest is written last; the live alias is the newest row of
-`deployments`, so a switch is one insert.
+The invariant: what `live` returns has an accepted verdict, is not tainted, and its weights hash to its id. The live
+alias is the newest row of `deployments`, so a switch is one insert.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from itertools import islice, takewhile
 from pathlib import Path
-from threading import Lock
 from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from ..content import files_id
 from ..errors import GateRefused, NotFound
 from ..memory.database import Database
 from ..memory.tables import (
@@ -34,159 +29,18 @@ from ..memory.tables import (
     SnapshotSourceRow,
     VerdictRow,
 )
-from ..serving import parity
-from ..serving.engine import CONFIG, MANIFEST, WEIGHTS, Engine, of_another_base
-from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Phase, Snapshot, Verdict
+from ..serving.engine import MANIFEST, WEIGHTS
+from .sealing import PRUNED, erase, intact, is_held, may_be_pruned, mend, origin, read_adapter, write_manifest
+from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Snapshot, Verdict
 
 log = logging.getLogger("nightschool")
-FILES, CONFIG_ID = (WEIGHTS, CONFIG), "config_id"  # the latter in an adapter's details
 DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
-GONE = "put it back from a backup, or let go of what nothing needs with `nightschool adapters prune`"
 PROMOTED = "promoted"  # the reason of a deployment that goes forth
 ROLLED_BACK = "rolled back from "  # and the adapter
-PRUNED = "pruned"  # beside a manifest: its weights were erased on purpose
-_LOADING = Lock()  # an engine lists an adapter before it is known to answer with it as its trainer did
-
-
-def seal(
-    folder: Path,
-    *,
-    base_id: str,
-    snapshot_id: str,
-    phase: Phase,
-    parent_id: str | None,
-    created_utc: float,
-    details: dict[str, Any],
-) -> Adapter:
-    """Name the weights in `folder` by their hash, write the manifest last, and rename the folder after the weights.
-
-    Weights that are already there are not written again; `Registry.add` decides whose they are. Of the same origin,
-    they are told with the settings that made them this time.
-    """
-    adapter_id = files_id([folder / WEIGHTS])
-    if (folder / CONFIG).exists():
-        details = {**details, CONFIG_ID: files_id([folder / CONFIG])}
-    target = folder.parent / adapter_id.replace(":", "-")
-    adapter = Adapter(adapter_id, base_id, snapshot_id, phase, parent_id, target, created_utc, details)
-    if intact(target):
-        shutil.rmtree(folder)
-        known = read_adapter(target)
-        kept = {key: value for key, value in known.details.items() if key == CONFIG_ID}  # its config stays as well
-        adapter = replace(adapter, details={k: v for k, v in details.items() if k != CONFIG_ID} | kept)
-        return replace(known, details=adapter.details) if _origin(known) == _origin(adapter) else adapter
-    _write_manifest(folder, adapter)
-    if target.exists():
-        shutil.rmtree(target)  # debris of a crash, or damaged
-    os.replace(folder, target)
-    return adapter
-
-
-def _origin(adapter: Adapter | AdapterRow) -> tuple[str, str | None]:
-    return adapter.snapshot_id, adapter.parent_id
-
-
-def _write_manifest(folder: Path, adapter: Adapter) -> None:
-    manifest = {key: value for key, value in asdict(adapter).items() if key != "path"}
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
-
-
-def _mend(adapter: Adapter) -> None:
-    """Write the manifest anew from what is on record, if it alone is missing."""
-    weights = adapter.path / WEIGHTS
-    if weights.exists() and not (adapter.path / MANIFEST).exists() and files_id([weights]) == adapter.id:
-        log.warning("%s had no %s; it is written anew", adapter.path, MANIFEST)
-        _write_manifest(adapter.path, adapter)
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """The adapter in `folder`; GateRefused when its manifest is missing or its weights are not what they were."""
-    manifest = folder / MANIFEST
-    try:
-        if not manifest.exists():
-            why = f"no {MANIFEST}, so the adapter is incomplete; run `nightschool night`, or {GONE}"
-            raise GateRefused(f"{folder.name}: {why}")
-        adapter = Adapter(path=folder, **json.loads(manifest.read_text(encoding="utf-8")))
-        if not (folder / WEIGHTS).exists():
-            raise GateRefused(f"{folder.name}: its weights are gone; run `nightschool night` to train anew, or {GONE}")
-        found, config = (files_id([folder / name]) if (folder / name).exists() else "missing" for name in FILES)
-    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or not these fields
-        raise GateRefused(f"{folder.name}: {MANIFEST} is damaged: {error}; run `nightschool audit verify`") from error
-    except OSError as error:
-        raise GateRefused(f"{folder.name} cannot be read: {error}; who runs the night may be another user") from error
-    if found != adapter.id:
-        raise GateRefused(
-            f"{folder.name}: its weights are {found}, the manifest says {adapter.id}; run `nightschool audit verify`"
-        )
-    if config != adapter.details.get(CONFIG_ID, config):
-        raise GateRefused(
-            f"{folder.name}: its {CONFIG} is not what was sealed; put it back from a backup, or run `nightschool night`"
-            " to train anew"
-        )
-    return adapter
-
-
-def intact(folder: Path) -> bool:
-    """Whether `folder` holds an adapter whose weights and config are what its manifest says."""
-    return refusal(folder) is None
-
-
-def refusal(folder: Path) -> str | None:
-    """Why `read_adapter` refuses that folder; None if it does not."""
-    try:
-        read_adapter(folder)
-    except GateRefused as error:
-        return str(error)
-    return None
-
-
-def is_held(adapter: Adapter) -> bool:
-    """Whether its weights are on the disk; what is tainted or pruned has none."""
-    return (adapter.path / WEIGHTS).exists()
-
-
-def _may_be_pruned(adapter: Adapter, tainted: Container[str]) -> bool:
-    """Whether its weights are held, or were lost and nobody has said that this is as it should be."""
-    return is_held(adapter) or not (adapter.id in tainted or (adapter.path / PRUNED).exists())
-
-
-def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
-    """Load `adapter` into `engine` unless it is there.
-
-    GateRefused when it is damaged or made for another base; ServingError when the engine does not answer with it as its
-    trainer did, to `tolerance` nats per token.
-    """
-    with _LOADING:
-        if adapter.id not in engine.adapters():
-            _load(engine, adapter, tolerance)
-
-
-def _load(engine: Engine, adapter: Adapter, tolerance: float) -> None:
-    if adapter.base_id != engine.base_id:
-        raise GateRefused(of_another_base(adapter.id, adapter.base_id, engine.base_id))
-    read_adapter(adapter.path)
-    engine.load(adapter.id, adapter.path)
-    recorded = adapter.details.get("parity")  # an adapter that was not trained here has none
-    try:
-        if recorded:
-            parity.check(engine, adapter.id, recorded, tolerance)
-    except BaseException:
-        engine.unload(adapter.id)
-        raise
 
 
 class _Overtaken(GateRefused):
     pass
-
-
-def _erased(weights: Path) -> bool:
-    try:
-        weights.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("%s could not be erased: %s; delete it", weights, error.strerror)
-        return False
-    return True
 
 
 def _forgotten_meanwhile(session: Session, snapshot_id: str, last: int) -> str | None:
@@ -238,7 +92,7 @@ class Registry:
         is whole and made elsewhere stays: the database may be the wrong one.
         """
         for adapter in self.adapters():
-            _mend(adapter)
+            mend(adapter)
         ours = (p for name in (DEBRIS, SEALED) for p in self.folder.glob(name + "*") if p.is_dir())
         debris = [p for p in ours if not p.is_symlink() and self._is_debris(p)]
         for path in debris:
@@ -315,9 +169,9 @@ class Registry:
         with self.database.writing() as session:
             known = session.get(AdapterRow, adapter.id)
             tainted = _forgotten_meanwhile(session, adapter.snapshot_id, self._last_receipt)
-            if known and _origin(known) == _origin(adapter):
+            if known and origin(self._adapter(known)) == origin(adapter):
                 known.details, known.tainted = adapter.details, tainted
-                _write_manifest(adapter.path, self._adapter(known))
+                write_manifest(adapter.path, self._adapter(known))
                 return
             if known and tainted:
                 return
@@ -325,7 +179,7 @@ class Registry:
                 return
             values = {k: v for k, v in asdict(adapter).items() if k != "path"}
             session.merge(AdapterRow(**values, folder=adapter.path.name, tainted=tainted))
-            _write_manifest(adapter.path, adapter)
+            write_manifest(adapter.path, adapter)
 
     def _covers(self, snapshot_id: str, other: str) -> bool:
         return self.sources(snapshot_id) >= self.sources(other)
@@ -361,7 +215,7 @@ class Registry:
         with self.database.reading() as session:  # at every start, so of the tainted alone
             rows = select(AdapterRow).where(AdapterRow.tainted.is_not(None)).order_by(AdapterRow.created_utc)
             held = [a for a in map(self._adapter, session.scalars(rows)) if is_held(a)]
-        return [adapter.id for adapter in held if _erased(adapter.path / WEIGHTS)]
+        return [adapter.id for adapter in held if erase(adapter.path / WEIGHTS)]
 
     def prunable(self, keep: int) -> list[Adapter]:
         """Those whose weights are needed by nothing, and held or lost, oldest first.
@@ -376,7 +230,7 @@ class Registry:
         while more := {a.parent_id for a in found if a.id in kept and a.parent_id} - kept:
             kept |= more
         tainted = self.tainted()
-        return [a for a in found if a.id not in kept and _may_be_pruned(a, tainted)]
+        return [a for a in found if a.id not in kept and may_be_pruned(a, tainted)]
 
     def prune(self, keep: int) -> list[str]:
         """Erase the weights of what is `prunable`, and say whose; manifests and rows stay, for lineage.
@@ -387,7 +241,7 @@ class Registry:
         for adapter in going:
             adapter.path.mkdir(parents=True, exist_ok=True)
             (adapter.path / PRUNED).touch()
-        return [adapter.id for adapter in going if _erased(adapter.path / WEIGHTS)]
+        return [adapter.id for adapter in going if erase(adapter.path / WEIGHTS)]
 
     def taint(self, adapter_id: str, reason: str) -> None:
         with self.database.writing() as session:

@@ -22,7 +22,8 @@ from ..serving.engine import Engine, Sampling
 from . import dataset
 from .live import for_now
 from .privacy import mask
-from .registry import Registry, ensure_loaded
+from .registry import Registry
+from .sealing import ensure_loaded
 from .types import INTERRUPTED, Adapter, Cycle, Judged, Measure
 
 TAUGHT = ("examples", "pairs", "thumbs")

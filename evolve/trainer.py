@@ -30,7 +30,7 @@ from ..serving.chat import answer_ids, on_day, prompt_ids
 from ..serving.engine import WEIGHTS
 from ..serving.lora import as_named
 from ..settings import NightSettings, Settings
-from . import registry
+from . import sealing
 from .batches import Batch, anchored_logps, collate, logps
 from .lessons import PREFERRED, Lesson, Passage, Plan, lay_out, plan
 from .types import Adapter, Phase, Snapshot, recipe
@@ -375,7 +375,7 @@ def save(
     config.base_model_name_or_path = student.base_id
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    return registry.seal(
+    return sealing.seal(
         folder,
         base_id=student.base_id,
         snapshot_id=snapshot_id,

@@ -233,7 +233,7 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
 @adapters.command("list")
 def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
     """Every adapter, its verdict, and which one serves."""
-    from ..evolve.registry import is_held, refusal
+    from ..evolve.sealing import is_held, refusal
 
     with assistant(home) as nightschool:
         registry = nightschool.registry
@@ -283,7 +283,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Erase the weights of adapters that nothing needs any more. Where they came from stays on record."""
-    from ..evolve.registry import is_held
+    from ..evolve.sealing import is_held
     from ..pipelines.lock import night_lock
 
     with assistant(home) as nightschool, night_lock(nightschool.settings.home, nightschool.store.database):

@@ -148,7 +148,8 @@ def _in_service(settings: Settings, problems: list[str]) -> str:
     """The live adapter, and whether it is whole and of the base in use."""
     if not is_home(settings):
         return "the base"
-    from ..evolve.registry import Registry, read_adapter
+    from ..evolve.registry import Registry
+    from ..evolve.sealing import read_adapter
     from ..memory.store import MemoryStore
     from ..serving.base import base_id
 

@@ -40,7 +40,7 @@ def probes_(home: Home = None, as_json: AsJson = False) -> None:
     """Try the probes of `probes.toml` on what serves now. Exits 1 if one fails."""
     from ..evolve.gate import probe_faults
     from ..evolve.probes import FILE, load_probes
-    from ..evolve.registry import ensure_loaded
+    from ..evolve.sealing import ensure_loaded
 
     with assistant(home) as n:
         probes = load_probes(n.settings.home)

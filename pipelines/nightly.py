@@ -18,7 +18,8 @@ from ..evolve.expansion import base_of
 from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
-from ..evolve.registry import ROLLED_BACK, Registry, ensure_loaded, intact
+from ..evolve.registry import ROLLED_BACK, Registry
+from ..evolve.sealing import ensure_loaded, intact
 from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
 from ..serving.base import base_id, has_passed_by

@@ -13,7 +13,8 @@ import pytest
 from click.testing import Result
 from nightschool.errors import StoreError
 from nightschool.evolve import dataset
-from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.registry import Registry
+from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Snapshot, Verdict
 from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
@@ -22,7 +23,7 @@ from nightschool.memory.store import MemoryStore
 from nightschool.pipelines.lock import night_lock
 from nightschool.replies import ReplyStream
 from nightschool.serving.base import SEEDLING
-from nightschool.serving.engine import MANIFEST
+from nightschool.serving.engine import MANIFEST, WEIGHTS
 from nightschool.settings import load_settings
 from typer.testing import CliRunner
 

@@ -9,10 +9,12 @@ import pytest
 from nightschool.errors import NotFound
 from nightschool.evolve.dataset import freeze, from_rows, to_rows
 from nightschool.evolve.lineage import lineage, verify
-from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.registry import Registry
+from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Adapter
 from nightschool.memory.conversations import Conversation, Owner
 from nightschool.memory.store import MemoryStore
+from nightschool.serving.engine import WEIGHTS
 
 ASKED = "How do I patch a flat tyre?"
 SAID = [("user", ASKED), ("assistant", "Clean it and glue a patch on."), ("user", "Thanks, that worked perfectly!")]

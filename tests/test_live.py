@@ -10,9 +10,11 @@ import pytest
 from nightschool.errors import ServingError
 from nightschool.evolve import live as following
 from nightschool.evolve.live import Live, for_now
-from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.registry import Registry
+from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.store import MemoryStore
+from nightschool.serving.engine import WEIGHTS
 
 
 class StrictEngine:

@@ -12,7 +12,8 @@ import torch
 from nightschool.content import plain
 from nightschool.errors import NightschoolError, ServingError, TrainingError
 from nightschool.evolve import dataset, dpo, lineage, sft
-from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, read_adapter, seal
+from nightschool.evolve.registry import Registry
+from nightschool.evolve.sealing import read_adapter, seal
 from nightschool.evolve.types import Adapter, Snapshot, Verdict, recipe
 from nightschool.memory.embed import Embedder
 from nightschool.memory.store import MemoryStore
@@ -20,6 +21,7 @@ from nightschool.pipelines import nightly
 from nightschool.pipelines.lock import NightRunning, night_lock
 from nightschool.sdk import Assistant
 from nightschool.serving.base import base_id
+from nightschool.serving.engine import MANIFEST, WEIGHTS
 from nightschool.serving.local import LocalEngine
 from nightschool.settings import DatasetSettings, GateSettings, NightSettings, Settings
 from safetensors.torch import save_file

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 from nightschool.errors import ServingError
 from nightschool.evolve import sft, trainer
-from nightschool.evolve.registry import ensure_loaded
+from nightschool.evolve.sealing import ensure_loaded
 from nightschool.evolve.types import Adapter, Example, Snapshot
 from nightschool.serving import parity
 from nightschool.serving.engine import Prompt, Score

@@ -11,21 +11,12 @@ from threading import Event
 
 import pytest
 from nightschool.errors import GateRefused, NotFound, ServingError
-from nightschool.evolve.registry import (
-    CONFIG,
-    MANIFEST,
-    WEIGHTS,
-    Registry,
-    ensure_loaded,
-    intact,
-    is_held,
-    read_adapter,
-    seal,
-)
+from nightschool.evolve.registry import Registry
+from nightschool.evolve.sealing import ensure_loaded, intact, is_held, read_adapter, seal
 from nightschool.evolve.types import Adapter, Excluded, Judged, Snapshot, Verdict
 from nightschool.memory.database import Database
 from nightschool.memory.tables import ReceiptRow
-from nightschool.serving.engine import Score
+from nightschool.serving.engine import CONFIG, MANIFEST, WEIGHTS, Score
 from sqlalchemy import select
 
 

@@ -13,12 +13,14 @@ import pytest
 from nightschool.content import Message
 from nightschool.errors import NotFound
 from nightschool.evolve import dataset
-from nightschool.evolve.registry import WEIGHTS, Registry, seal
+from nightschool.evolve.registry import Registry
 from nightschool.evolve.report import Compared, Report, report, side_by_side
+from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Cycle, Measure, Verdict
 from nightschool.interfaces.reporting import printed as print_report
 from nightschool.interfaces.reporting import to_json, write_html
 from nightschool.memory.store import MemoryStore
+from nightschool.serving.engine import WEIGHTS
 from rich.console import Console
 
 MEASURES = (

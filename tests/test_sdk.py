@@ -16,7 +16,8 @@ import nightschool
 import pytest
 from nightschool.content import Message
 from nightschool.errors import InputError, ServingError, SettingsError, StoreError
-from nightschool.evolve.registry import MANIFEST, WEIGHTS, Registry, seal
+from nightschool.evolve.registry import Registry
+from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.conversations import Owner
 from nightschool.memory.embed import Embedder
@@ -24,7 +25,7 @@ from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
 from nightschool.replies import ReplyStream
 from nightschool.sdk import LOOK_S, MOST_WAITING, THREADS, Assistant, AsyncAssistant
-from nightschool.serving.engine import Pieces, Sampling
+from nightschool.serving.engine import MANIFEST, WEIGHTS, Pieces, Sampling
 from nightschool.settings import ServingSettings, Settings
 
 

@@ -18,7 +18,7 @@ from nightschool.content import Message
 from nightschool.errors import ServingError
 from nightschool.evolve import sft
 from nightschool.evolve.live import Live
-from nightschool.evolve.registry import ensure_loaded
+from nightschool.evolve.sealing import ensure_loaded
 from nightschool.evolve.types import Adapter, Example, Snapshot
 from nightschool.serving.engine import Sampling
 from nightschool.serving.launch import ENVIRONMENT, vllm_command
