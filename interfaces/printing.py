@@ -37,6 +37,7 @@ def _named(home: str) -> Path:
 HOME_HELP = "Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool)."
 Home = Annotated[Path | None, typer.Option(parser=_named, metavar="PATH", help=HOME_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
 Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
 Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
 User = Annotated[str, typer.Option("--user", help="Whose memory.")]

@@ -1,0 +1,113 @@
+"""`nightschool audit`: why an answer came out as it did, what an adapter learnt from, and whether all ids re-derive."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .printing import AsJson, Home, Limit, assistant, none_found, show, show_found, when
+
+if TYPE_CHECKING:
+    from ..memory.types import Satisfaction
+    from ..sdk import Assistant
+
+audit = typer.Typer(no_args_is_help=True, help="Why an answer came out as it did, and what an adapter learnt from.")
+
+ELSEWHERE = "the base, or answered elsewhere"  # an import and an app's own record name no adapter either
+
+
+@audit.command("answers")
+def audit_answers(
+    home: Home = None, user: Annotated[str | None, typer.Option("--user", help="Of this user alone.")] = None,
+    limit: Limit = 20, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """The latest answers, newest first, with the ids by which the others know them."""
+    with assistant(home) as nightschool:
+        found = nightschool.store.newest(limit, user_id=user)
+        none = _no_answers(nightschool, user) if not found else ""
+    lines = [
+        f"{i.id}  {when(i.created_utc)}  {i.user_id}  {i.adapter_id or ELSEWHERE}\n"
+        f"  {_short(i.text)}\n  → {_short(i.reply)}"
+        for i in found
+    ]
+    show_found([asdict(i) for i in found], as_json, lines, none)
+
+
+def _no_answers(nightschool: Assistant, user: str | None) -> str:
+    if user is None:
+        return "nothing was answered yet"
+    return none_found(f"nothing was answered to user {user!r}", nightschool, user)
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, 100, placeholder=" …")
+
+
+@audit.command()
+def why(reply: str, home: Home = None, as_json: AsJson = False) -> None:
+    """Why that answer: what it was asked and shown, which adapter spoke, what that one learnt from.
+
+    By its id or the start of it, see `audit answers`.
+    """
+    from ..evolve import lineage as lines_of
+
+    with assistant(home) as nightschool:
+        store = nightschool.store
+        found = lines_of.why(store, nightschool.registry, store.id_of(reply))
+    i = found.interaction
+    lines = [f"asked:    {i.text}", f"answered: {i.reply}", f"when:     {when(i.created_utc)}, session {i.session_id}"]
+    lines += [f"met:      {_met(found.satisfaction)}"]
+    lines += [f"shown:    {m.get('text', '(forgotten)')}  ({m['id']})" for m in found.memories]
+    none = f"{i.adapter_id}, which is not in this home" if i.adapter_id else f"none: {ELSEWHERE}"
+    lines += _lineage_lines(found.lineage) if found.lineage else [f"adapter:  {none}"]
+    show(found.to_json(), as_json, lines)
+
+
+def _met(satisfaction: Satisfaction) -> str:
+    found = [f"{s.name.replace('_', ' ')} {s.value:+.2f}" for s in satisfaction.signals]
+    sure = f"score {satisfaction.score:+.2f}, confidence {satisfaction.confidence:.2f}"
+    return f"{sure} ({', '.join(found) or 'nothing shows it'})"
+
+
+@audit.command()
+def lineage(adapter: str, home: Home = None, as_json: AsJson = False) -> None:
+    """Where an adapter comes from: its parents, its verdict, the conversations that taught it."""
+    from ..evolve import lineage as lines_of
+
+    with assistant(home) as nightschool:
+        found = lines_of.lineage(nightschool.store, nightschool.registry, adapter)
+    lines = _lineage_lines(found)
+    lines += [f"  user {s.user_id}, session {s.session_id}: {', '.join(s.interaction_ids)}" for s in found.sources]
+    show(found.to_json(), as_json, lines)
+
+
+def _lineage_lines(found: Any) -> list[str]:
+    adapter, users = found.adapter, {s.user_id for s in found.sources}
+    lines = [f"adapter:  {adapter.id} ({adapter.phase}, {when(adapter.created_utc)}, on base {adapter.base_id})"]
+    lines += [f"parent:   {p.id} ({p.phase})" for p in found.parents]
+    turns = sum(len(s.interaction_ids) for s in found.sources)
+    lines += [
+        f"learnt:   snapshot {adapter.snapshot_id}: {turns} turns, {len(found.sources)} sessions, {len(users)} users"
+    ]
+    if found.held_out:
+        turns, users = sum(len(s.interaction_ids) for s in found.held_out), {s.user_id for s in found.held_out}
+        lines += [f"held out: {turns} turns of {len(users)} users, to judge it on"]
+    lines += [f"forgotten since: {len(found.forgotten)} turns"] if found.forgotten else []
+    lines += [f"tainted:  {found.tainted}"] if found.tainted else []
+    return lines + [f"judged:   {reason}" for reason in (found.verdict.reasons if found.verdict else ["never"])]
+
+
+@audit.command("verify")
+def audit_verify(home: Home = None, as_json: AsJson = False) -> None:
+    """Re-derive the ids of memory, adapters and what they were trained on. Exits 1 if anything disagrees."""
+    from ..evolve import lineage as lines_of
+    from .doctor import unrecorded
+
+    with assistant(home) as nightschool:
+        found = [*lines_of.verify(nightschool.store, nightschool.registry), *unrecorded(nightschool.registry)]
+    show(found, as_json, found or ["sound: every id re-derives"])
+    if found:
+        raise typer.Exit(1)
