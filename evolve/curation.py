@@ -14,16 +14,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..content import Message
+from . import privacy
 from .answers import Answer, Exclusions, Gathered, topic_of
 from .injections import any_injection
-from .privacy import mask
 from .prompts import Prompts
 from .types import Prompt
 
-CURATION = 3  # the version; a snapshot is read back with its own
-# From which on text is masked, a prompt reaches back so many turns (`prompts.REACH`), and a password is masked whatever
-# it is made of.
-MASKED, BOUNDED, PLAIN = 1, 2, 3
+CURATION = privacy.LATEST  # the version; a snapshot is read back with its own
+# From which on text is masked, and a prompt reaches back so many turns (`prompts.REACH`); later ones, `privacy`.
+MASKED, BOUNDED = 1, 2
 
 MAX_CHARACTERS = 16_000
 LOOP_WORDS, LOOP_DISTINCT = 40, 0.15  # so many words, and so few of them different: it goes round in circles
@@ -111,6 +110,6 @@ def as_taught(version: int, prompt: Prompt, words: Mapping[str, str]) -> dict[st
     """The prompt and the answers of one row in the words of that version of the curation."""
     if version < MASKED:
         return {"prompt": prompt, **words}
-    masked = mask([*(m["content"] for m in prompt), *words.values()], plain=version >= PLAIN)
+    masked = privacy.mask([*(m["content"] for m in prompt), *words.values()], version)
     messages = tuple(Message(role=m["role"], content=masked[i]) for i, m in enumerate(prompt))
     return {"prompt": messages, **dict(zip(words, masked[len(prompt) :], strict=True))}

@@ -1,5 +1,6 @@
 import pytest
-from nightschool.evolve.curation import BOUNDED, CURATION, MASKED, PLAIN, as_taught, fault
+from nightschool.evolve.curation import BOUNDED, CURATION, MASKED, as_taught, fault
+from nightschool.evolve.privacy import PLAIN, SHORTENED
 from nightschool.evolve.types import Prompt
 
 PROMPT: Prompt = ({"role": "user", "content": "I am ada@example.org"},)
@@ -38,3 +39,11 @@ def test_older_versions_know_a_password_by_its_digits_alone(version: int):
     assert older[0]["content"] == "my password is <SECRET>, his password is hunter"
     newer = as_taught(PLAIN, prompt, {"completion": "ok"})["prompt"]
     assert newer[0]["content"] == "my password is <SECRET>, his password is <SECRET_2>"
+
+
+def test_older_versions_miss_a_number_with_more_behind_it():
+    prompt: Prompt = ({"role": "user", "content": "pay BE68 5390 0754 7034 by Friday, api_key=sesamesesame"},)
+    older = as_taught(PLAIN, prompt, {"completion": "ok"})["prompt"]
+    assert older == prompt
+    newer = as_taught(SHORTENED, prompt, {"completion": "ok"})["prompt"]
+    assert newer[0]["content"] == "pay <IBAN> by Friday, api_key=<SECRET>"

@@ -19,6 +19,14 @@ from nightschool.evolve.privacy import MASK, mask, spans, unasked
         ("pay with 4111 1111 1111 1111 now", "pay with <CARD> now"),
         ("card 4222222222222", "card <CARD>"),
         ("to GB82 WEST 1234 5698 7654 32", "to <IBAN>"),
+        ("to BE68 5390 0754 7034 by Friday", "to <IBAN> by Friday"),
+        ("to BE68539007547034 to me from Bert", "to <IBAN> to me from Bert"),
+        ("AT61 1904 3002 3457 3201 please", "<IBAN> please"),
+        ("my card is 4111 1111 1111 1111 12/26", "my card is <CARD> 12/26"),
+        ("Visa 4111-1111-1111-1111 123, Amex 378282246310005 1234", "Visa <CARD> 123, Amex <CARD_2> 1234"),
+        ("on 05 4111 1111 1111 1111", "on 05 <CARD>"),
+        ("api_key=sesamesesame", "api_key=<SECRET>"),
+        ("Authorization: Bearer opensesame", "Authorization: Bearer <SECRET>"),
         ("blocked: 192.0.2.17, and 2001:db8::8a2e:370:7334", "blocked: <IP>, and <IP_2>"),
         ("SSN 078-05-1120", "SSN <SSN>"),
         ("the password is hunter22!", "the password is <SECRET>"),
@@ -86,6 +94,7 @@ def test_keys_are_masked_whole(secret: str):
         "def login(user: str, password: str, pin: int = 0): password = getpass()",
         "password=self.password, passphrase=${DB_PASSPHRASE}, pwd = os.environ['PWD'], password = ''",
         "I ride a 28-inch wheel, size 37-622",
+        "api_key = os.environ['KEY'], access_token=get_access_token(), the bearer opensesame",
     ],
 )
 def test_what_only_looks_like_it_stays(text: str):
@@ -123,6 +132,10 @@ def test_masking_is_a_function_of_the_words_and_spans_never_overlap(a: str, b: s
         "sk-",
         "www.",
         "http://",
+        "4 ",
+        "4111 1111 1111 1111 ",
+        "BE68 ",
+        "api key=",
         "_",
     ],
 )
