@@ -46,11 +46,6 @@ class Answer:
     def liked(self) -> bool:
         return self.score > 0
 
-    @property
-    def words(self) -> Words:
-        """Equal words are the same answer to the same prompt, but for case, spaces and punctuation at word ends."""
-        return self.key, plain(self.completion)
-
 
 @dataclass(frozen=True)
 class Gathered:
@@ -144,7 +139,9 @@ class _Gathering:
         reply, correction = self._answer(interaction, satisfaction), correction_of(interaction, given)
         better = self._correct(reply, correction) if correction else None
         if labelled and reply.completion:
-            if better is None or better.words != reply.words:  # else one person said of the same both yes and no
+            if better is None or plain(better.completion) != plain(
+                reply.completion
+            ):  # else one person said of the same both yes and no
                 self.gathered.answers.append(reply)
         elif said and not correction:
             why = "rated neither good nor bad" if reply.completion else "the reply is empty"
@@ -294,8 +291,10 @@ def choose_clusters(sizes: Mapping[str, int], settings: DatasetSettings) -> froz
 # -- folding ---
 
 
-def fold(answers: Iterable[Answer], settings: CensorSettings, excluded: Exclusions) -> list[Answer]:
-    """One answer for each prompt and completion in nearly the same words.
+def fold(
+    answers: Iterable[Answer], said: Callable[[Answer], Words], settings: CensorSettings, excluded: Exclusions
+) -> list[Answer]:
+    """One answer for each prompt and completion that are `said` in the same words.
 
     Its score is the mean over people by confidence, of each their own mean: who meets it often has no more votes. Its
     confidence is the highest. How often it was said counts through the recurrence of its topic. Where people disagree
@@ -303,7 +302,7 @@ def fold(answers: Iterable[Answer], settings: CensorSettings, excluded: Exclusio
     """
     groups: dict[Words, list[Answer]] = defaultdict(list)
     for answer in answers:
-        groups[answer.words].append(answer)
+        groups[said(answer)].append(answer)
     folded: list[Answer] = []
     for group in groups.values():
         answer = _fold(group)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Answer, Vectors, merged
-from .prompts import Prompts, Words, plain
+from .prompts import Prompts
 from .types import PairSource
 from .weights import pair_margin, pair_weight
 
@@ -55,11 +55,6 @@ class Contrast:
     @property
     def words(self) -> tuple[str, str, str]:
         return self.asked.key, self.chosen.completion, self.rejected.completion
-
-    @property
-    def taught(self) -> tuple[Words, Words]:
-        """Its two answers to the prompt that it has, in the form of `Answer.words`."""
-        return (self.asked.key, plain(self.chosen.completion)), (self.asked.key, plain(self.rejected.completion))
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..content import Message
+from ..memory.types import Interaction
 from . import privacy
 from .answers import Answer, Exclusions, Gathered, topic_of
 from .injections import any_injection
-from .prompts import Prompts
+from .prompts import Prompts, Words, words_of
 from .types import Prompt
 
 CURATION = privacy.LATEST  # the version; a snapshot is read back with its own
@@ -113,3 +114,27 @@ def as_taught(version: int, prompt: Prompt, words: Mapping[str, str]) -> dict[st
     masked = privacy.mask([*(m["content"] for m in prompt), *words.values()], version)
     messages = tuple(Message(role=m["role"], content=masked[i]) for i, m in enumerate(prompt))
     return {"prompt": messages, **dict(zip(words, masked[len(prompt) :], strict=True))}
+
+
+class Said:
+    """Answers in the words in which they are taught and judged: those that are equal in them are the same."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        self._prompts, self._found = prompts, dict[tuple[str, str], Words]()
+
+    def __call__(self, answer: Answer, asked: Answer | None = None) -> Words:
+        """Of that answer, to the prompt of another if one is `asked`."""
+        key = (asked or answer).interaction.id, answer.completion
+        if key not in self._found:
+            row = self.row(answer, asked)
+            self._found[key] = words_of(row["prompt"], row["completion"])
+        return self._found[key]
+
+    def prompt(self, interaction: Interaction) -> str:
+        """Equal ones are the same prompt."""
+        return words_of(as_taught(CURATION, self._prompts.prompt(interaction), {})["prompt"], "")[0]
+
+    def row(self, answer: Answer, asked: Answer | None = None) -> dict[str, Any]:
+        """`prompt` and `completion`."""
+        prompt = self._prompts.prompt((asked or answer).interaction)
+        return as_taught(CURATION, prompt, {"completion": answer.completion})

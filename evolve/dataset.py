@@ -34,7 +34,7 @@ from .answers import (
     recurrences,
 )
 from .contrasts import Contrast, Order, find_contrasts, find_rephrased, fold_contrasts
-from .curation import BOUNDED, CURATION, Fits, any_length, as_taught, curate
+from .curation import BOUNDED, CURATION, Fits, Said, any_length, as_taught, curate
 from .expansion import Author, Expansion
 from .lessons import short_enough
 from .prompts import Prompts, SessionKey, Words, session_key, words_of
@@ -139,22 +139,24 @@ def build(
     gathered = gather(prompts, feedback, vectors, settings, excluded, reading)
     gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded, fits)
 
+    said = Said(prompts)
     ours = [a for a in gathered.answers if teaches(a.interaction)]
-    taught = fold(ours, settings.censor, excluded)
+    taught = fold(ours, said, settings.censor, excluded)
     corrections = [Contrast(*pair) for pair in gathered.corrected if teaches(pair[0].interaction)]
     again = [pair for pair in gathered.regenerated if teaches(pair[0].interaction)]
     corrections += [Contrast(*pair, "regeneration") for pair in again]
     near = find_contrasts(taught, vectors, settings.dataset.same_prompt_cosine, order)
     contrasts = fold_contrasts([*corrections, *find_rephrased(ours, prompts, vectors), *near])
+    contrasts = _telling(contrasts, said, excluded)
     sure = {a.interaction.id for a in parts.sure}
     guesses = (
         a.interaction.id for a in gathered.answers if not teaches(a.interaction) and a.interaction.id not in sure
     )
     excluded.add("held out, and nothing sure is known of it without a reader's guess", guesses)
-    judged = _held_out(parts, settings, excluded)
-    judged = _unseen(judged, {a.words for a in taught} | {w for c in contrasts for w in c.taught}, excluded)
+    shown = {said(a, c.asked) for c in contrasts for a in (c.chosen, c.rejected)}
+    judged = _unseen(_held_out(parts, said, settings, excluded), {*map(said, taught), *shown}, said, excluded)
     if expansion:
-        open_to = _open(prompts, teaches, judged)
+        open_to = _open(prompts, teaches, {said.prompt(a.interaction) for a in judged}, said)
         made = expansion.contrasts(prompts, open_to, recurrences(prompts, settings.dataset), len(contrasts))
         contrasts += _fit(made, prompts, settings.dataset, fits)
 
@@ -163,21 +165,39 @@ def build(
     pairs = _first(contrasts, _rank(order), limit)
     given = _ids(taught, judged) | {i for c in contrasts if c.how != "synthetic" for i in c.heads}
     excluded.add("over the budget of rows", given - _ids(liked, rated, heard) - {i for c in pairs for i in c.heads})
+    rows = (
+        _examples(liked, said, settings.dataset),
+        _pairs(pairs, prompts, settings.dataset),
+        _thumbs(rated, said, settings.dataset),
+    )
+    examples, preferred, thumbs = _weighing(*rows, excluded)
     return Snapshot(
-        examples=_examples(liked, prompts, settings.dataset),
-        pairs=_pairs(pairs, prompts, settings.dataset),
-        thumbs=_thumbs(rated, prompts, settings.dataset),
-        held_out=_judged(heard, prompts, parts.cluster_of),
+        examples=examples,
+        pairs=preferred,
+        thumbs=thumbs,
+        held_out=_judged(heard, said, parts.cluster_of),
         excluded=excluded.report(),
         censor=censor_id(reading.reader_id),
         reader_ids=tuple(sorted(reading.fitted_on)),
     )
 
 
+def _telling(contrasts: Sequence[Contrast], said: Said, excluded: Exclusions) -> list[Contrast]:
+    """Those whose answers differ in more than what is masked in them."""
+    telling: list[Contrast] = []
+    for c in contrasts:
+        chosen, rejected = (said.row(answer, c.asked)["completion"] for answer in (c.chosen, c.rejected))
+        if chosen != rejected:
+            telling.append(c)
+        else:
+            excluded.add("the better answer differs only in what is masked", c.heads)
+    return telling
+
+
 # -- the held-out part ---
 
 
-def _held_out(parts: Split, settings: Settings, excluded: Exclusions) -> list[Answer]:
+def _held_out(parts: Split, said: Said, settings: Settings, excluded: Exclusions) -> list[Answer]:
     """The answers of the held-out clusters that people showed to like or not, duplicates folded within each.
 
     A reader's guess counts for nothing here, for or against: what learnt from its guesses would agree with it.
@@ -186,20 +206,19 @@ def _held_out(parts: Split, settings: Settings, excluded: Exclusions) -> list[An
     for answer in parts.sure:
         if not parts.teaches(answer.interaction):
             groups[parts.cluster_of(answer.interaction)].append(answer)
-    return [answer for group in groups.values() for answer in fold(group, settings.censor, excluded)]
+    return [answer for group in groups.values() for answer in fold(group, said, settings.censor, excluded)]
 
 
-def _unseen(judged: Sequence[Answer], taught: Set[Words], excluded: Exclusions) -> list[Answer]:
+def _unseen(judged: Sequence[Answer], taught: Set[Words], said: Said, excluded: Exclusions) -> list[Answer]:
     """`judged` without what is taught word for word: knowing it by heart is no proof."""
-    excluded.add("held out, but the same answer is taught", _ids([a for a in judged if a.words in taught]))
-    return [a for a in judged if a.words not in taught]
+    excluded.add("held out, but the same answer is taught", _ids([a for a in judged if said(a) in taught]))
+    return [a for a in judged if said(a) not in taught]
 
 
-def _open(prompts: Prompts, teaches: Callable[[Interaction], bool], judged: Sequence[Answer]) -> list[Interaction]:
-    """Answered interactions of nobody held out, whose prompt is whole and not judged there either."""
+def _open(prompts: Prompts, teaches: Callable[[Interaction], bool], judged: Set[str], said: Said) -> list[Interaction]:
+    """Answered interactions of nobody held out, whose prompt is whole and not among those `judged`, either."""
     ours = (i for i in prompts.interactions.values() if i.reply.strip() and teaches(i))
-    keys = {a.key for a in judged}
-    return [i for i in ours if not prompts.missing_memories(i) and prompts.key(i) not in keys]
+    return [i for i in ours if not prompts.missing_memories(i) and said.prompt(i) not in judged]
 
 
 def _fit(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSettings, fits: Fits) -> list[Contrast]:
@@ -247,6 +266,16 @@ def _ids(*parts: Sequence[Answer]) -> set[str]:
 # -- rows ---
 
 
+def _weighing(
+    examples: tuple[Example, ...], pairs: tuple[Pair, ...], thumbs: tuple[Thumb, ...], excluded: Exclusions
+) -> tuple[tuple[Example, ...], tuple[Pair, ...], tuple[Thumb, ...]]:
+    """The rows that teach; what is so old, or of so little share, that its weight is rounded to nothing, is told."""
+    kept = tuple(tuple(row for row in part if row.weight > 0) for part in (examples, pairs, thumbs))
+    heads = ({row.interaction_ids[0] for part in rows for row in part} for rows in ((examples, pairs, thumbs), kept))
+    excluded.add("too old to weigh anything", next(heads) - next(heads))
+    return kept  # type: ignore[return-value]
+
+
 def _weighted(weights: Sequence[float], settings: DatasetSettings, *sides: Sequence[Answer]) -> list[float]:
     """Mean 1 under the cap, with no user's share on a side of the rows above the one that is set, where it can be."""
     shared = normalise(weights, settings.weight_cap)
@@ -259,19 +288,19 @@ def _users(answers: Sequence[Answer]) -> list[str]:
     return [a.interaction.user_id for a in answers]
 
 
-def _examples(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettings) -> tuple[Example, ...]:
+def _examples(answers: Sequence[Answer], said: Said, settings: DatasetSettings) -> tuple[Example, ...]:
     weights = [example_weight(a.confidence, a.score, a.recurrence) for a in answers]
     return tuple(
-        Example(**_words(a, prompts), weight=w, interaction_ids=a.sources, correction_id=a.correction_id)
+        Example(**said.row(a), weight=w, interaction_ids=a.sources, correction_id=a.correction_id)
         for a, w in zip(answers, _weighted(weights, settings, answers), strict=True)
     )
 
 
-def _thumbs(answers: Sequence[Answer], prompts: Prompts, settings: DatasetSettings) -> tuple[Thumb, ...]:
+def _thumbs(answers: Sequence[Answer], said: Said, settings: DatasetSettings) -> tuple[Thumb, ...]:
     given = [thumb_weight(a.confidence, a.score, a.recurrence) for a in answers]
     weights = balanced(given, [a.liked for a in answers])
     return tuple(
-        Thumb(**_words(a, prompts), liked=a.liked, weight=w, interaction_ids=a.sources, correction_id=a.correction_id)
+        Thumb(**said.row(a), liked=a.liked, weight=w, interaction_ids=a.sources, correction_id=a.correction_id)
         for a, w in zip(answers, _weighted(weights, settings, answers), strict=True)
     )
 
@@ -300,12 +329,12 @@ def _pairs(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSet
     return tuple(made)
 
 
-def _judged(answers: Sequence[Answer], prompts: Prompts, cluster_of: ClusterOf) -> tuple[Judged, ...]:
+def _judged(answers: Sequence[Answer], said: Said, cluster_of: ClusterOf) -> tuple[Judged, ...]:
     """Clusters are numbered: who is forgotten shall not be named by a snapshot."""
     numbers: dict[str, str] = {}
     return tuple(
         Judged(
-            **_words(a, prompts),
+            **said.row(a),
             liked=a.liked,
             cluster=numbers.setdefault(cluster_of(a.interaction), str(len(numbers))),
             interaction_ids=a.sources,
@@ -313,10 +342,6 @@ def _judged(answers: Sequence[Answer], prompts: Prompts, cluster_of: ClusterOf) 
         )
         for a in answers
     )
-
-
-def _words(answer: Answer, prompts: Prompts) -> dict[str, Any]:
-    return as_taught(CURATION, prompts.prompt(answer.interaction), {"completion": answer.completion})
 
 
 # -- references ---

@@ -23,8 +23,8 @@ from .passwords import passwords
 Span = tuple[int, int, str]  # start, end, kind
 Check = Callable[[re.Match[str]], bool]
 
-# Versions of the curation. From `PLAIN` on a password is masked whatever it is made of; from `SHORTENED` on a card number
-# or IBAN whatever stands behind it, and a key without digits where it is given as one.
+# Versions of the curation. From `PLAIN` on a password is masked whatever it is made of; from `SHORTENED` on a card
+# number or IBAN whatever stands behind it, and a key without digits where it is given as one.
 PLAIN, SHORTENED = 3, 4
 LATEST = SHORTENED
 

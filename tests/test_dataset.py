@@ -10,10 +10,10 @@ from nightschool.content import Message, content_id
 from nightschool.errors import NotFound, StoreError
 from nightschool.evolve.answers import NOTHING, Reading
 from nightschool.evolve.contrasts import PAIRS_PER_PROMPT, POOL
-from nightschool.evolve.dataset import build, freeze, from_rows, resolve, to_rows
-from nightschool.evolve.prompts import REACH, Prompts
+from nightschool.evolve.dataset import build, freeze, from_rows, resolve, taught, to_rows
+from nightschool.evolve.prompts import REACH, Prompts, words_of
 from nightschool.evolve.registry import Registry
-from nightschool.evolve.types import Snapshot
+from nightschool.evolve.types import Judged, Snapshot
 from nightschool.memory.signals import censor_id
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.topics import DAY
@@ -675,6 +675,53 @@ def test_what_a_pair_shows_is_on_one_side_only():
     shown = {(json.dumps(p.prompt), answer) for p in snapshot.pairs for answer in (p.chosen, p.rejected)}
     assert any(answer == "ten euros" for _, answer in shown)
     assert len(snapshot.held_out) > 5 and not shown & {(json.dumps(j.prompt), j.completion) for j in snapshot.held_out}
+
+
+def by_heart(snapshot: Snapshot) -> list[Judged]:
+    return [j for j in snapshot.held_out if words_of(j.prompt, j.completion) in taught(snapshot)]
+
+
+def test_what_is_judged_is_taught_to_nobody_once_it_is_masked():
+    world = World()
+    for n in range(60):
+        world.says(f"Send the bill to u{n}@example.org", "You will have it tonight.", 1.0, user=f"u{n}")
+        world.says(f"I am u{n}@example.org, the {WORDS[n % 16]} {n}?", f"No {n}.", -1.0, user=f"u{n}")
+    snapshot = world.freeze(held_out_share=0.3)
+    assert snapshot.held_out and not by_heart(snapshot)
+    assert len(reasons(snapshot)["held out, but the same answer is taught"]) > 5
+    assert [e.completion for e in snapshot.examples] == ["You will have it tonight."]
+
+
+def test_what_is_judged_is_taught_to_nobody_in_another_spelling_of_what_was_said_before():
+    world = World()
+    for n in range(60):
+        world.says("Hello" + "!" * n, "Hi.", user=f"u{n}", session="a")
+        world.says("When do you open?", "At nine.", 1.0, user=f"u{n}", session="a")
+        world.says(f"the {WORDS[n % 16]} {n}?", f"No {n}.", -1.0, user=f"u{n}")
+    snapshot = world.freeze(held_out_share=0.3)
+    assert snapshot.held_out and not by_heart(snapshot)
+
+
+def test_answers_that_differ_in_what_is_masked_alone_are_no_pair_and_no_contradiction():
+    world = World()
+    one = world.says("the hotline?", "Call 0961-7596216", correction="Call 0961-7596217")
+    world.says("the bell?", "ten", 1.0)
+    snapshot = world.freeze()
+    assert not snapshot.pairs
+    assert [t.completion for t in snapshot.thumbs] == ["ten"]
+    assert reasons(snapshot)["the better answer differs only in what is masked"] == (one,)
+    assert reasons(snapshot)["people disagree on this answer"] == (one,)
+
+
+def test_what_is_too_old_to_weigh_anything_is_no_row_and_told():
+    world = World()
+    old = world.says("the bell?", "ten", 1.0, age_days=2000)
+    for n in range(5):
+        world.says(f"the lock {n}?", f"five {n}", 1.0, topic="t:lock")
+    snapshot = world.freeze()
+    assert len(snapshot.examples) == len(snapshot.thumbs) == 5
+    assert reasons(snapshot) == {"too old to weigh anything": (old,)}
+    assert world.load(to_rows(snapshot)).id == snapshot.id
 
 
 def test_a_single_conversation_is_never_held_out():
