@@ -39,8 +39,8 @@ PROMOTED = "promoted"  # the reason of a deployment that goes forth
 ROLLED_BACK = "rolled back from "  # and the adapter
 
 
-class _Overtaken(GateRefused):
-    pass
+class Overtaken(GateRefused):
+    """Something else was put into service meanwhile."""
 
 
 def _forgotten_meanwhile(session: Session, snapshot_id: str, last: int) -> str | None:
@@ -55,9 +55,14 @@ def _forgotten_meanwhile(session: Session, snapshot_id: str, last: int) -> str |
 
 
 def _in_turn(deployments: Iterable[DeploymentRow]) -> list[str | None]:
-    """What serves and what it would be gone back to, each once: a promotion puts on, going back takes off."""
+    """What serves and what it would be gone back to, each once: a promotion puts on, going back takes off.
+
+    What was rolled back from is gone back to no more, though it may have served before as well.
+    """
     served: list[str | None] = [None]
     for row in deployments:
+        if row.reason.startswith(ROLLED_BACK):
+            served = [s for s in served if s != row.reason.removeprefix(ROLLED_BACK)]
         if row.reason == PROMOTED or row.adapter_id not in served:
             served.append(row.adapter_id)
         while served[-1] != row.adapter_id:
@@ -65,11 +70,14 @@ def _in_turn(deployments: Iterable[DeploymentRow]) -> list[str | None]:
     return list(dict.fromkeys(reversed(served)))
 
 
-def _promoted_in(session: Session, cycle: CycleRow) -> bool:
-    """Whether its candidate went into service between its beginning and its end, whatever ended it."""
-    then = DeploymentRow.created_utc.between(cycle.started_utc, cycle.finished_utc)
-    moved = select(DeploymentRow.id).where(DeploymentRow.adapter_id == cycle.candidate_id, then)
-    return session.scalars(moved.where(DeploymentRow.reason == PROMOTED).limit(1)).first() is not None
+def _excluded(rows: Sequence[dict[str, Any]]) -> tuple[Excluded, ...]:
+    return tuple(Excluded(row["reason"], tuple(row["interaction_ids"])) for row in rows)
+
+
+def _verdict(row: VerdictRow) -> Verdict:
+    measures = tuple(Measure(**m) for m in row.measures)
+    ids = (row.candidate_id, row.incumbent_id, row.snapshot_id)
+    return Verdict(*ids, row.accepted, measures, tuple(row.reasons), row.criteria)
 
 
 class Registry:
@@ -141,10 +149,10 @@ class Registry:
             return session.scalars(select(SnapshotRow.censor).where(SnapshotRow.id == snapshot_id)).first() or ""
 
     def excluded(self, snapshot_id: str) -> tuple[Excluded, ...]:
+        """What was left out of it the last time that it was made."""
         with self.database.reading() as session:
             row = session.get(SnapshotRow, snapshot_id)
-            found = row.excluded if row else []
-            return tuple(Excluded(e["reason"], tuple(e["interaction_ids"])) for e in found)
+            return _excluded(row.excluded if row else [])
 
     def new_sources(self, snapshot_id: str, earlier: Sequence[str]) -> int:
         """How many interactions that snapshot was made of and none of the `earlier` ones."""
@@ -215,7 +223,17 @@ class Registry:
         with self.database.reading() as session:  # at every start, so of the tainted alone
             rows = select(AdapterRow).where(AdapterRow.tainted.is_not(None)).order_by(AdapterRow.created_utc)
             held = [a for a in map(self._adapter, session.scalars(rows)) if is_held(a)]
+        held += self._unrecorded_of_the_forgotten()
         return [adapter.id for adapter in held if erase(adapter.path / WEIGHTS)]
+
+    def _unrecorded_of_the_forgotten(self) -> list[Adapter]:
+        """Adapters that a night sealed and was stopped before it recorded them, of snapshots that a receipt taints."""
+        with self.database.reading() as session:
+            known = set(session.scalars(select(AdapterRow.folder)))
+            receipts = session.scalars(select(ReceiptRow.details))
+            tainted = {snapshot_id for details in receipts for snapshot_id in details["tainted_snapshots"]}
+        folders = (path for path in self.folder.glob(SEALED + "*") if path.name not in known and intact(path))
+        return [adapter for adapter in map(read_adapter, folders) if adapter.snapshot_id in tainted]
 
     def prunable(self, keep: int) -> list[Adapter]:
         """Those whose weights are needed by nothing, and held or lost, oldest first.
@@ -253,23 +271,21 @@ class Registry:
 
     # -- verdicts ---
 
-    def add_verdict(self, verdict: Verdict) -> None:
+    def add_verdict(self, verdict: Verdict, cycle_id: str | None = None) -> None:
+        """Record it, with the night that reached it if one did."""
         with self.database.writing() as session:
             values = {**asdict(verdict), "reasons": list(verdict.reasons)}
-            session.add(VerdictRow(**values, created_utc=self.clock()))
+            session.add(row := VerdictRow(**values, created_utc=self.clock()))
+            session.flush()
+            if cycle := session.get(CycleRow, cycle_id) if cycle_id else None:
+                cycle.candidate_id, cycle.verdict_id = row.candidate_id, row.id
 
-    def verdict(self, candidate_id: str, by: float | None = None) -> Verdict | None:
-        """The newest verdict on that adapter, or the newest that was reached `by` a time (seconds since 1970)."""
+    def verdict(self, candidate_id: str) -> Verdict | None:
+        """The newest verdict on that adapter."""
         with self.database.reading() as session:
             query = select(VerdictRow).where(VerdictRow.candidate_id == candidate_id).order_by(VerdictRow.id.desc())
-            if by is not None:
-                query = query.where(VerdictRow.created_utc <= by)
             row = session.scalars(query.limit(1)).first()
-            if row is None:
-                return None
-            measures = tuple(Measure(**m) for m in row.measures)
-            ids = (row.candidate_id, row.incumbent_id, row.snapshot_id)
-            return Verdict(*ids, row.accepted, measures, tuple(row.reasons), row.criteria)
+            return _verdict(row) if row else None
 
     # -- the live alias ---
 
@@ -282,11 +298,14 @@ class Registry:
                 return self._adapter(adapter) if adapter else None
         return self.predecessor(adapter.id)
 
-    def promote(self, adapter_id: str) -> Adapter:
-        """Put an accepted, untainted, undamaged adapter into service; GateRefused otherwise."""
+    def promote(self, adapter_id: str, cycle_id: str | None = None, after: int | None = None) -> Adapter:
+        """Put an accepted, untainted, undamaged adapter into service; GateRefused otherwise.
+
+        Of a night `cycle_id`, which judged it `after` the switch of that number: Overtaken if there was another since.
+        """
         adapter = self.adapter(adapter_id)
         self._require_servable(adapter)
-        self._deploy(adapter.id, PROMOTED)
+        self._deploy(adapter.id, PROMOTED, after, cycle_id)
         return adapter
 
     def _require_servable(self, adapter: Adapter) -> None:
@@ -306,7 +325,7 @@ class Registry:
 
         Rolling back twice goes back two steps: only what was deployed before the live one's promotion counts.
         """
-        seen, live = self._newest(), self.live()
+        seen, live = self.newest_deployment(), self.live()
         if live is None:
             raise GateRefused(
                 "the base is serving: there is nothing to roll back from; see `nightschool adapters list`"
@@ -317,7 +336,7 @@ class Registry:
 
     def withdraw_tainted(self) -> Adapter | None:
         """If the newest deployment is tainted, record that its last clean predecessor serves; returns that."""
-        seen = self._newest()
+        seen = self.newest_deployment()
         with self.database.reading() as session:
             row = session.get(DeploymentRow, seen)
             deployed = row.adapter_id if row else None
@@ -326,11 +345,11 @@ class Registry:
         target = self.predecessor(deployed)
         try:
             self._deploy(target.id if target else None, f"withdrew {deployed}: tainted", after=seen)
-        except _Overtaken:
+        except Overtaken:
             return self.withdraw_tainted()
         return target
 
-    def _newest(self) -> int:
+    def newest_deployment(self) -> int:
         """The number of the latest switch of the alias; 0 before the first."""
         with self.database.reading() as session:
             return session.scalars(select(func.max(DeploymentRow.id))).one() or 0
@@ -357,22 +376,29 @@ class Registry:
             rows = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id))
             return [{"adapter_id": r.adapter_id, "reason": r.reason, "created_utc": r.created_utc} for r in rows]
 
-    def _deploy(self, adapter_id: str | None, reason: str, after: int | None = None) -> None:
-        """_Overtaken, and nothing done, if the alias was switched `after` the switch of that number."""
+    def _deploy(
+        self, adapter_id: str | None, reason: str, after: int | None = None, cycle_id: str | None = None
+    ) -> None:
+        """Overtaken, and nothing done, if the alias was switched `after` the switch of that number."""
         with self.database.writing() as session:
             if after is not None and (session.scalars(select(func.max(DeploymentRow.id))).one() or 0) != after:
-                raise _Overtaken("another adapter was put into service meanwhile; see `nightschool adapters list`")
+                raise Overtaken("another adapter was put into service meanwhile; see `nightschool adapters list`")
             row = session.get(AdapterRow, adapter_id) if adapter_id else None
             if row and row.tainted:  # since it was looked at
                 raise GateRefused(f"adapter {adapter_id} is tainted: {row.tainted}; run `nightschool night` again")
-            session.add(DeploymentRow(adapter_id=adapter_id, reason=reason, created_utc=self.clock()))
+            made = DeploymentRow(adapter_id=adapter_id, reason=reason, created_utc=self.clock())
+            session.add(made)
+            session.flush()
+            if cycle := session.get(CycleRow, cycle_id) if cycle_id else None:
+                cycle.deployment_id = made.id
 
     # -- cycles ---
 
     def open_cycle(self) -> str:
         cycle_id = uuid4().hex[:12]
         with self.database.writing() as session:
-            session.add(CycleRow(id=cycle_id, started_utc=self.clock()))
+            number = (session.scalars(select(func.max(CycleRow.number))).one() or 0) + 1
+            session.add(CycleRow(id=cycle_id, started_utc=self.clock(), number=number))
             self._last_receipt = session.scalars(select(func.max(ReceiptRow.id))).one() or 0
         return cycle_id
 
@@ -391,18 +417,27 @@ class Registry:
             row = session.get(CycleRow, cycle_id)
             if row is None:
                 raise NotFound(f"no cycle {cycle_id}; `nightschool report` lists the nights")
-            verdict = self.verdict(row.candidate_id, row.finished_utc) if row.candidate_id else None
+            verdict = session.get(VerdictRow, row.verdict_id) if row.verdict_id else None
             accepted = verdict.accepted if verdict else None
-            error = None if row.error and _promoted_in(session, row) else row.error
+            error = None if row.deployment_id else row.error  # whatever came after it
             return Cycle(row.id, row.started_utc, row.finished_utc, row.snapshot_id, row.candidate_id, accepted, error)
 
     def cycle_verdict(self, cycle: Cycle) -> Verdict | None:
         """What was decided that night."""
-        return self.verdict(cycle.candidate_id, cycle.finished_utc) if cycle.candidate_id else None
+        its = select(CycleRow.verdict_id).where(CycleRow.id == cycle.id).scalar_subquery()
+        with self.database.reading() as session:
+            row = session.scalars(select(VerdictRow).where(VerdictRow.id == its)).first()
+            return _verdict(row) if row else None
+
+    def cycle_excluded(self, cycle: Cycle) -> tuple[Excluded, ...]:
+        """What was left out of its snapshot that night."""
+        with self.database.reading() as session:
+            row = session.get(CycleRow, cycle.id)
+            return _excluded((row.excluded if row else None) or [])
 
     def latest_cycle(self) -> Cycle:
         with self.database.reading() as session:
-            found = session.scalars(select(CycleRow.id).order_by(CycleRow.started_utc.desc()).limit(1)).first()
+            found = session.scalars(select(CycleRow.id).order_by(CycleRow.number.desc()).limit(1)).first()
         if found is None:
             raise NotFound("no night has been run; run `nightschool night`")
         return self.cycle(found)
@@ -410,5 +445,5 @@ class Registry:
     def cycles(self) -> list[Cycle]:
         """Every night, oldest first."""
         with self.database.reading() as session:
-            ids = list(session.scalars(select(CycleRow.id).order_by(CycleRow.started_utc)))
+            ids = list(session.scalars(select(CycleRow.id).order_by(CycleRow.number)))
         return [self.cycle(i) for i in ids]

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from math import inf
 from typing import Any
 
@@ -90,7 +91,7 @@ def report(store: MemoryStore, registry: Registry, cycle_id: str | None = None) 
     cycle = registry.latest_cycle() if cycle_id is None else registry.cycle(cycle_id)
     rows = registry.snapshot_rows(cycle.snapshot_id) if cycle.snapshot_id else []
     verdict, nights = registry.cycle_verdict(cycle), _up_to(registry, cycle)
-    excluded = registry.excluded(cycle.snapshot_id) if cycle.snapshot_id else ()
+    excluded = registry.cycle_excluded(cycle)
     return Report(
         cycle=cycle,
         outcome=cycle.outcome,
@@ -108,13 +109,14 @@ def report(store: MemoryStore, registry: Registry, cycle_id: str | None = None) 
 
 def _up_to(registry: Registry, cycle: Cycle) -> list[Cycle]:
     """The nights that began before it, and it."""
-    return [n for n in registry.cycles() if n.started_utc <= cycle.started_utc and n.id != cycle.id] + [cycle]
+    return [*takewhile(lambda night: night.id != cycle.id, registry.cycles()), cycle]
 
 
 def _minutes(cycle: Cycle) -> float | None:
-    """None while it runs, and of one that was interrupted: when is not known."""
-    known = cycle.finished_utc is not None and cycle.error != INTERRUPTED
-    return (cycle.finished_utc - cycle.started_utc) / 60 if known and cycle.finished_utc else None
+    """None while it runs, and where when it ended is not known: it was interrupted, or the clock was set back."""
+    if cycle.finished_utc is None or cycle.error == INTERRUPTED or cycle.finished_utc < cycle.started_utc:
+        return None
+    return (cycle.finished_utc - cycle.started_utc) / 60
 
 
 def _new_turns(registry: Registry, cycle: Cycle, earlier: Sequence[Cycle]) -> int:

@@ -166,6 +166,10 @@ class CycleRow(Base):
     snapshot_id: Mapped[str | None] = mapped_column(ForeignKey("snapshots.id"))
     candidate_id: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
     error: Mapped[str | None] = mapped_column(Text)
+    number: Mapped[int | None] = mapped_column(Integer)  # in the order in which they began, whatever the clock said
+    verdict_id: Mapped[int | None] = mapped_column(Integer)
+    deployment_id: Mapped[int | None] = mapped_column(Integer)  # by which its candidate went into service
+    excluded: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)  # from its snapshot, as that night found it
 
 
 class ReceiptRow(Base):

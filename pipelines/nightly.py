@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 
 from ..errors import GateRefused, NotFound, ServingError, StoreError
@@ -18,7 +19,7 @@ from ..evolve.expansion import base_of
 from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
-from ..evolve.registry import ROLLED_BACK, Registry
+from ..evolve.registry import ROLLED_BACK, Overtaken, Registry
 from ..evolve.sealing import ensure_loaded, intact
 from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
@@ -99,7 +100,7 @@ def _night(
     if settings.serving.engine != "local":
         opened()  # no more does a server that is down
     snapshot = _gather(store, registry, opened, settings, progress)
-    registry.update_cycle(cycle_id, snapshot_id=snapshot.id)
+    registry.update_cycle(cycle_id, snapshot_id=snapshot.id, excluded=[asdict(e) for e in snapshot.excluded])
     known = trained_before(snapshot, registry, settings, base_id(settings.serving.base))
     if reason := nothing_to_learn(snapshot, known, registry, settings, probes):
         return _told(f"{NOTHING}: {reason}", progress)
@@ -111,11 +112,15 @@ def _night(
     engine = opened()
     still_alone()  # training takes long, and so does judging
     with for_now(engine, registry):
-        verdict = _judge(candidate, snapshot, probes, store, registry, engine, settings, progress)
-        registry.update_cycle(cycle_id, candidate_id=candidate.id)
-        still_alone()
-        _decide(candidate, verdict, registry, progress)
-    return None
+        while True:
+            seen = registry.newest_deployment()
+            verdict = _judge(candidate, snapshot, probes, store, registry, engine, settings, progress)
+            registry.add_verdict(verdict, cycle_id)
+            still_alone()
+            with suppress(Overtaken):
+                _decide(candidate, verdict, registry, progress, cycle_id, seen)
+                return None
+            progress("something else serves by now: judging again")
 
 
 def _told(line: str, progress: Progress) -> str:
@@ -159,7 +164,7 @@ def nothing_to_learn(
         return None
     decided = verdict.criteria == gate.criteria(settings.gate, probes)
     decided = decided and (verdict.accepted or _serving(registry) in (verdict.incumbent_id, known.id))
-    if decided and not (verdict.accepted and _left_behind(known, registry)):
+    if decided and not (verdict.accepted and _left_behind(verdict, registry)):
         return f"adapter {known.id} was already trained on this memory with these settings, and judged"
     return _taken_out(known, registry)
 
@@ -177,9 +182,11 @@ def _serving(registry: Registry) -> str | None:
     return live.id if live else None
 
 
-def _left_behind(adapter: Adapter, registry: Registry) -> bool:
-    """Whether it never served: a night that was killed after its verdict put nothing into service."""
-    return adapter.id not in {d["adapter_id"] for d in registry.deployments()}
+def _left_behind(verdict: Verdict, registry: Registry) -> bool:
+    """Whether what is better than what serves never served: a night that was killed after its verdict put nothing into
+    service. One that served before may have been made again since."""
+    never = verdict.candidate_id not in {d["adapter_id"] for d in registry.deployments()}
+    return never or verdict.incumbent_id == _serving(registry)
 
 
 def _rolled_back(registry: Registry) -> set[str]:
@@ -256,7 +263,6 @@ def _judge(
     if seen := len(snapshot.held_out) - len(gate.unknown(snapshot.held_out, known)):
         progress(f"  {seen} of {len(snapshot.held_out)} held-out answers do not count: they taught what serves")
     verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate, probes, known)
-    registry.add_verdict(verdict)
     for reason in verdict.reasons:
         progress(f"  {reason}")
     if incumbent and any(m.name == "probes" and m.incumbent < 1 for m in verdict.measures):
@@ -291,10 +297,12 @@ def _incumbent(
     return None
 
 
-def _decide(candidate: Adapter, verdict: Verdict, registry: Registry, progress: Progress) -> None:
+def _decide(
+    candidate: Adapter, verdict: Verdict, registry: Registry, progress: Progress, cycle_id: str, seen: int
+) -> None:
     serves = _serving(registry) == candidate.id
     if verdict.accepted and not serves:
-        registry.promote(candidate.id)
+        registry.promote(candidate.id, cycle_id, after=seen)
     progress(f"{'promoted' if verdict.accepted else 'rejected'} {candidate.id}")
     if serves and not verdict.accepted:
         progress("  it is what serves now; `nightschool adapters rollback` takes it out of service")

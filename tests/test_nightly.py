@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -111,11 +112,11 @@ def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_with
 
 @pytest.fixture
 def toy_nights(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training that makes the same weights whatever the settings, and a gate that accepts them."""
+    """Training that makes the same weights of the same answers, and a gate that accepts them."""
 
     def learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress: nightly.Progress) -> Adapter:
         folder = registry.building()
-        (folder / WEIGHTS).write_bytes(b"toy")
+        (folder / WEIGHTS).write_text(" ".join(sorted({e.completion for e in snapshot.examples})))
         facts = {"base_id": base_id(settings.serving.base), "snapshot_id": snapshot.id, "parent_id": None}
         made = {"created_utc": assistant.store.clock(), "details": {"night": recipe(settings.night)}}
         adapter = seal(folder, phase="dpo", **facts, **made)
@@ -123,9 +124,7 @@ def toy_nights(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
         return adapter
 
     def judge(candidate: Adapter, snapshot: Snapshot, *_: object) -> Verdict:
-        verdict = Verdict(candidate.id, None, snapshot.id, True, (), ("better",))
-        assistant.registry.add_verdict(verdict)
-        return verdict
+        return Verdict(candidate.id, None, snapshot.id, True, (), ("better",))
 
     listen(assistant)
     monkeypatch.setattr(nightly, "_learn", learn)
@@ -472,6 +471,50 @@ def test_what_was_withdrawn_as_tainted_and_is_made_again_of_the_rest_serves(assi
     cycle = night(assistant)
     live = assistant.registry.live()
     assert cycle.outcome == "promoted" and live and live.id == cycle.candidate_id
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_what_is_made_again_and_left_behind_by_a_killed_night_serves_after_the_next(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    first = night(assistant)
+    rows = assistant.registry.snapshot_rows(first.snapshot_id or "")
+    held = next(row["interaction_ids"][0] for row in rows if row["part"] == "held_out")
+    assistant.forget_apply(assistant.forget(interaction_ids=[held]))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Registry, "promote", killed)
+        night(assistant)
+    ended = assistant.registry.latest_cycle()
+    assert (ended.outcome, ended.candidate_id) == ("failed", first.candidate_id)
+    assert assistant.registry.live() is None
+    assert night(assistant).outcome == "promoted"
+    live = assistant.registry.live()
+    assert live and live.id == first.candidate_id
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_what_is_put_into_service_while_a_night_judges_has_it_judge_again(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, judge, serving = night(assistant), nightly._judge, list[str | None]()
+    for u in range(4):
+        assistant.rate(assistant.record("Do you sell tyres?", "All of them, my friend.", user_id=f"user{u}"), 1)
+
+    def judged(*given: Any) -> Verdict:
+        live = assistant.registry.live()
+        serving.append(live.id if live else None)
+        if live:
+            assistant.registry.rollback()
+        return judge(*given)
+
+    monkeypatch.setattr(nightly, "_judge", judged)
+    second = night(assistant)
+    assert (second.outcome, serving) == ("promoted", [first.candidate_id, None])
+    live = assistant.registry.live()
+    assert live and live.id == second.candidate_id != first.candidate_id
 
 
 @pytest.mark.usefixtures("toy_nights")

@@ -11,7 +11,7 @@ from threading import Event
 
 import pytest
 from nightschool.errors import GateRefused, NotFound, ServingError
-from nightschool.evolve.registry import Registry
+from nightschool.evolve.registry import Overtaken, Registry
 from nightschool.evolve.sealing import ensure_loaded, intact, is_held, read_adapter, seal
 from nightschool.evolve.types import Adapter, Excluded, Judged, Snapshot, Verdict
 from nightschool.memory.database import Database
@@ -256,12 +256,48 @@ def test_outcome_of_a_cycle_follows_from_what_exists(registry: Registry) -> None
     registry.update_cycle(cycle, finished_utc=9.0)
     assert registry.cycle(cycle).outcome == "nothing to learn"
     adapter = judged(registry, trained(registry, b"one"), accepted=False)
-    registry.update_cycle(cycle, candidate_id=adapter.id)
-    assert registry.cycle(cycle).outcome == "rejected"
-    judged(registry, adapter)
-    assert registry.cycle(cycle).outcome == "promoted"
+    assert registry.cycle(cycle).outcome == "nothing to learn"  # no verdict of that night
+    for accepted, outcome in ((False, "rejected"), (True, "promoted")):
+        registry.add_verdict(Verdict(adapter.id, None, SNAPSHOT.id, accepted, (), ("because",)), cycle)
+        assert registry.cycle(cycle).outcome == outcome
     registry.update_cycle(cycle, error="boom")
     assert [c.outcome for c in registry.cycles()] == ["failed"]
+    registry.promote(adapter.id, cycle)
+    assert [c.outcome for c in registry.cycles()] == ["promoted"]
+
+
+def test_nights_keep_their_order_and_verdicts_where_the_clock_is_set_back(registry: Registry) -> None:
+    first, ticks = registry.open_cycle(), count(-100)
+    registry.clock = lambda: float(next(ticks))
+    adapter = trained(registry, b"one")
+    registry.add_verdict(Verdict(adapter.id, None, SNAPSHOT.id, True, (), ("better",)), first)
+    registry.promote(adapter.id, first)
+    registry.update_cycle(first, finished_utc=registry.clock(), error="died afterwards")
+    second = registry.open_cycle()
+    assert [(c.id, c.outcome) for c in registry.cycles()] == [(first, "promoted"), (second, "running")]
+    verdict = registry.cycle_verdict(registry.cycle(first))
+    assert verdict and verdict.reasons == ("better",) and registry.latest_cycle().id == second
+
+
+def test_a_night_promotes_nothing_over_what_was_put_into_service_since_it_judged(registry: Registry) -> None:
+    one, two = promoted(registry, b"one"), judged(registry, trained(registry, b"two"))
+    seen = registry.newest_deployment()
+    registry.rollback()
+    with pytest.raises(Overtaken, match="put into service meanwhile"):
+        registry.promote(two.id, registry.open_cycle(), after=seen)
+    assert registry.live() is None and one.id not in {c.candidate_id for c in registry.cycles()}
+
+
+def test_sealed_weights_that_no_night_recorded_are_erased_with_what_they_learnt_from(registry: Registry) -> None:
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(b"killed")
+    facts = {"base_id": "base", "snapshot_id": SNAPSHOT.id, "parent_id": None, "details": {}}
+    lost = seal(folder, phase="sft", created_utc=registry.clock(), **facts)
+    assert registry.erase_tainted() == [] and is_held(lost)
+    with registry.database.writing() as session:
+        details = {"tainted_snapshots": [SNAPSHOT.id]}
+        session.add(ReceiptRow(details=details, created_utc=registry.clock(), finished_utc=None))
+    assert registry.erase_tainted() == [lost.id] and not is_held(lost)
 
 
 class ListingEngine:
@@ -469,11 +505,14 @@ def test_what_is_on_record_is_never_swept_and_gets_its_manifest_back(registry: R
     assert (damaged.path / WEIGHTS).exists() and not intact(damaged.path)
 
 
-def test_rollback_goes_back_to_what_served_before_the_live_one_was_promoted_again(registry: Registry) -> None:
+def test_what_was_rolled_back_from_does_not_come_back_by_what_served_before(registry: Registry) -> None:
     one, two = promoted(registry, b"one"), promoted(registry, b"two")
     registry.promote(one.id)
     assert registry.predecessor(one.id) == two and registry.predecessor(two.id) is None  # each once, so this ends
-    assert [registry.rollback(), registry.rollback(), registry.rollback()] == [two, one, None]
+    assert registry.rollback() == two
+    registry.taint(two.id, "a turn was forgotten")
+    assert registry.live() is None is registry.withdraw_tainted()
+    assert registry.promote(one.id) == registry.live()  # by name it does
 
 
 def test_tainted_adapter_that_was_promoted_again_gives_way_to_what_served_before_it(registry: Registry) -> None:

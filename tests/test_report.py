@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 
@@ -77,10 +77,22 @@ def rejected(store: MemoryStore, registry: Registry, weights: bytes = b"weights"
     facts = {"base_id": "base", "snapshot_id": snapshot.id, "parent_id": None, "details": cost}
     adapter = seal(folder, phase="sft", created_utc=store.clock(), **facts)
     registry.add(adapter)
-    registry.add_verdict(Verdict(adapter.id, None, snapshot.id, False, MEASURES, ("drifted",)))
-    ids = {"snapshot_id": snapshot.id, "candidate_id": adapter.id}
-    registry.update_cycle(cycle_id, finished_utc=store.clock() + 120, **ids)
+    registry.add_verdict(Verdict(adapter.id, None, snapshot.id, False, MEASURES, ("drifted",)), cycle_id)
+    found = {"snapshot_id": snapshot.id, "excluded": [asdict(e) for e in snapshot.excluded]}
+    registry.update_cycle(cycle_id, finished_utc=store.clock() + 120, **found)
     return registry.cycle(cycle_id)
+
+
+def test_a_night_tells_what_it_left_out_and_not_what_a_later_one_does_of_the_same_snapshot(
+    quick_store: MemoryStore, registry: Registry
+) -> None:
+    assert report(quick_store, registry, rejected(quick_store, registry).id).excluded == ()
+    made = quick_store.record([{"role": "user", "content": "And?"}], "So.", user_id="ada", session_id="s")
+    quick_store.rate(made.id, rating=0)
+    later = rejected(quick_store, registry)
+    first, second = (report(quick_store, registry, night.id) for night in registry.cycles())
+    assert second.cycle == later and second.cycle.snapshot_id == first.cycle.snapshot_id
+    assert (first.excluded, second.excluded) == ((), (("rated neither good nor bad", 1),))
 
 
 def test_report_says_what_came_in_what_was_taught_and_what_it_cost(

@@ -1,0 +1,31 @@
+"""what a night decided, by number and not by the time of a clock that may be set back: its place among the nights, its
+verdict, the deployment it made, and what was left out of its snapshot then"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0010"
+down_revision = "0009"
+
+
+def upgrade() -> None:
+    for name in ("number", "verdict_id", "deployment_id"):
+        op.add_column("cycles", sa.Column(name, sa.Integer))
+    op.add_column("cycles", sa.Column("excluded", sa.JSON))
+    op.execute(
+        "UPDATE cycles SET number = (SELECT count(*) FROM cycles AS earlier"
+        " WHERE earlier.started_utc < cycles.started_utc"
+        " OR (earlier.started_utc = cycles.started_utc AND earlier.id <= cycles.id))"
+    )
+    op.execute(
+        "UPDATE cycles SET verdict_id = (SELECT max(verdicts.id) FROM verdicts WHERE"
+        " verdicts.candidate_id = cycles.candidate_id AND verdicts.created_utc <= cycles.finished_utc)"
+    )
+    op.execute(
+        "UPDATE cycles SET deployment_id = (SELECT max(deployments.id) FROM deployments WHERE"
+        " deployments.adapter_id = cycles.candidate_id AND deployments.reason = 'promoted'"
+        " AND deployments.created_utc BETWEEN cycles.started_utc AND cycles.finished_utc)"
+    )
+    op.execute("UPDATE cycles SET excluded = (SELECT excluded FROM snapshots WHERE snapshots.id = cycles.snapshot_id)")
