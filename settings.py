@@ -162,7 +162,7 @@ class NightSettings:
         _require("night", self, "above 0", lambda x: x > 0, "budget_minutes")
         positive = ("sft_epochs", "preference_epochs", "beta", "thumb_beta")
         _require("night", self, "above 0 and finite", lambda x: 0 < x < inf, *positive)
-        _require("night", self, "below 2**40", lambda x: abs(x) < 2**40, "seed")
+        _require("night", self, "0 or more and below 2**32", lambda x: 0 <= x < 2**32, "seed")
         _require("night", self, "above 0 and at most 1", lambda x: 0 < x <= 1, "interpolation")
         others = ("few_rows", "sft_lr", "preference_lr", "replay_share", "replay_weight", "sft_term")
         _require("night", self, "0 or more, and finite", lambda x: 0 <= x < inf, *others)

@@ -58,7 +58,8 @@ class Gathered:
 class Reading:
     """What a reader made of turns, by interaction; `reader_id` is empty where nothing was read.
 
-    `fitted_on` are the rated interactions that it was fitted on here; none for the one that ships.
+    `fitted_on` are the interactions whose words it was fitted on here: those rated, and the turns around them. None for
+    the one that ships.
     """
 
     reader_id: str = ""

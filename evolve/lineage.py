@@ -95,7 +95,8 @@ def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:
     rows, named = registry.snapshot_rows(adapter.snapshot_id), registry.sources(adapter.snapshot_id)
     taught = {i for row in rows if row["part"] != "held_out" for i in row["interaction_ids"]}
     judged = {i for row in rows if row["part"] == "held_out" for i in row["interaction_ids"]}
-    taught |= named - judged  # those that taught it through the reader alone are in no row
+    # what taught it through the reader is in no row; before that was kept, what is in none
+    taught |= registry.reader_ids(adapter.snapshot_id) | (named - judged)
     interactions = list(store.interactions())
     ids_now = answered_since(named | taught, interactions)
     wanted, taught = ({ids_now.get(i, i) for i in ids} for ids in (named, taught))

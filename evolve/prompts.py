@@ -113,6 +113,11 @@ class Prompts:
             tuple(i.reply for i in earlier),
         )
 
+    def exchanged(self, interaction: Interaction) -> list[str]:
+        """The ids of all whose words are in its `exchange`."""
+        session, index = self._sessions[session_key(interaction)], self._index[interaction.id]
+        return [i.id for i in session[max(0, index - LOOK_BACK) : index + 2]]
+
     def missing_memories(self, interaction: Interaction) -> list[str]:
         return [m for m in interaction.memory_ids if m not in self.memories]
 

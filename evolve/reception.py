@@ -24,7 +24,6 @@ from ..memory.reader import (
     Reader,
     features,
     fit_reader,
-    keep_reader,
     load_reader,
     readers_in,
     shipped_reader,
@@ -67,13 +66,14 @@ def read(
     exchanges = {i.id: _exchange(i, prompts, feedback) for i in (*unread, *taught)}
     vector_of = vectors_of(store, exchanges, _requests(prompts, vectors))
     reader = refitted(taught, rated, exchanges, vector_of, shipped) or shipped
+    fitted_on = frozenset(i for t in taught for i in prompts.exchanged(t)) if reader.at_home else frozenset()
     if reader.at_home:
-        keep_reader(reader, store.settings.home)
+        store.keep_reader(reader, fitted_on)
     else:
         for old in readers_in(store.settings.home):
             old.unlink(missing_ok=True)  # who forgets erases it, too
     reading = _reading(reader, {i.id: exchanges[i.id] for i in unread}, vector_of)
-    return replace(reading, fitted_on=frozenset(i.id for i in taught)) if reader.at_home else reading
+    return replace(reading, fitted_on=fitted_on)
 
 
 def met(store: MemoryStore, interaction_id: str, settings: CensorSettings) -> Satisfaction:

@@ -124,8 +124,10 @@ class Registry:
         with self.database.writing() as session:
             if held := session.get(SnapshotRow, snapshot.id):
                 held.excluded = excluded
+                held.reader_ids = sorted({*(held.reader_ids or ()), *snapshot.reader_ids})
             else:
                 kept = {"rows": rows, "excluded": excluded, "censor": snapshot.censor}
+                kept |= {"reader_ids": list(snapshot.reader_ids)}
                 session.add(SnapshotRow(id=snapshot.id, **kept, created_utc=self.clock()))
                 session.flush()
             named = select(SnapshotSourceRow.interaction_id).where(SnapshotSourceRow.snapshot_id == snapshot.id)
@@ -142,6 +144,12 @@ class Registry:
     def snapshot_ids(self) -> list[str]:
         with self.database.reading() as session:
             return list(session.scalars(select(SnapshotRow.id).order_by(SnapshotRow.created_utc)))
+
+    def reader_ids(self, snapshot_id: str) -> set[str]:
+        """What the reader was fitted on whose guesses are in it."""
+        with self.database.reading() as session:
+            row = session.get(SnapshotRow, snapshot_id)
+            return set((row.reader_ids if row else None) or ())
 
     def censor_of(self, snapshot_id: str) -> str:
         """The version of the Censor that it was frozen with; empty for one from before versions had names."""

@@ -93,8 +93,8 @@ def without_nothing(row: dict[str, Any]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Snapshot:
     """The frozen data of one night. Not part of the id are `excluded`, which is a report, `censor`, the version of the
-    Censor that scored what is in it (empty for one read back by reference), and `reader_ids`, the rated interactions
-    that the reader was fitted on whose guesses are in it."""
+    Censor that scored what is in it (empty for one read back by reference), and `reader_ids`, the interactions
+    whose words the reader was fitted on whose guesses are in it."""
 
     examples: tuple[Example, ...]
     pairs: tuple[Pair, ...]

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any
 
 from sqlalchemy import select
@@ -47,10 +48,12 @@ def write_export(session: Session, path: Path, now: float) -> Counter[str]:
     """Write the whole store to `path`, readable by its owner only, and say how many lines of each type it has."""
     _require_ours(path)
     written: Counter[str] = Counter()
-    partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # a name of its own, as two may write to one path; readable by its owner alone
+    handle, name = mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+    partial = Path(name)
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        with open(handle, "w", encoding="ascii") as file:
             for kind, values in _records(session, now):
                 file.write(json.dumps({"type": kind, **values}, allow_nan=False) + "\n")
                 written[kind] += 1
@@ -58,6 +61,8 @@ def write_export(session: Session, path: Path, now: float) -> Counter[str]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: something was forgotten meanwhile, and the export with it; export again") from None
     except BaseException:
         partial.unlink(missing_ok=True)  # `forget` does not reach it
         raise

@@ -122,7 +122,7 @@ def _meant_review(key: str, value: object, ratings: Set[str]) -> str | None:
     """The key of feedback that this one is, or that it reads like."""
     if key.casefold() in ratings and isinstance(value, str | int | float | dict):
         return "rating"
-    meant = get_close_matches(key, REVIEW_KEYS, n=1, cutoff=MISTYPED)
+    meant = get_close_matches(key.casefold(), REVIEW_KEYS, n=1, cutoff=MISTYPED)
     return meant[0] if meant and isinstance(value, str | int | float) else None
 
 
@@ -160,6 +160,8 @@ def _calls(calls: object) -> str:
         return canonical_json({CALLS: calls})
     except ValueError:
         raise InputError("tool_calls holds a number that is not finite") from None
+    except RecursionError:
+        raise InputError("tool_calls are nested too deeply") from None
 
 
 def _text_of(key: str, content: object) -> str:
@@ -272,6 +274,8 @@ def _time(record: dict[str, Any], default: float, now: float, key: str = "create
 
 def _from_iso(key: str, value: str) -> float:
     try:
+        if value.strip().isdigit() and len(value.strip()) != len("20240403"):  # seconds or milliseconds as text
+            raise ValueError(value)
         read = datetime.fromisoformat(value)
     except ValueError:
         raise InputError(f"{key} is text that is no ISO date") from None

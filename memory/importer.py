@@ -22,6 +22,8 @@ from .types import DEFAULT_USER
 
 CONVERSATIONS_A_BATCH = 500
 PIECE = 1 << 20  # bytes of an array that are read at a time, at least
+LONGEST_TOKEN = 16  # characters of what an element may be cut in, but for text: an escape, a number, a constant
+LATER = 1e-6  # seconds from one conversation without a time to the next, so that the last of them has the last word
 CUT = "; the line ends in the middle, and a conversation is one line, or an element of an array"
 
 
@@ -81,9 +83,10 @@ def _with_batch(
 ) -> ImportReport:
     conversations: dict[int, Conversation] = {}
     errors: dict[int, InputError] = {}
+    now, user_id, agent_id = given
     for i, record in enumerate(batch):
         try:
-            conversation = _read(record, given)
+            conversation = _read(record, (now + LATER * (report.conversations + i), user_id, agent_id))
         except InputError as error:
             errors[i] = error
             continue
@@ -201,7 +204,8 @@ class _Sliding:
             except json.JSONDecodeError as error:
                 if not error.doc:
                     raise InputError(_why(error)) from None
-                if not self._more():
+                cut = error.msg.startswith("Unterminated") or len(self._text) - error.pos <= LONGEST_TOKEN
+                if not (cut and self._more()):
                     where = f" {error.pos - self._at} characters after the beginning of the element"
                     raise InputError(f"not JSON: {error.msg}{where}") from None
             except (ValueError, RecursionError) as error:

@@ -31,6 +31,7 @@ from .words import stem, terms, words
 Array = NDArray[np.float32]
 
 ALONE = (*get_args(StatementKind), "correction")  # what repeats a turn has no neighbours in its session
+PUNCTUATION = frozenset(".,;:!?…'\"()[]„“”‘’«»/_*`")
 POLITE = frozenset("hello hey hi ok please quick thank thanks".split())
 _ON_THE_REPLY = re.compile(r"\b(?:you|your|assistant|bot)(?:'ve|’ve)?\b", re.IGNORECASE)
 
@@ -82,11 +83,16 @@ def rank(query: Query, rows: Sequence[IndexRow], visible: int, weights: Weights 
 
 
 def folded(recalls: Iterable[Recall]) -> list[Recall]:
-    """The first of those whose texts are the same stems in the same order, but for polite words."""
+    """The first of those whose texts are the same stems in the same order, but for polite words.
+
+    What is no letter, digit or punctuation tells them apart as well: `C++` and `C#`, 5 and -5, the vowels of Hindi.
+    """
     first: dict[object, Recall] = {}
     for recall in recalls:
-        said = tuple(stem(word) for word in words(recall.memory.text) if word not in POLITE)
-        first.setdefault(said or recall.memory.text, recall)
+        text = recall.memory.text
+        said = tuple(stem(word) for word in words(text) if word not in POLITE)
+        signs = "".join(c for c in text if not (c.isalnum() or c.isspace() or c in PUNCTUATION))
+        first.setdefault((said, signs) if said else text, recall)
     return list(first.values())
 
 

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
 from functools import cache
 from math import exp, log1p
 from typing import Literal
+
+import numpy as np
 
 from ..content import content_id
 from ..settings import CensorSettings
@@ -31,7 +32,7 @@ from .types import Feedback, Interaction, Satisfaction, Signal
 
 Label = Literal["liked", "disliked"]
 
-RULES = 2  # to be raised with any change to what is computed here or in `cues` that shows in none of their numbers
+RULES = 3  # to be raised with any change to what is computed here or in `cues` that shows in none of their numbers
 
 COEFFICIENTS = {
     # the next turn
@@ -164,9 +165,20 @@ def explicit_signals(interaction: Interaction, feedback: Sequence[Feedback]) -> 
 
 
 def changed_share(reply: str, edited: str) -> float:
-    """0 for the same words to 1 for none in common in the same order; of the first LONGEST_EDIT words."""
+    """0 for the same words to 1 for none in common in the same order; of the first LONGEST_EDIT words.
+
+    1 − 2·L / (n + m), with L the length of the longest common subsequence, in n steps over m words each.
+    """
     said, meant = (text.split()[:LONGEST_EDIT] for text in (reply, edited))
-    return round(1 - SequenceMatcher(None, said, meant, autojunk=False).ratio(), 3)
+    if not said or not meant:
+        return float(said != meant)
+    numbers = {word: n for n, word in enumerate({*said, *meant})}
+    against = np.array([numbers[word] for word in meant])
+    common = np.zeros(len(meant) + 1, dtype=np.int32)  # with as many of `meant`, and the words of `said` up to here
+    for word in said:
+        longer = np.maximum(common[1:], common[:-1] + (against == numbers[word]))
+        common[1:] = np.maximum.accumulate(longer)
+    return round(1 - 2 * int(common[-1]) / (len(said) + len(meant)), 3)
 
 
 def correction_of(interaction: Interaction, feedback: Sequence[Feedback]) -> Feedback | None:

@@ -153,7 +153,9 @@ RULES = (
 )
 
 SENTENCE = re.compile(r"[^.!?\n]+(?:[.](?=\w)[^.!?\n]*)*[.!?]*")
-QUOTED = re.compile(r"```.*?```|^\s*>[^\n]*$|[\"“][^\"”]*[\"”]", re.DOTALL | re.MULTILINE)
+QUOTED = re.compile(
+    r"(?:```|~~~).*?(?:```|~~~|\Z)|^\s*>[^\n]*$|\"[^\"”]*[\"”]|“[^\"”]*(?:[\"”]|\Z)", re.DOTALL | re.MULTILINE
+)
 UNSURE = re.compile(
     r"\?|\b(?:if|would|could|might|maybe|perhaps|wish|imagine|suppose|pretend|guess|used to|think|said|says|told|he|she"
     r"|they|we)\b",
@@ -173,7 +175,7 @@ TRAILING = re.compile(
 def stated(text: str) -> list[Statement]:
     """What a user's turn states, the last word on each subject."""
     found: dict[str, Statement] = {}
-    for sentence in SENTENCE.findall(QUOTED.sub(" ", text[:MOST_TEXT])):
+    for sentence in SENTENCE.findall(QUOTED.sub(" ", text)[:MOST_TEXT]):
         if statement := _stated(sentence.strip()):
             found[statement.subject] = statement
     return list(found.values())

@@ -57,6 +57,7 @@ from .forgetting import checked_selection, confirmed, erase_rows, inherit_again,
 from .indexing import Indexing
 from .passages import of_turn
 from .ranking import WEIGHTS, Fit, Weights
+from .reader import Reader, keep_reader
 from .recalling import (
     CANDIDATES,
     Filters,
@@ -176,7 +177,7 @@ class MemoryStore(Facts):
             )
         now = self._moment(created_utc)
         made = made_interaction(owner, 0, said, request_of(said), reply, now)
-        made = replace(made, adapter_id=adapter_id, memory_ids=tuple(memory_ids))
+        made = replace(made, adapter_id=adapter_id, memory_ids=checked_ids("memory_ids", memory_ids) or ())
         vectors = self._vectors(of_turn(made).texts if leaves_memory(made) else ())
         with self._writing() as session:
             last = reading.latest(session, owner)
@@ -184,6 +185,8 @@ class MemoryStore(Facts):
                 check_shown(session, last, after, memory_ids)
             open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
             made = continued(last, open_ended, owner, made)
+            if last is not None and made.id == last.id:  # the same request once more, and still without an answer
+                return last
             replaced = {last.id: made.id} if last is not None and open_ended else {}
             gone = set(map(turn_memory_id, replaced))  # the words of which stand in the turn itself
             made = replace(made, memory_ids=tuple(i for i in made.memory_ids if i not in gone))
@@ -321,6 +324,12 @@ class MemoryStore(Facts):
         """StoreError where the index cannot be opened or read."""
         self._indexing.index.ids()
 
+    def keep_reader(self, reader: Reader, fitted_on: Collection[str]) -> None:
+        """Lay it in the home in place of the one before, unless something that it was `fitted_on` is forgotten."""
+        with self._writing() as session:  # whoever forgets comes before, or erases it
+            if {i.id for i in reading.by_id(session, fitted_on)} >= set(fitted_on):
+                keep_reader(reader, self.settings.home)
+
     def keep_drafts(self, drafts: Sequence[Draft]) -> int:
         """Keep what the base wrote, but nothing written to what was forgotten meanwhile. Returns how many are new."""
         with self._writing() as session:
@@ -347,7 +356,8 @@ class MemoryStore(Facts):
 
         Only those of `session_id` and `kind`, made from `since` to before `until` (seconds since 1970); `as_of` asks
         as if it were that time, and nothing later existed. A statement that was superseded by then is left out, and so
-        is a turn that says nothing else; of a turn that was corrected by then the correction is given. `kind="turn"`
+        is a turn that says nothing else; of a turn that was corrected by then the correction is given, whenever that
+        came. `kind="turn"`
         asks for the record, and gives what was said, also what does not hold any more. `beside` leaves out what was
         said in those interactions, as they stand in the prompt.
         """
@@ -362,7 +372,8 @@ class MemoryStore(Facts):
         most = checked_limit(memory.recall_limit if limit is None else limit)
         if not checked_text("query", query).strip():
             return []
-        fits = [fit for fit in self._fits(query, user_id, agent_id, filters) if fit.score >= least]
+        found = self._fits(query, user_id, agent_id, filters, max(CANDIDATES, most))
+        fits = [fit for fit in found if fit.score >= least]
         return best_of(fits, most, self.memories, partial(self._turned, filters.as_of), filters)
 
     # -- reading, where SQL alone does not do ---

@@ -154,6 +154,7 @@ def insert_reviews(session: Session, reviews: Reviews, now: float) -> int:
     for row in rows.values():
         if (last := latest.get(row["interaction_id"], -inf)) >= row["created_utc"]:
             row["created_utc"] = max(now, nextafter(last, inf))
+        latest[row["interaction_id"]] = row["created_utc"]  # of several in one file the last one counts
     if rows:
         session.execute(insert(FeedbackRow), list(rows.values()))
         remember_corrections(session, {row["interaction_id"] for row in rows.values()})
@@ -202,6 +203,7 @@ def remove_replaced(
     for users in chunks(sorted({i.user_id for i in gone})):
         rename_shown(session, memories, among=(InteractionRow.user_id.in_(users), InteractionRow.created_utc >= first))
         _follow_notes(session, users, replaced)
+        _follow_drafts(session, users, replaced)
     _follow_snapshots(session, replaced)
     release(session, gone, vectors)
 
@@ -211,6 +213,14 @@ def _follow_notes(session: Session, users: Sequence[str], replaced: Mapping[str,
     for note_id, sources in session.execute(notes).all():
         if not replaced.keys().isdisjoint(sources):
             session.get_one(MemoryRow, note_id).source_ids = [replaced.get(i, i) for i in sources]
+
+
+def _follow_drafts(session: Session, users: Sequence[str], replaced: Mapping[str, str]) -> None:
+    """What the base wrote to a prompt that held them falls with them."""
+    theirs = select(InteractionRow.id).where(InteractionRow.user_id.in_(users))
+    for row in session.scalars(select(DraftRow).where(DraftRow.interaction_id.in_(theirs))).all():
+        if not replaced.keys().isdisjoint(row.source_ids):
+            row.source_ids = [replaced.get(i, i) for i in row.source_ids]
 
 
 def _follow_snapshots(session: Session, replaced: Mapping[str, str]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from nightschool.errors import InputError
+from nightschool.errors import InputError, StoreError
 from nightschool.memory.conversations import Owner, interaction_id
 from nightschool.memory.formats import conversation_of
 from nightschool.memory.restoring import Restoring
@@ -339,3 +340,29 @@ def test_topic_takes_its_name_from_what_is_left_of_it(other, settings, tmp_path,
         three.restore(path)
         (topic,) = three.topics(0)
         assert topic.label == label_of("When do you open the shop on Monday, please?") and three.verify() == []
+
+
+def test_two_exports_to_one_path_at_once_leave_a_whole_one(told, tmp_path, monkeypatch):
+    path, replace_, inside = tmp_path / "backup.jsonl", os.replace, []
+
+    def slowly(partial, whole):
+        if not inside:
+            inside.append(partial)
+            told.export(path)
+        replace_(partial, whole)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    told.export(path)
+    assert inside and lines_of(path)[-1]["type"] == "end" and not list(tmp_path.glob("*.partial"))
+
+
+def test_export_that_is_erased_while_it_is_written_says_so(told, tmp_path, monkeypatch):
+    replace_ = os.replace
+
+    def erased(partial, whole):
+        partial.unlink()
+        replace_(partial, whole)
+
+    monkeypatch.setattr(os, "replace", erased)
+    with pytest.raises(StoreError, match="forgotten meanwhile, and the export with it"):
+        told.export(tmp_path / "backup.jsonl")

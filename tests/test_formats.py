@@ -226,6 +226,8 @@ def test_circle_of_parents_ends():
         ),
         ({"messages": [HI[0], HI[1] | {"thumbs_up": True}]}, "thumbs_up is no key known here; did you mean rat"),
         ({"messages": [HI[0], HI[1] | {"Stars": 5}]}, "messages[1].Stars is no key known here; did you mean rat"),
+        ({"messages": [HI[0], HI[1] | {"COMMENT": "x"}]}, "messages[1].COMMENT is no key known here; did you mean com"),
+        ({"messages": HI, "created_utc": "1712120912345"}, "created_utc is text that is no ISO date"),
         (
             {"messages": [HI[0], HI[1] | {"feedback": {"rating": -1}}]},
             "feedback is no key known here; did you mean rat",

@@ -235,3 +235,28 @@ def test_failing_batch_leaves_nothing_of_itself_and_the_next_run_completes(quick
     monkeypatch.undo()
     assert brought(quick_store, path) == ImportReport(4, 2, 2, 2, ())
     assert quick_store.verify() == []
+
+
+def test_of_several_ratings_of_one_reply_in_a_file_the_last_one_counts(quick_store, tmp_path):
+    for name, ratings in (("a", (1, -1)), ("b", (-1, 1))):
+        file = lines(tmp_path / f"{name}.jsonl", *(chat("hi", "hello", session=name, rating=r) for r in ratings))
+        brought(quick_store, file)
+    said = {i.session_id: quick_store.feedback()[i.id] for i in quick_store.interactions()}
+    last = {name: max(given, key=lambda f: f.created_utc).rating for name, given in said.items()}
+    assert last == {"a": -1.0, "b": 1.0}
+
+
+@pytest.mark.parametrize("homes", [("Oslo", "Rome"), ("Rome", "Oslo"), ("Kyiv", "Cork"), ("Cork", "Kyiv")])
+def test_of_conversations_without_a_time_the_last_one_has_the_last_word(quick_store, tmp_path, clock, homes):
+    brought(quick_store, lines(tmp_path / "a.jsonl", *(chat(f"I live in {home}.", "I see.") for home in homes)))
+    clock.now += 10
+    assert [m.text for m in quick_store.history(user_id="default") if m.valid_to is None] == [f"I live in {homes[1]}."]
+
+
+def test_error_at_the_beginning_of_an_array_is_told_before_the_rest_is_read(quick_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(importer, "PIECE", 64)
+    path = tmp_path / "a.json"
+    path.write_text('[{"messages": oops, ' + '"x": 1, ' * 10_000 + "}]")
+    with path.open("rb") as file:
+        (record,) = importer._array("a.json", file)
+        assert "not JSON" in record.error and file.tell() < 20_000

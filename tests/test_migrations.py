@@ -192,3 +192,36 @@ def test_second_writer_waits_from_its_first_statement_on(url, monkeypatch):
         with pytest.raises(StoreError, match="database is locked"), database.writing() as second:
             second.get(TopicRow, "a")
     database.close()
+
+
+def test_nights_of_before_they_had_numbers_keep_their_order_their_verdicts_and_what_they_put_into_service(url):
+    rows = {
+        "INSERT INTO snapshots (id, rows, excluded, created_utc) VALUES ('s', '[]', '[{\"reason\": \"odd\"}]', 1)",
+        "INSERT INTO adapters (id, base_id, snapshot_id, phase, folder, details, created_utc)"
+        " VALUES ('a', 'base', 's', 'sft', 'a', '{}', 1)",
+        "INSERT INTO verdicts (candidate_id, snapshot_id, accepted, measures, reasons, created_utc) VALUES"
+        " ('a', 's', false, '[]', '[]', 2), ('a', 's', true, '[]', '[]', 5)",
+        "INSERT INTO deployments (adapter_id, reason, created_utc) VALUES ('a', 'promoted', 5.5)",
+        "INSERT INTO cycles (id, started_utc, finished_utc, snapshot_id, candidate_id) VALUES"
+        " ('z', 1, 3, 's', 'a'), ('b', 4, 6, 's', 'a'), ('c', 7, 8, NULL, NULL)",
+    }
+    new = [("cycles", c) for c in ("number", "verdict_id", "deployment_id", "excluded")] + [("snapshots", "reader_ids")]
+    database = Database(url)
+    with database.sql.begin() as connection:
+        for statement in sorted(
+            rows, key=lambda s: "snapshots adapters verdicts deployments cycles".index(s.split()[2])
+        ):
+            connection.execute(text(statement))
+        for table, column in new:
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        connection.execute(text(f"UPDATE {VERSIONS} SET version_num = '0009'"))
+    database.close()
+    database = Database(url)
+    with database.sql.connect() as connection:
+        found = connection.execute(text("SELECT id, verdict_id, deployment_id, excluded FROM cycles ORDER BY number"))
+        assert found.all() == [
+            ("z", 1, None, '[{"reason": "odd"}]'),
+            ("b", 2, 1, '[{"reason": "odd"}]'),
+            ("c", None, None, None),
+        ]
+    database.close()

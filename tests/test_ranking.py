@@ -168,6 +168,9 @@ def test_repeated_texts_are_folded_into_the_best_of_them():
         ("I like it", "I do not like it"),
         ("his name is Max", "my name is Max"),
         ("tea before coffee", "coffee before tea"),
+        ("I know C++", "I know C#"),
+        ("set it to -5", "set it to 5"),
+        ("मेरा बेटा दिल्ली में है", "मेरी बेटी दिल्ली में है"),
         ("🐕", "🐈"),
     ],
 )

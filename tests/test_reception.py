@@ -74,9 +74,22 @@ def test_enough_ratings_of_ones_own_make_a_reader_of_ones_own(rated: MemoryStore
 
 def test_what_a_reader_was_fitted_on_is_a_source_of_what_it_labels(rated: MemoryStore):
     settings = replace(rated.settings, censor=LOW)
+    talk(rated, "chatty", "question b", "yes 1", "and more?", "yes 2", thumbs={1: 1.0})
     snapshot = freeze(rated, settings, now=2.0)
-    assert snapshot.reader_ids and {*snapshot.reader_ids} <= rated.feedback().keys()
+    fitted_on = {*snapshot.reader_ids}
+    assert fitted_on & rated.feedback().keys() and fitted_on - rated.feedback().keys()  # rated, and what stands around
     assert freeze(rated, replace(settings, censor=replace(LOW, read_turns=0)), now=2.0).reader_ids == ()
+
+
+def test_a_reader_of_what_is_forgotten_while_it_is_fitted_is_not_kept(rated: MemoryStore):
+    reader = replace(shipped_reader(), at_home=True)
+    rated.keep_reader(reader, [i.id for i in rated.interactions()])
+    (kept,) = rated.settings.home.glob("censor-*.safetensors")
+    ids = [i.id for i in rated.interactions()]
+    rated.forget_apply(rated.forget(user_id="silent"))
+    assert not kept.exists()
+    rated.keep_reader(reader, ids)
+    assert not kept.exists()
 
 
 def test_being_liked_as_often_as_is_usual_is_no_evidence(store: MemoryStore):

@@ -443,6 +443,8 @@ def test_statements_of_an_older_version_are_named_again_and_replies_keep_what_th
                 "ALTER TABLE snapshots DROP COLUMN censor",
                 "ALTER TABLE feedback DROP COLUMN event",
                 "ALTER TABLE verdicts DROP COLUMN criteria",
+                "ALTER TABLE snapshots DROP COLUMN reader_ids",
+                *(f"ALTER TABLE cycles DROP COLUMN {c}" for c in ("number", "verdict_id", "deployment_id", "excluded")),
             ):
                 connection.execute(text(later))
             connection.execute(text("DROP TABLE drafts"))

@@ -141,6 +141,14 @@ def test_pasted_text_is_not_read_to_its_end_and_takes_no_time() -> None:
     assert stated("x " * 2000 + "I live in Oslo.") == []
 
 
+@pytest.mark.parametrize("fence", [("```", "```"), ("~~~", "~~~"), ("```", ""), ("“", "”"), ("“", "")])
+def test_what_is_quoted_at_length_is_nothing_that_the_user_states(fence: tuple[str, str]) -> None:
+    quoted = "My name is Bo. I live in Lima. " + "And so on. " * 300
+    text = f"Correct this: {fence[0]}\n{quoted}\n{fence[1]}"
+    assert stated(text) == []
+    assert [s.value for s in stated(f"{text}\nI live in Oslo.")] == (["oslo"] if fence[1] else [])
+
+
 def said(value: str, source: str, time: float) -> Said:
     return Said(Statement("fact", "home", value, f"I live in {value}."), source, time)
 

@@ -244,6 +244,18 @@ def test_replies_that_were_shown_an_unanswered_turn_and_snapshots_made_of_it_fol
     assert quick_store.forget(interaction_ids=[dogs.id]).tainted_snapshots == ("b2:s",)
 
 
+def test_unanswered_turn_that_is_told_once_more_is_one_and_what_was_made_of_it_still_names_it(quick_store):
+    said(quick_store, "hi")
+    asked = said(quick_store, "dogs?", reply="")
+    with quick_store.database.writing() as session:
+        session.add(SnapshotRow(id="b2:s", rows=[], excluded=[], created_utc=0.0))
+        session.flush()
+        session.add(SnapshotSourceRow(snapshot_id="b2:s", interaction_id=asked.id))
+    assert said(quick_store, "dogs?", reply="") == asked
+    assert quick_store.forget(interaction_ids=[asked.id]).tainted_snapshots == ("b2:s",)
+    assert quick_store.verify() == []
+
+
 def test_many_unanswered_turns_are_answered_in_as_many_statements_of_sql_as_a_few(quick_store, executed):
     def answered(user_id, count):
         places = [Owner(user_id, "", str(n)) for n in range(count)]
@@ -499,6 +511,16 @@ def test_drafts_are_kept_once_and_read_by_the_prompt_they_were_written_to(quick_
     assert {i: {d.text for d in found} for i, found in held.items()} == {first.id: {"one", "two"}, second.id: {"three"}}
     assert held[second.id] == [drafts[-1]]
     assert quick_store.verify() == []
+
+
+def test_draft_to_a_prompt_with_an_unanswered_turn_falls_with_it_once_it_is_answered(quick_store):
+    quick_store.record_many([conversation("my PIN is 4711", "", "and?", "so")])
+    first, second = quick_store.interactions()
+    assert quick_store.keep_drafts([draft(second, "your PIN is 4711", first)]) == 1
+    quick_store.record_many([conversation("my PIN is 4711", "noted", "and?", "so")])
+    first = next(i for i in quick_store.interactions() if i.text == "my PIN is 4711")
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[first.id]))
+    assert quick_store.drafts([second.id]) == {} and quick_store.verify() == []
 
 
 def test_draft_to_a_prompt_of_which_anything_is_forgotten_is_not_kept(quick_store):

@@ -1,5 +1,8 @@
-"""what a night decided, by number and not by the time of a clock that may be set back: its place among the nights, its
-verdict, the deployment it made, and what was left out of its snapshot then"""
+"""what a night decided, by number and not by the time of a clock that may be set back
+
+Its place among the nights, its verdict, the deployment it made, and what was left out of its snapshot then. And what
+the reader of a snapshot was fitted on.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ def upgrade() -> None:
     for name in ("number", "verdict_id", "deployment_id"):
         op.add_column("cycles", sa.Column(name, sa.Integer))
     op.add_column("cycles", sa.Column("excluded", sa.JSON))
+    op.add_column("snapshots", sa.Column("reader_ids", sa.JSON))
     op.execute(
         "UPDATE cycles SET number = (SELECT count(*) FROM cycles AS earlier"
         " WHERE earlier.started_utc < cycles.started_utc"
@@ -28,4 +32,4 @@ def upgrade() -> None:
         " deployments.adapter_id = cycles.candidate_id AND deployments.reason = 'promoted'"
         " AND deployments.created_utc BETWEEN cycles.started_utc AND cycles.finished_utc)"
     )
-    op.execute("UPDATE cycles SET excluded = (SELECT excluded FROM snapshots WHERE snapshots.id = cycles.snapshot_id)")
+    op.execute("UPDATE cycles SET excluded = (SELECT snapshots.excluded FROM snapshots WHERE snapshots.id = cycles.snapshot_id)")
