@@ -34,7 +34,8 @@ Against the base (`probe_nll`, `repetition`, `leakage`, `sycophancy`) the mean d
 which over few prompts says more of them than of the night.
 
 Intervals are percentile bootstraps over clusters (users, or sessions where users are few), since the turns of one
-person are not independent. Not covered here: facts, safety, and preferences of people who never gave feedback.
+person are not independent. Not covered here: facts, safety, and preferences of people who never gave feedback. Where
+sessions are held out, what was said in one may stand among the notes in a taught prompt of another: no loss is on it.
 """
 
 from __future__ import annotations

@@ -141,6 +141,8 @@ def checked_filters(filters: Filters, now: float) -> Filters:
         checked_past("since", filters.since, now)
     if filters.since is not None and filters.until is not None and filters.since >= filters.until:
         raise InputError(f"since ({filters.since}) is not before until ({filters.until})")
+    if filters.since is not None and filters.as_of is not None and filters.since > filters.as_of:
+        raise InputError(f"since ({filters.since}) is after as_of ({filters.as_of}), so there is nothing between them")
     return filters
 
 

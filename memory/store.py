@@ -357,14 +357,12 @@ class MemoryStore(Facts):
         Only those of `session_id` and `kind`, made from `since` to before `until` (seconds since 1970); `as_of` asks
         as if it were that time, and nothing later existed. A statement that was superseded by then is left out, and so
         is a turn that says nothing else; of a turn that was corrected by then the correction is given, whenever that
-        came. `kind="turn"`
-        asks for the record, and gives what was said, also what does not hold any more. `beside` leaves out what was
-        said in those interactions, as they stand in the prompt.
+        came. `kind="turn"` asks for the record, and gives what was said, also what does not hold any more. `beside`
+        leaves out what was said in those interactions, as they stand in the prompt.
         """
         checked_owner(user_id, agent_id, "" if session_id is None else session_id)
-        if isinstance(beside, str):
-            raise InputError("beside is text; give the ids of the interactions that are at hand")
-        filters = checked_filters(Filters(session_id, kind, since, until, as_of, frozenset(beside)), self.clock())
+        at_hand = frozenset(checked_ids("beside", beside) or ())
+        filters = checked_filters(Filters(session_id, kind, since, until, as_of, at_hand), self.clock())
         memory = self.settings.memory
         least = checked_threshold(memory.recall_threshold if threshold is None else threshold)
         if limit is None and not memory.recall_limit:

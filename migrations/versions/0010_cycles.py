@@ -32,4 +32,7 @@ def upgrade() -> None:
         " deployments.adapter_id = cycles.candidate_id AND deployments.reason = 'promoted'"
         " AND deployments.created_utc BETWEEN cycles.started_utc AND cycles.finished_utc)"
     )
-    op.execute("UPDATE cycles SET excluded = (SELECT snapshots.excluded FROM snapshots WHERE snapshots.id = cycles.snapshot_id)")
+    op.execute(
+        "UPDATE cycles SET excluded ="
+        " (SELECT snapshots.excluded FROM snapshots WHERE snapshots.id = cycles.snapshot_id)"
+    )
