@@ -297,7 +297,7 @@ def with_file(settings: Settings, path: Path) -> Settings:
     try:
         if not path.exists():
             return settings
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import GateRefused, StoreError
 from ..memory.conversations import answered_since
 from ..memory.store import MemoryStore
-from ..memory.types import Interaction, Satisfaction
+from ..memory.types import Feedback, Interaction, Satisfaction
 from . import dataset
 from .reception import met
 from .registry import Registry
@@ -62,11 +62,13 @@ class Why:
     satisfaction: Satisfaction
     memories: tuple[dict[str, Any], ...]
     lineage: Lineage | None
+    feedback: tuple[Feedback, ...] = ()  # what was said of it and done with it, in order
 
     def to_json(self) -> dict[str, Any]:
         lineage = self.lineage.to_json() if self.lineage else None
         said = {"interaction": asdict(self.interaction), "satisfaction": asdict(self.satisfaction)}
-        return said | {"memories": list(self.memories), "lineage": lineage}
+        given = [asdict(feedback) for feedback in self.feedback]
+        return said | {"feedback": given, "memories": list(self.memories), "lineage": lineage}
 
 
 def why(store: MemoryStore, registry: Registry, interaction_id: str) -> Why:
@@ -83,7 +85,8 @@ def why(store: MemoryStore, registry: Registry, interaction_id: str) -> Why:
     satisfaction = met(store, interaction_id, store.settings.censor)
     known_here = adapter_id in {a.id for a in registry.adapters()}  # an import brings answers of adapters that are not
     found = lineage(store, registry, adapter_id) if adapter_id and known_here else None
-    return Why(interaction, satisfaction, shown, found)
+    given = sorted(store.feedback().get(interaction_id, ()), key=lambda f: (f.created_utc, f.id))
+    return Why(interaction, satisfaction, shown, found, tuple(given))
 
 
 def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:

@@ -11,7 +11,7 @@ import typer
 from .printing import AsJson, Home, Limit, assistant, none_found, show, show_found, when
 
 if TYPE_CHECKING:
-    from ..memory.types import Satisfaction
+    from ..memory.types import Feedback, Satisfaction
     from ..sdk import Assistant
 
 audit = typer.Typer(no_args_is_help=True, help="Why an answer came out as it did, and what an adapter learnt from.")
@@ -59,11 +59,20 @@ def why(reply: str, home: Home = None, as_json: AsJson = False) -> None:
         found = lines_of.why(store, nightschool.registry, store.id_of(reply))
     i = found.interaction
     lines = [f"asked:    {i.text}", f"answered: {i.reply}", f"when:     {when(i.created_utc)}, session {i.session_id}"]
+    lines += [f"user:     {i.user_id}" + (f", agent {i.agent_id}" if i.agent_id else "")]
+    lines += [f"said:     {_given(feedback)}" for feedback in found.feedback]
     lines += [f"met:      {_met(found.satisfaction)}"]
     lines += [f"shown:    {m.get('text', '(forgotten)')}  ({m['id']})" for m in found.memories]
     none = f"{i.adapter_id}, which is not in this home" if i.adapter_id else f"none: {ELSEWHERE}"
     lines += _lineage_lines(found.lineage) if found.lineage else [f"adapter:  {none}"]
     show(found.to_json(), as_json, lines)
+
+
+def _given(feedback: Feedback) -> str:
+    rating = None if feedback.rating is None else f"{feedback.rating:+g}"
+    named = (("rating", rating), ("instead", feedback.correction), ("comment", feedback.comment))
+    parts = [f"{name} {value}" for name, value in named if value is not None]
+    return f"{', '.join([*([feedback.event] if feedback.event else []), *parts])}  ({when(feedback.created_utc)})"
 
 
 def _met(satisfaction: Satisfaction) -> str:

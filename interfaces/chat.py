@@ -65,5 +65,5 @@ def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent
     elif command == "/fix":
         nightschool.rate(last, correction=text)
     else:
-        nightschool.rate(last, 1 if command == "/good" else -1)
+        nightschool.rate(last, 1 if command == "/good" else -1, comment=text or None)
     err.print("noted", style="dim")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from ..errors import InputError, NightschoolError
+from ..errors import InputError, NightschoolError, SettingsError
 from ..memory.types import FeedbackEvent, MemoryKind
 from ..settings import load_settings
 from .auditing import audit
@@ -65,7 +65,7 @@ app.command(cls=PassingOn)(serve)
 
 NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 
-TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
+TIMES = [f"%Y-%m-%d{time}" for time in ("", *(f"{t}%H:%M:%S{zone}" for t in "T " for zone in ("", "%z")))]
 
 
 def main() -> None:
@@ -80,8 +80,8 @@ def main() -> None:
 
 
 def seconds(time: datetime | None) -> float | None:
-    """Since 1970, of a time in UTC."""
-    return None if time is None else time.replace(tzinfo=UTC).timestamp()
+    """Since 1970, of a time in UTC unless it names another zone."""
+    return None if time is None else (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 # -- the day ---
@@ -114,15 +114,20 @@ def import_(
     from ..memory.importer import import_files
 
     checked_files(files)
-    with assistant(home, make=True) as nightschool, err.status("reading") as status:
-        report = import_files(
-            nightschool.store,
-            files,
-            now=nightschool.store.clock(),
-            user_id=user,
-            agent_id=agent,
-            progress=lambda n: status.update(f"{n} conversations"),
-        )
+    kept = 0
+
+    def progress(conversations: int) -> None:
+        nonlocal kept
+        kept = conversations
+        status.update(f"{kept} conversations")
+
+    try:
+        with assistant(home, make=True) as nightschool, err.status("reading") as status:
+            store, owner = nightschool.store, {"user_id": user, "agent_id": agent}
+            report = import_files(store, files, now=store.clock(), **owner, progress=progress)
+    except KeyboardInterrupt:
+        err.print(f"interrupted: {kept} conversations are in, and the same command brings the others in")
+        raise
     lines = [
         f"{report.conversations} conversations: {report.interactions_new} turns new,"
         f" {report.interactions_known} known, {report.feedback_new} new ratings and corrections"
@@ -252,7 +257,7 @@ def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
     table = Table(Column("adapter", no_wrap=True), "phase", "made", "verdict", "state")
     for row in rows:
         table.add_row(row["id"], row["phase"], when(row["created_utc"]), row["verdict"], row["state"])
-    out.print(table)
+    out.print(table if rows else "no adapters yet; run `nightschool night`", highlight=False)
     out.print(f"serving: {serving.id if serving else 'the base'}", highlight=False)
 
 
@@ -427,7 +432,10 @@ def doctor(home: Home = None, as_json: AsJson = False) -> None:
     """Versions, counts, and whether base and adapter in service are there and fit; settings with --json."""
     from .doctor import examine
 
-    found = examine(load_settings(home))
+    try:
+        found = examine(load_settings(home))
+    except SettingsError as error:  # of which whoever watches this command shall hear as of any other problem
+        found = {"problems": [str(error)]}
     show(found, as_json, [f"{key}: {value}" for key, value in found.items() if key != "settings"])
     if found["problems"]:
         raise typer.Exit(1)

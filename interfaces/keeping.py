@@ -162,7 +162,10 @@ def _plan_lines(nightschool: Assistant, plan: ForgetPlan) -> list[str]:
     more = len(plan.memory_ids) - PLAN_LINES
     lines += [f"  and {more} more"] if more > 0 else []
     lines += [f"would erase: {name}" for name in plan.exports]
-    lines += [f"would taint: adapter {i}" for i in plan.tainted_adapters]
+    live = nightschool.registry.live()
+    ends = {live.id: "; it serves, and would no more"} if live else {}
+    lines += [f"would taint: adapter {i}, and erase its weights{ends.get(i, '')}" for i in plan.tainted_adapters]
+    lines += [f"would taint: snapshot {i}, which keeps its ids" for i in plan.tainted_snapshots]
     return [*lines, f"nothing was changed; the same command with --apply {plan.token} erases just this"]
 
 

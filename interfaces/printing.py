@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..errors import InputError, StoreError
+from ..errors import InputError, SettingsError, StoreError
 from ..settings import load_settings
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from ..sdk import Assistant
     from ..settings import Settings
 
-out, err = Console(soft_wrap=True, emoji=False), Console(stderr=True, soft_wrap=True, emoji=False)
+# what is no terminal has no width to fit a table to: nothing is cut there
+WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240
+out = Console(soft_wrap=True, emoji=False, width=WIDE)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 ENDED = "ended without a word"  # the outcome of a night that is unfinished and does not run
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
@@ -52,9 +56,15 @@ def at(home: Path | None) -> str:
 def assistant(home: Path | None, *, make: bool = False) -> Iterator[Assistant]:
     """The memory of a home. Only what brings something in may `make` one: of a home that nobody made, "nothing is
     held" would be a wrong answer to an audit or to who asks to be forgotten."""
+    from ..memory.database import in_working_memory
     from ..sdk import open as open_assistant
 
     settings = load_settings(home)
+    if in_working_memory(settings.database_url):
+        raise SettingsError(
+            f"memory.database_url is {settings.database_url}, which is gone with this command; name a file, as in"
+            " sqlite:////var/lib/nightschool.db"
+        )
     with open_assistant(settings=settings if make else checked_home(settings)) as opened:
         yield opened
 

@@ -145,6 +145,8 @@ def write_html(report: Report, compared: Sequence[Compared], path: Path) -> None
     """One file without a script or a link; every text in it is escaped."""
     from jinja2 import Environment
 
+    if path.is_dir():
+        raise InputError(f"--html is {path}, which is a folder; name a file in it, such as {path / 'night.html'}")
     template = files("nightschool.interfaces").joinpath("report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True).from_string(template)
     values = {

@@ -52,6 +52,12 @@ def file_of(url: str) -> Path | None:
     return Path(name)
 
 
+def in_working_memory(url: str) -> bool:
+    """Whether it is an SQLite database that no other process will find again."""
+    found = _parsed(url)
+    return found.get_backend_name() == "sqlite" and (found.database or ":memory:").startswith(":memory:")
+
+
 def _parsed(url: str) -> URL:
     try:
         return make_url(url)
@@ -266,7 +272,7 @@ def open_engine(url: str) -> Engine:
     except (ImportError, NoSuchModuleError) as error:
         raise SettingsError(
             f"memory.database_url is {without_password(url)}, and its driver is not here: {error};"
-            f" {DIALECTS[_parsed(url).get_backend_name()]}"
+            f" {DIALECTS[_parsed(_checked(url)).get_backend_name()]}"
         ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)

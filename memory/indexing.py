@@ -176,6 +176,7 @@ class Indexing:
         """Make the index anew, or go on with that where it was interrupted; `progress` is told how many are done."""
         with self._lock:
             index = self._unopened()
+            index.check_reachable()
             index.check_owner()  # before anything is dropped
             resumed = self._begin_rebuild()
             self._index = index

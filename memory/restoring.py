@@ -168,7 +168,8 @@ class Restoring:
     def _topic(self, session: Session, values: dict[str, Any]) -> None:
         named = _checked_id("topic", values["id"])
         label, created = checked_text("label", values["label"]), checked_time("created_utc", values["created_utc"])
-        self._is_new(session, TopicRow, "topic", named)
+        if session.get(TopicRow, named) is not None:  # else it is new with the first turn of it
+            self.report.known["topic"] += 1
         row = {"id": named, "label": label[:80], "centroid": self._centroid, "size": 0, "created_utc": created}
         self._topics[named] = row
 
@@ -193,6 +194,7 @@ class Restoring:
             return
         if request and session.get(TopicRow, topic_id) is None:
             session.execute(insert(TopicRow), [self._topics[topic_id]])
+            self.report.new["topic"] += 1
         session.execute(insert(InteractionRow), [from_interaction(made)])
         if leaves_memory(made):
             session.execute(insert(MemoryRow), [from_memory(turn_memory(made))])

@@ -211,6 +211,15 @@ class VectorIndex:
             return str((self._connect().open_table(TABLE).schema.metadata or {}).get(b"store", b"").decode())
         return ""
 
+    def check_reachable(self) -> None:
+        """StoreError, with its URL, if no index can be there."""
+        try:
+            with self._lock:
+                self._connect().list_tables(limit=1)
+        except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+            cause = str(error).splitlines()[0][:200]
+            raise StoreError(f"memory.index_url is {self.url}, and cannot be opened: {cause}") from error
+
     def check_owner(self) -> None:
         """StoreError if it is the index of another store."""
         with self._lock, _translated("read"), suppress(ValueError):  # there is none yet

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Snapshot, Verdict
 from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
+from nightschool.memory import importer
+from nightschool.memory.conversations import Conversation
 from nightschool.memory.signals import censor_id
 from nightschool.memory.store import MemoryStore
+from nightschool.memory.writing import Recorded
 from nightschool.pipelines.lock import night_lock
 from nightschool.replies import ReplyStream
 from nightschool.serving.base import SEEDLING
@@ -433,6 +437,79 @@ def test_doctor_of_a_machine_that_answers_and_does_not_train_finds_no_problem(
     assert any(f"{package} is missing" in line for line in found["problems" if code else "notes"])
 
 
+def test_doctor_tells_settings_that_cannot_be_read_as_any_problem(run: Run, tmp_path: Path) -> None:
+    run("init")
+    (tmp_path / "home" / "settings.toml").write_text("[serving]\nmax_token = 3\n")
+    done = run("doctor", "--json")
+    assert done.exit_code == 1 and "did you mean max_tokens" in json.loads(done.stdout)["problems"][0]
+
+
+def test_database_that_is_gone_with_the_command_or_of_another_kind_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run("init")
+    for url, why in (("sqlite://", "gone with this command"), ("mysql://x/y", "only sqlite and postgresql hold a")):
+        monkeypatch.setenv("NIGHTSCHOOL_DATABASE_URL", url)
+        for words in (["import", export(tmp_path, LINE)], ["topics", "list"]):
+            assert why in str(run(*words).exception)
+
+
+def test_rebuild_of_an_index_that_cannot_be_there_leaves_the_one_that_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run("import", export(tmp_path, LINE))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("NIGHTSCHOOL_MEMORY_INDEX_URL", "foo://x")
+        assert "memory.index_url is foo://x" in str(run("memory", "rebuild").exception)
+    assert "repair wheels" in run("recall", "wheels", "--user", "ada").stdout
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M:%SZ", "%Y-%m-%dT%H:%M:%S+00:00", "%Y-%m-%dT%H:%M:%S"])
+def test_times_are_taken_as_they_are_told(run: Run, tmp_path: Path, form: str) -> None:
+    now = datetime.now(UTC)
+    run("import", export(tmp_path, LINE))
+    before, after = (f"{now + timedelta(hours=h):{form}}" for h in (-1, 1))
+    assert "wheels" in run("recall", "wheels", "--user", "ada", "--since", before, "--until", after).stdout
+    assert "nothing relevant" in run("recall", "wheels", "--user", "ada", "--until", before).stdout
+
+
+def test_why_tells_whose_answer_it_was_and_what_was_said_of_it(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, LINE))
+    (found,) = json.loads(run("audit", "answers", "--json").stdout)
+    run("rate", found["id"], "--comment", "too short")
+    told = run("audit", "why", found["id"]).stdout
+    assert "user:     ada" in told and "rating -1, instead Yes, in two days." in told and "comment too short" in told
+    given = json.loads(run("audit", "why", found["id"], "--json").stdout)["feedback"]
+    assert [f["comment"] for f in given] == [None, "too short"]
+
+
+def test_what_stays_out_of_a_home_is_not_told_as_new(run: Run, tmp_path: Path) -> None:
+    run("import", export(tmp_path, LINE))
+    run("memory", "export", str(tmp_path / "all.jsonl"))
+    run("forget", "--user", "ada", "--yes")
+    for _ in range(2):
+        told = json.loads(run("memory", "import", str(tmp_path / "all.jsonl"), "--json").stdout)
+        assert (told["new"], told["known"]) == ({}, {})
+
+
+def test_import_that_is_interrupted_says_what_is_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_many, batches = MemoryStore.record_many, iter([1])
+
+    def interrupted(store: MemoryStore, conversations: Sequence[Conversation]) -> Recorded:
+        if next(batches, None) is None:
+            raise KeyboardInterrupt
+        return record_many(store, conversations)
+
+    monkeypatch.setattr(importer, "CONVERSATIONS_A_BATCH", 1)
+    monkeypatch.setattr(MemoryStore, "record_many", interrupted)
+    done = run("import", export(tmp_path, LINE, LINE | {"session_id": "b"}))
+    assert done.exit_code == 130
+    assert "interrupted: 1 conversations are in, and the same command brings the others in" in done.stderr
+    assert len(json.loads(run("audit", "answers", "--json").stdout)) == 1
+
+
 def test_doctor_names_a_home_that_others_may_read(run: Run, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
@@ -515,12 +592,24 @@ def test_chat_goes_on_after_an_answer_was_broken_off(run: Run, monkeypatch: pyte
 
 
 def test_chat_answers_takes_feedback_and_leaves(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    said = iter(["", "/good", "Hello!", "/fix", "/good", "/fix Good day.", "/remember I like trains.", "/what"])
+    said = iter(
+        [
+            "",
+            "/good",
+            "Hello!",
+            "/fix",
+            "/good",
+            "/fix Good day.",
+            "/good and thanks",
+            "/remember I like trains.",
+            "/what",
+        ]
+    )
     monkeypatch.setattr("builtins.input", lambda _: next(said, "/quit"))
     done = run("chat", "--user", "ada", "--session", "s")
     assert done.exit_code == 0, done.exception
     assert done.stdout.strip()
-    assert done.stderr.count("noted") == 3
+    assert done.stderr.count("noted") == 4
     assert "not done: /good is of an answer, and none was given just before" in done.stderr
     assert "not done: /fix is given no text" in done.stderr
     assert "not done: '/what' is no command; there are /good, /bad, /fix TEXT" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from nightschool.content import Message
-from nightschool.errors import NotFound
+from nightschool.errors import InputError, NotFound
 from nightschool.evolve import dataset
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.report import Compared, Report, report, side_by_side
@@ -240,13 +241,16 @@ def test_page_stands_alone_and_escapes_what_people_wrote(
 
 
 def test_page_that_cannot_be_written_leaves_nothing_of_it(
-    quick_store: MemoryStore, registry: Registry, night: Cycle, tmp_path: Path
+    quick_store: MemoryStore, registry: Registry, night: Cycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "pages" / "page.html"
-    folder.mkdir(parents=True)
-    with pytest.raises(IsADirectoryError):
-        write_html(report(quick_store, registry), [], folder)
-    assert list(folder.parent.iterdir()) == [folder]
+    with pytest.raises(InputError, match=r"which is a folder; name a file in it, such as .*night.html"):
+        write_html(report(quick_store, registry), [], tmp_path)
+    page = tmp_path / "pages" / "page.html"
+    page.parent.mkdir()
+    monkeypatch.setattr(os, "replace", lambda *_: os.stat("/nowhere/at/all"))
+    with pytest.raises(FileNotFoundError):
+        write_html(report(quick_store, registry), [], page)
+    assert list(page.parent.iterdir()) == []
 
 
 def test_page_of_a_night_that_was_not_judged_shows_the_curve_of_those_before(
