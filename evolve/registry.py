@@ -238,10 +238,10 @@ class Registry:
         """Adapters that a night sealed and was stopped before it recorded them, of snapshots that a receipt taints."""
         with self.database.reading() as session:
             known = set(session.scalars(select(AdapterRow.folder)))
-            receipts = session.scalars(select(ReceiptRow.details))
+            lost = [path for path in self.folder.glob(SEALED + "*") if path.name not in known and intact(path)]
+            receipts = session.scalars(select(ReceiptRow.details)) if lost else ()
             tainted = {snapshot_id for details in receipts for snapshot_id in details["tainted_snapshots"]}
-        folders = (path for path in self.folder.glob(SEALED + "*") if path.name not in known and intact(path))
-        return [adapter for adapter in map(read_adapter, folders) if adapter.snapshot_id in tainted]
+        return [adapter for adapter in map(read_adapter, lost) if adapter.snapshot_id in tainted]
 
     def prunable(self, keep: int) -> list[Adapter]:
         """Those whose weights are needed by nothing, and held or lost, oldest first.
