@@ -53,10 +53,6 @@ class Contrast:
         return self.how == "correction"
 
     @property
-    def words(self) -> tuple[str, str, str]:
-        return self.asked.key, self.chosen.completion, self.rejected.completion
-
-    @property
     def heads(self) -> tuple[str, ...]:
         """The interactions whose answers they are."""
         return tuple(dict.fromkeys((self.chosen.interaction.id, self.rejected.interaction.id)))
@@ -71,14 +67,17 @@ class Contrast:
         return merged(self.heads, self.chosen.sources, self.rejected.sources)
 
 
-def fold_contrasts(contrasts: Iterable[Contrast]) -> list[Contrast]:
-    """The first of those with the same words, with the sources of all."""
+def fold_contrasts(
+    contrasts: Iterable[Contrast], said: Callable[[Answer, Answer, Answer], tuple[str, str, str]]
+) -> list[Contrast]:
+    """The first of those that are `said` (of whose prompt, chosen, rejected) in the same words, with all sources."""
     found: dict[tuple[str, str, str], Contrast] = {}
     for contrast in contrasts:
-        first = found.setdefault(contrast.words, contrast)
+        words = said(contrast.asked, contrast.chosen, contrast.rejected)
+        first = found.setdefault(words, contrast)
         if first is not contrast:
             sources = merged(first.chosen.sources, contrast.sources)
-            found[contrast.words] = replace(first, chosen=replace(first.chosen, sources=sources))
+            found[words] = replace(first, chosen=replace(first.chosen, sources=sources))
     return list(found.values())
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..content import Message
@@ -18,7 +19,7 @@ from ..memory.types import Interaction
 from . import privacy
 from .answers import Answer, Exclusions, Gathered, topic_of
 from .injections import any_injection
-from .prompts import Prompts, Words, words_of
+from .prompts import Prompts, Words, plain, words_of
 from .types import Prompt
 
 CURATION = privacy.LATEST  # the version; a snapshot is read back with its own
@@ -120,21 +121,30 @@ class Said:
     """Answers in the words in which they are taught and judged: those that are equal in them are the same."""
 
     def __init__(self, prompts: Prompts) -> None:
-        self._prompts, self._found = prompts, dict[tuple[str, str], Words]()
+        self._prompts = prompts
+        self._found: dict[tuple[str, str], tuple[str, str]] = {}  # key of the prompt, words of the answer
 
     def __call__(self, answer: Answer, asked: Answer | None = None) -> Words:
         """Of that answer, to the prompt of another if one is `asked`."""
-        key = (asked or answer).interaction.id, answer.completion
-        if key not in self._found:
-            row = self.row(answer, asked)
-            self._found[key] = words_of(row["prompt"], row["completion"])
-        return self._found[key]
+        prompt, completion = self._words(answer, asked or answer)
+        return prompt, plain(completion)
+
+    def contrast(self, asked: Answer, chosen: Answer, rejected: Answer) -> tuple[str, str, str]:
+        """Of two answers to one prompt, each as it would stand there alone."""
+        prompt, better = self._words(chosen, asked)
+        return prompt, better, self._words(rejected, asked)[1]
 
     def prompt(self, interaction: Interaction) -> str:
         """Equal ones are the same prompt."""
         return words_of(as_taught(CURATION, self._prompts.prompt(interaction), {})["prompt"], "")[0]
 
-    def row(self, answer: Answer, asked: Answer | None = None) -> dict[str, Any]:
+    def row(self, answer: Answer) -> dict[str, Any]:
         """`prompt` and `completion`."""
-        prompt = self._prompts.prompt((asked or answer).interaction)
-        return as_taught(CURATION, prompt, {"completion": answer.completion})
+        return as_taught(CURATION, self._prompts.prompt(answer.interaction), {"completion": answer.completion})
+
+    def _words(self, answer: Answer, asked: Answer) -> tuple[str, str]:
+        key = asked.interaction.id, answer.completion
+        if key not in self._found:
+            row = self.row(replace(answer, interaction=asked.interaction))
+            self._found[key] = words_of(row["prompt"], "")[0], row["completion"]
+        return self._found[key]

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ..memory.store import MemoryStore
 
 Row = TypeVar("Row")
+Weighed = TypeVar("Weighed", Example, Pair, Thumb)
 PARTS: dict[str, type] = {"examples": Example, "pairs": Pair, "thumbs": Thumb, "held_out": Judged}
 TEXT = {"prompt", "completion", "chosen", "rejected"}  # of rows; what is not text is kept in SQL
 WEIGHT_DIGITS = 6  # the last bits of a logarithm shall change no id
@@ -146,8 +147,8 @@ def build(
     again = [pair for pair in gathered.regenerated if teaches(pair[0].interaction)]
     corrections += [Contrast(*pair, "regeneration") for pair in again]
     near = find_contrasts(taught, vectors, settings.dataset.same_prompt_cosine, order)
-    contrasts = fold_contrasts([*corrections, *find_rephrased(ours, prompts, vectors), *near])
-    contrasts = _telling(contrasts, said, excluded)
+    found = [*corrections, *find_rephrased(ours, prompts, vectors), *near]
+    contrasts = fold_contrasts(_telling(found, said, excluded), said.contrast)
     sure = {a.interaction.id for a in parts.sure}
     guesses = (
         a.interaction.id for a in gathered.answers if not teaches(a.interaction) and a.interaction.id not in sure
@@ -165,16 +166,10 @@ def build(
     pairs = _first(contrasts, _rank(order), limit)
     given = _ids(taught, judged) | {i for c in contrasts if c.how != "synthetic" for i in c.heads}
     excluded.add("over the budget of rows", given - _ids(liked, rated, heard) - {i for c in pairs for i in c.heads})
-    rows = (
-        _examples(liked, said, settings.dataset),
-        _pairs(pairs, prompts, settings.dataset),
-        _thumbs(rated, said, settings.dataset),
-    )
-    examples, preferred, thumbs = _weighing(*rows, excluded)
     return Snapshot(
-        examples=examples,
-        pairs=preferred,
-        thumbs=thumbs,
+        examples=_weighing(_examples(liked, said, settings.dataset), excluded),
+        pairs=_weighing(_pairs(pairs, prompts, settings.dataset), excluded),
+        thumbs=_weighing(_thumbs(rated, said, settings.dataset), excluded),
         held_out=_judged(heard, said, parts.cluster_of),
         excluded=excluded.report(),
         censor=censor_id(reading.reader_id),
@@ -186,7 +181,7 @@ def _telling(contrasts: Sequence[Contrast], said: Said, excluded: Exclusions) ->
     """Those whose answers differ in more than what is masked in them."""
     telling: list[Contrast] = []
     for c in contrasts:
-        chosen, rejected = (said.row(answer, c.asked)["completion"] for answer in (c.chosen, c.rejected))
+        _, chosen, rejected = said.contrast(c.asked, c.chosen, c.rejected)
         if chosen != rejected:
             telling.append(c)
         else:
@@ -266,14 +261,16 @@ def _ids(*parts: Sequence[Answer]) -> set[str]:
 # -- rows ---
 
 
-def _weighing(
-    examples: tuple[Example, ...], pairs: tuple[Pair, ...], thumbs: tuple[Thumb, ...], excluded: Exclusions
-) -> tuple[tuple[Example, ...], tuple[Pair, ...], tuple[Thumb, ...]]:
-    """The rows that teach; what is so old, or of so little share, that its weight is rounded to nothing, is told."""
-    kept = tuple(tuple(row for row in part if row.weight > 0) for part in (examples, pairs, thumbs))
-    heads = ({row.interaction_ids[0] for part in rows for row in part} for rows in ((examples, pairs, thumbs), kept))
-    excluded.add("too old to weigh anything", next(heads) - next(heads))
-    return kept  # type: ignore[return-value]
+def _weighing(rows: Sequence[Weighed], excluded: Exclusions) -> tuple[Weighed, ...]:
+    """Those that teach; what is so old, or of so small a share, that its weight is rounded to nothing, is told."""
+    gone = {i for row in rows if not row.weight for i in row.interaction_ids[: 2 if _compares_two(row) else 1]}
+    kept = {i for row in rows if row.weight for i in row.interaction_ids}
+    excluded.add("too old, or too small a share, to weigh anything", gone - kept)
+    return tuple(row for row in rows if row.weight)
+
+
+def _compares_two(row: Example | Pair | Thumb) -> bool:
+    return isinstance(row, Pair) and row.how not in ("correction", "synthetic")
 
 
 def _weighted(weights: Sequence[float], settings: DatasetSettings, *sides: Sequence[Answer]) -> list[float]:

@@ -85,8 +85,7 @@ def why(store: MemoryStore, registry: Registry, interaction_id: str) -> Why:
     satisfaction = met(store, interaction_id, store.settings.censor)
     known_here = adapter_id in {a.id for a in registry.adapters()}  # an import brings answers of adapters that are not
     found = lineage(store, registry, adapter_id) if adapter_id and known_here else None
-    given = sorted(store.feedback().get(interaction_id, ()), key=lambda f: (f.created_utc, f.id))
-    return Why(interaction, satisfaction, shown, found, tuple(given))
+    return Why(interaction, satisfaction, shown, found, tuple(store.feedback([interaction_id]).get(interaction_id, ())))
 
 
 def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:

@@ -29,7 +29,13 @@ PLAIN, SHORTENED = 3, 4
 LATEST = SHORTENED
 
 _DIGITS, _GAP = re.compile(r"\d"), re.compile("[ -]")
-_GROUPED = ("IBAN", "CARD")  # written in groups, and known by a check digit
+# A card number as it is laid out, whatever stands beside it but more of such groups: a check digit alone fits one list
+# of numbers in ten.
+_LAID_OUT = re.compile(
+    r"(?<![\w.-])(?<!\d{3}[ -])"
+    r"(?:[3-6]\d{3}(?:([ -])\d{4})(?:\1\d{4}){2}|3\d{3}[ -]\d{6}[ -]\d{4,5})(?![ -]?\d{4}|[\w]|[.-]\d)"
+    r"|(?<![\w.-])[3-6]\d{12,18}(?![\w]|[.-]\d)"
+)
 _PHONE_NEAR = re.compile(
     r"(?i)\b(phones?|tel|telephone|mobile|cell|fax|call(ing|ed)?|text|ring|reach|whatsapp|sms|number|messages?|answering)\b"
 )
@@ -49,6 +55,10 @@ def _is_ip(match: re.Match[str]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_no_list_of_years(match: re.Match[str]) -> bool:
+    return _is_card(match) and not re.match(r"(?:(?:19|20)\d\d[ -]){3}", match.group())
 
 
 def _is_card(match: re.Match[str]) -> bool:
@@ -107,10 +117,14 @@ _NAMED = (
 _PRIVATE_KEY = r"-----{} [A-Z ]{{0,30}}PRIVATE KEY(?: BLOCK)?-----"
 _REST = r"[^\s<>\"']*[^\s<>\"'.,;:!?)\]]"
 
+# Of keys without a digit, which look like words: only where nothing else can be meant.
 _KEYS = re.compile(
-    r"(?i)(?:authorization[\"']?\s?[:=]\s?[\"']?(?:bearer|basic|token)\s|(?<![a-z])(?:api|access|auth|client|secret)"
-    r"[ _-]?(?:key|secret|token)[\"']?\s?=\s?[\"']?)(?P<value>[\w~+/-]{8,200}+)(?![.(\[])"
+    r"(?i:authorization[\"']?\s?[:=]\s?[\"']?(?:bearer|basic|token)\s)(?P<value>[\w~+/.=-]{18,}+)"
+    r"|(?i:(?<![a-z])(?:api|access|auth|client|secret)[ _-]?(?:key|secret|token)[\"']?\s?[:=]\s?)"
+    r"(?P<quote>[\"'])(?P<quoted>[\w~+/.=-]{8,}+)(?P=quote)"
+    r"|(?<![A-Z])(?:API|ACCESS|AUTH|CLIENT|SECRET)_(?:KEY|SECRET|TOKEN)=(?P<bare>[\w~+/-]{8,}+)(?=[\s;&]|$)"
 )
+_PLACEHOLDER = re.compile(r"(?i)key|token|secret|your|example|xxx|undefined")
 
 # In the order in which they claim their characters.
 _PATTERNS: tuple[tuple[str, re.Pattern[str], Check], ...] = (
@@ -163,14 +177,23 @@ def spans(text: str, version: int = LATEST) -> list[Span]:
 
 def _proposed(text: str, version: int) -> Iterator[Span]:
     for kind, pattern, check in _PATTERNS:
-        shortened = version >= SHORTENED and kind in _GROUPED
+        shortened = version >= SHORTENED and kind == "IBAN"
+        check = _is_no_list_of_years if version >= SHORTENED and kind == "CARD" else check
         found = _shortened(pattern, check, text) if shortened else filter(check, pattern.finditer(text))
         for match in found:
             yield *match.span("value" if "value" in pattern.groupindex else 0), kind
     if version >= SHORTENED:
-        yield from ((*match.span("value"), "SECRET") for match in _KEYS.finditer(text))
+        yield from ((*match.span(), "CARD") for match in filter(_is_card, _LAID_OUT.finditer(text)))
+        yield from _keys(text)
     if version >= PLAIN:
         yield from ((start, end, "SECRET") for start, end in passwords(text))
+
+
+def _keys(text: str) -> Iterator[Span]:
+    for match in _KEYS.finditer(text):
+        name = next(name for name in ("value", "quoted", "bare") if match[name] is not None)
+        if not _PLACEHOLDER.search(match[name]):
+            yield *match.span(name), "SECRET"
 
 
 def _shortened(pattern: re.Pattern[str], check: Check, text: str) -> Iterator[re.Match[str]]:
@@ -219,6 +242,6 @@ def _canonical(value: str) -> str:
     return re.sub(r"[\s().-]", "", value).casefold()
 
 
-@lru_cache(maxsize=4096)  # the turns of a session stand in every prompt after them
+@lru_cache(maxsize=65_536)  # the turns of a session stand in every prompt after them
 def _spans(text: str, version: int) -> tuple[Span, ...]:
     return tuple(spans(text, version))

@@ -30,13 +30,25 @@ from ..memory.tables import (
     VerdictRow,
 )
 from ..serving.engine import MANIFEST, WEIGHTS
-from .sealing import PRUNED, erase, intact, is_held, may_be_pruned, mend, origin, read_adapter, write_manifest
+from .sealing import (
+    PRUNED,
+    erase,
+    intact,
+    is_held,
+    manifest_of,
+    may_be_pruned,
+    mend,
+    origin,
+    read_adapter,
+    remove,
+    write_manifest,
+)
 from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Snapshot, Verdict
 
 log = logging.getLogger("nightschool")
 DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
 PROMOTED = "promoted"  # the reason of a deployment that goes forth
-ROLLED_BACK = "rolled back from "  # and the adapter
+ROLLED_BACK, WITHDREW = "rolled back from ", "withdrew "  # and the adapter
 
 
 class Overtaken(GateRefused):
@@ -231,17 +243,18 @@ class Registry:
         with self.database.reading() as session:  # at every start, so of the tainted alone
             rows = select(AdapterRow).where(AdapterRow.tainted.is_not(None)).order_by(AdapterRow.created_utc)
             held = [a for a in map(self._adapter, session.scalars(rows)) if is_held(a)]
-        held += self._unrecorded_of_the_forgotten()
-        return [adapter.id for adapter in held if erase(adapter.path / WEIGHTS)]
+        erased = [adapter.id for adapter in held if erase(adapter.path / WEIGHTS)]
+        return erased + [adapter.id for adapter in self._lost() if remove(adapter.path)]
 
-    def _unrecorded_of_the_forgotten(self) -> list[Adapter]:
-        """Adapters that a night sealed and was stopped before it recorded them, of snapshots that a receipt taints."""
+    def _lost(self) -> list[Adapter]:
+        """What a night sealed and was stopped before it recorded it, of snapshots of which something was forgotten
+        since; their folders are of no use to anybody."""
         with self.database.reading() as session:
             known = set(session.scalars(select(AdapterRow.folder)))
-            lost = [path for path in self.folder.glob(SEALED + "*") if path.name not in known and intact(path)]
-            receipts = session.scalars(select(ReceiptRow.details)) if lost else ()
-            tainted = {snapshot_id for details in receipts for snapshot_id in details["tainted_snapshots"]}
-        return [adapter for adapter in map(read_adapter, lost) if adapter.snapshot_id in tainted]
+            lost = [a for p in self.folder.glob(SEALED + "*") if p.name not in known and (a := manifest_of(p))]
+            receipts = session.execute(select(ReceiptRow.created_utc, ReceiptRow.details)).all() if lost else ()
+            tainted = [(forgotten, details["tainted_snapshots"]) for forgotten, details in receipts]
+        return [a for a in lost if any(when >= a.created_utc and a.snapshot_id in ids for when, ids in tainted)]
 
     def prunable(self, keep: int) -> list[Adapter]:
         """Those whose weights are needed by nothing, and held or lost, oldest first.
@@ -352,7 +365,7 @@ class Registry:
             return self.live()
         target = self.predecessor(deployed)
         try:
-            self._deploy(target.id if target else None, f"withdrew {deployed}: tainted", after=seen)
+            self._deploy(target.id if target else None, f"{WITHDREW}{deployed}: tainted", after=seen)
         except Overtaken:
             return self.withdraw_tainted()
         return target

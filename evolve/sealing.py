@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..content import files_id
 from ..errors import GateRefused
@@ -26,7 +27,9 @@ log = logging.getLogger("nightschool")
 FILES, CONFIG_ID = (WEIGHTS, CONFIG), "config_id"  # the latter in an adapter's details
 GONE = "put it back from a backup, or let go of what nothing needs with `nightschool adapters prune`"
 PRUNED = "pruned"  # beside a manifest: its weights were erased on purpose
-_LOADING = Lock()  # an engine lists an adapter before it is known to answer with it as its trainer did
+# By engine: it lists an adapter before it is known to answer with it as its trainer did.
+_LOADING: WeakKeyDictionary[Engine, Lock] = WeakKeyDictionary()
+_GUARD = Lock()
 
 
 def seal(
@@ -110,6 +113,14 @@ def read_adapter(folder: Path) -> Adapter:
     return adapter
 
 
+def manifest_of(folder: Path) -> Adapter | None:
+    """The adapter that the manifest in `folder` names, whatever its weights are; None without one that can be read."""
+    try:
+        return Adapter(path=folder, **json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def intact(folder: Path) -> bool:
     """Whether `folder` holds an adapter whose weights and config are what its manifest says."""
     return refusal(folder) is None
@@ -140,7 +151,9 @@ def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
     GateRefused when it is damaged or made for another base; ServingError when the engine does not answer with it as its
     trainer did, to `tolerance` nats per token.
     """
-    with _LOADING:
+    with _GUARD:
+        alone = _LOADING.setdefault(engine, Lock())
+    with alone:
         if adapter.id not in engine.adapters():
             _load(engine, adapter, tolerance)
 
@@ -167,3 +180,10 @@ def erase(weights: Path) -> bool:
         log.warning("%s could not be erased: %s; delete it", weights, error.strerror)
         return False
     return True
+
+
+def remove(folder: Path) -> bool:
+    """Whether its weights are gone; then the rest of it goes, too."""
+    if gone := erase(folder / WEIGHTS):
+        shutil.rmtree(folder, ignore_errors=True)
+    return gone

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..sdk import Assistant
     from ..settings import Settings
 
-# what is no terminal has no width to fit a table to: nothing is cut there
+# what is no terminal has no width that a table must be cut to
 WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240
 out = Console(soft_wrap=True, emoji=False, width=WIDE)
 err = Console(stderr=True, soft_wrap=True, emoji=False)

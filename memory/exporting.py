@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
@@ -25,6 +27,7 @@ from .tombstones import salt_of
 
 EXPORTS = "exports"  # the folder in the home whose files are ours to erase
 VERSION = 1
+ABANDONED_S = 3600.0  # since the last word was written
 HEAD = b'{"type": "nightschool"'  # how an export begins
 INTERACTION = ("id", "user_id", "agent_id", "session_id", "position", "turn", "reply")
 ANSWERED = ("adapter_id", "memory_ids", "topic_id", "created_utc")
@@ -49,6 +52,11 @@ def write_export(session: Session, path: Path, now: float) -> Counter[str]:
     _require_ours(path)
     written: Counter[str] = Counter()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in path.parent.glob(
+        f"{escape(path.name)}.*.partial"
+    ):  # by one that was killed: all that was said is in it
+        if time.time() - left.stat().st_mtime > ABANDONED_S:
+            left.unlink(missing_ok=True)
     # a name of its own, as two may write to one path; readable by its owner alone
     handle, name = mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
     partial = Path(name)

@@ -5,7 +5,7 @@ The invariant: nothing here writes, and nothing needs the embedder or the index.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ..content import Message
 from ..errors import InputError, NotFound
@@ -73,10 +73,10 @@ class Facts:
         with self.database.reading() as session:
             return reading.latest(session, Owner(user_id, agent_id, session_id))
 
-    def feedback(self) -> dict[str, list[Feedback]]:
-        """All feedback by interaction, oldest first."""
+    def feedback(self, interaction_ids: Collection[str] | None = None) -> dict[str, list[Feedback]]:
+        """All feedback by interaction, oldest first; or that on some."""
         with self.database.reading() as session:
-            return reading.feedback(session)
+            return reading.feedback(session, interaction_ids)
 
     def drafts(self, interaction_ids: Iterable[str]) -> dict[str, list[Draft]]:
         """What the base wrote by night to the prompts of these interactions, by interaction."""

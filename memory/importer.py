@@ -70,7 +70,7 @@ def import_files(
     if missing := [str(path) for path in files if not path.exists() or path.is_dir()]:
         raise InputError(f"no such file: {', '.join(missing)}; nothing was brought in")
     report = ImportReport(0, 0, 0, 0, ())
-    records = (record for path in files for record in _records(path))
+    records = enumerate(record for path in files for record in _records(path))
     while batch := list(islice(records, CONVERSATIONS_A_BATCH)):
         report = _with_batch(report, store, batch, (now, user_id, agent_id))
         if progress is not None:
@@ -79,14 +79,15 @@ def import_files(
 
 
 def _with_batch(
-    report: ImportReport, store: MemoryStore, batch: Sequence[_Record], given: tuple[float, str, str]
+    report: ImportReport, store: MemoryStore, numbered: Sequence[tuple[int, _Record]], given: tuple[float, str, str]
 ) -> ImportReport:
+    batch = [record for _, record in numbered]
     conversations: dict[int, Conversation] = {}
     errors: dict[int, InputError] = {}
     now, user_id, agent_id = given
-    for i, record in enumerate(batch):
+    for i, (number, record) in enumerate(numbered):
         try:
-            conversation = _read(record, (now + LATER * (report.conversations + i), user_id, agent_id))
+            conversation = _read(record, (now + LATER * number, user_id, agent_id))
         except InputError as error:
             errors[i] = error
             continue

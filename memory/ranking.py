@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, log
 from typing import get_args
+from unicodedata import category, normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ from .words import stem, terms, words
 Array = NDArray[np.float32]
 
 ALONE = (*get_args(StatementKind), "correction")  # what repeats a turn has no neighbours in its session
-PUNCTUATION = frozenset(".,;:!?…'\"()[]„“”‘’«»/_*`")
+_SIGNS = re.compile(r"(?<!\w)[-−](?=\d)|(?<=\w)[+#]+")
 POLITE = frozenset("hello hey hi ok please quick thank thanks".split())
 _ON_THE_REPLY = re.compile(r"\b(?:you|your|assistant|bot)(?:'ve|’ve)?\b", re.IGNORECASE)
 
@@ -85,15 +86,19 @@ def rank(query: Query, rows: Sequence[IndexRow], visible: int, weights: Weights 
 def folded(recalls: Iterable[Recall]) -> list[Recall]:
     """The first of those whose texts are the same stems in the same order, but for polite words.
 
-    What is no letter, digit or punctuation tells them apart as well: `C++` and `C#`, 5 and -5, the vowels of Hindi.
+    Some signs tell them apart as well: `C++` and `C#`, 5 and -5, the vowels of Hindi.
     """
     first: dict[object, Recall] = {}
     for recall in recalls:
         text = recall.memory.text
         said = tuple(stem(word) for word in words(text) if word not in POLITE)
-        signs = "".join(c for c in text if not (c.isalnum() or c.isspace() or c in PUNCTUATION))
-        first.setdefault((said, signs) if said else text, recall)
+        first.setdefault((said, _signs(text)) if said else text, recall)
     return list(first.values())
+
+
+def _signs(text: str) -> str:
+    composed = normalize("NFC", text)
+    return "".join([*_SIGNS.findall(composed), *(c for c in composed if category(c).startswith("M"))])
 
 
 def _dense(query: Query, rows: Sequence[IndexRow], weights: Weights) -> Array:

@@ -97,9 +97,12 @@ def asking(session: Session, interactions: Sequence[Interaction]) -> dict[str, s
     return found
 
 
-def feedback(session: Session) -> dict[str, list[Feedback]]:
+def feedback(session: Session, interaction_ids: Collection[str] | None = None) -> dict[str, list[Feedback]]:
     found: dict[str, list[Feedback]] = {}
-    for row in session.scalars(select(FeedbackRow).order_by(FeedbackRow.created_utc, FeedbackRow.id)):
+    rows = select(FeedbackRow).order_by(FeedbackRow.created_utc, FeedbackRow.id)
+    if interaction_ids is not None:
+        rows = rows.where(FeedbackRow.interaction_id.in_(interaction_ids))
+    for row in session.scalars(rows):
         found.setdefault(row.interaction_id, []).append(to_feedback(row))
     return found
 

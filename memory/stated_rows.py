@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from ..content import content_id
 from .conversations import request_of, turn_memory_id, user_words
 from .reading import by_id, shown
-from .rows import change_memory, chunks, from_memory, to_memory
+from .rows import change_memory, chunks, from_memory, to_interaction, to_memory
 from .statements import Period, Said, periods, stated
 from .tables import InteractionRow, MemoryRow, StateRow
 from .types import Interaction, Memory
@@ -28,6 +28,7 @@ from .types import Interaction, Memory
 Subject = tuple[str, str, str]  # user, agent, subject
 Stated = Mapping[tuple[str, str], Sequence[Memory]]  # by user and agent
 
+STATING = "statements"  # the state that a migration leaves where what is stated is read by other rules
 NAMING = "naming"  # the state that a migration leaves where there are statements with ids of another kind
 
 
@@ -80,6 +81,16 @@ def name_again(session: Session) -> None:
     }
     follow(session, held)
     session.execute(delete(StateRow).where(StateRow.name == NAMING))
+
+
+def state_again(session: Session) -> None:
+    """What users state by the rules of now."""
+    restate_all(session, map(to_interaction, session.scalars(select(InteractionRow).execution_options(yield_per=1000))))
+    session.execute(delete(StateRow).where(StateRow.name == STATING))
+
+
+def stating_due(session: Session) -> bool:
+    return session.get(StateRow, STATING) is not None
 
 
 def naming_due(session: Session) -> bool:

@@ -23,6 +23,7 @@ MOST_WORDS = 30  # of a sentence
 MOST_VALUE_WORDS = 8
 MOST_SUBJECT = 200  # characters
 MOST_TEXT = 2000  # characters of a turn that are read; what is longer was pasted rather than said
+MOST_QUOTED = 100_000  # with what is quoted in it
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ RULES = (
 
 SENTENCE = re.compile(r"[^.!?\n]+(?:[.](?=\w)[^.!?\n]*)*[.!?]*")
 QUOTED = re.compile(
-    r"(?:```|~~~).*?(?:```|~~~|\Z)|^\s*>[^\n]*$|\"[^\"”]*[\"”]|“[^\"”]*(?:[\"”]|\Z)", re.DOTALL | re.MULTILINE
+    r"^[ \t]*(?P<fence>```|~~~).*?(?:^[ \t]*(?P=fence)|\Z)|```.*?```|^[ \t]*>[^\n]*$|\"[^\"”]*[\"”]"
+    r"|[“„][^\"”“]*[\"”“]|[“„][^\"”“]*?(?:\n\n|\Z)",
+    re.DOTALL | re.MULTILINE,
 )
 UNSURE = re.compile(
     r"\?|\b(?:if|would|could|might|maybe|perhaps|wish|imagine|suppose|pretend|guess|used to|think|said|says|told|he|she"
@@ -175,7 +178,7 @@ TRAILING = re.compile(
 def stated(text: str) -> list[Statement]:
     """What a user's turn states, the last word on each subject."""
     found: dict[str, Statement] = {}
-    for sentence in SENTENCE.findall(QUOTED.sub(" ", text)[:MOST_TEXT]):
+    for sentence in SENTENCE.findall(QUOTED.sub(" ", text[:MOST_QUOTED])[:MOST_TEXT]):
         if statement := _stated(sentence.strip()):
             found[statement.subject] = statement
     return list(found.values())

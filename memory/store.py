@@ -71,7 +71,7 @@ from .recalling import (
 from .restoring import Restored, Restoring, batches
 from .restoring import new_texts as new_texts_of
 from .rows import from_memory, from_review, to_feedback
-from .stated_rows import add_statements, ended_by_turn, name_again, naming_due, restate_all
+from .stated_rows import add_statements, ended_by_turn, name_again, naming_due, restate_all, state_again, stating_due
 from .tables import FeedbackRow, InteractionRow, MemoryRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release
@@ -98,6 +98,7 @@ from .writing import (
     insert_interactions,
     insert_missing_memories,
     insert_reviews,
+    known,
     latest_moment,
     new_texts,
     rated,
@@ -106,7 +107,11 @@ from .writing import (
 
 Vector = NDArray[np.float32]
 log = logging.getLogger("nightschool")
-AFTER_MIGRATIONS = ((naming_due, name_again), (corrections_due, remember_all_corrections))
+AFTER_MIGRATIONS = (
+    (naming_due, name_again),
+    (stating_due, state_again),
+    (corrections_due, remember_all_corrections),
+)
 FORGOTTEN = 20_000  # memories of a large store that `forget --query` looks at, by cosine and by words each
 
 
@@ -184,9 +189,9 @@ class MemoryStore(Facts):
             if after is not None:
                 check_shown(session, last, after, memory_ids)
             open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
+            if last is not None and open_ended and not reply and last.turn[-len(said) :] == tuple(said):
+                return last  # told once more, and still without an answer
             made = continued(last, open_ended, owner, made)
-            if last is not None and made.id == last.id:  # the same request once more, and still without an answer
-                return last
             replaced = {last.id: made.id} if last is not None and open_ended else {}
             gone = set(map(turn_memory_id, replaced))  # the words of which stand in the turn itself
             made = replace(made, memory_ids=tuple(i for i in made.memory_ids if i not in gone))
@@ -327,7 +332,7 @@ class MemoryStore(Facts):
     def keep_reader(self, reader: Reader, fitted_on: Collection[str]) -> None:
         """Lay it in the home in place of the one before, unless something that it was `fitted_on` is forgotten."""
         with self._writing() as session:  # whoever forgets comes before, or erases it
-            if {i.id for i in reading.by_id(session, fitted_on)} >= set(fitted_on):
+            if known(session, list(fitted_on)) >= set(fitted_on):
                 keep_reader(reader, self.settings.home)
 
     def keep_drafts(self, drafts: Sequence[Draft]) -> int:

@@ -134,9 +134,8 @@ def _wrong_drafts(session: Session, known: set[str]) -> Iterator[str]:
         derived = draft_id(row.interaction_id, row.base_id, row.text)
         if row.id != derived:
             yield f"draft {row.id}: its content has the id {derived}"
-        for source in dict.fromkeys((row.interaction_id, *row.source_ids)):
-            if source not in known:
-                yield f"draft {row.id}: its interaction {source} does not exist"
+        if row.interaction_id not in known:
+            yield f"draft {row.id}: its interaction {row.interaction_id} does not exist"
 
 
 def _wrong_memories(session: Session, known: set[str], expected: dict[str, str]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from ..evolve.expansion import base_of
 from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
-from ..evolve.registry import ROLLED_BACK, Overtaken, Registry
+from ..evolve.registry import ROLLED_BACK, WITHDREW, Overtaken, Registry
 from ..evolve.sealing import ensure_loaded, intact
 from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
@@ -30,7 +30,7 @@ from .lock import NightRunning, night_lock
 
 log = logging.getLogger("nightschool")
 Progress = Callable[[str], None]
-READINGS = 3  # of the memory, if something is forgotten each time
+READINGS = JUDGINGS = 3  # of the memory, if something is forgotten each time; of a candidate, if what serves changes
 
 
 def run(
@@ -112,7 +112,7 @@ def _night(
     engine = opened()
     still_alone()  # training takes long, and so does judging
     with for_now(engine, registry):
-        while True:
+        for _ in range(JUDGINGS):
             seen = registry.newest_deployment()
             verdict = _judge(candidate, snapshot, probes, store, registry, engine, settings, progress)
             registry.add_verdict(verdict, cycle_id)
@@ -121,6 +121,7 @@ def _night(
                 _decide(candidate, verdict, registry, progress, cycle_id, seen)
                 return None
             progress("something else serves by now: judging again")
+    raise GateRefused(f"something else was put into service {JUDGINGS} times while {candidate.id} was judged")
 
 
 def _told(line: str, progress: Progress) -> str:
@@ -183,10 +184,14 @@ def _serving(registry: Registry) -> str | None:
 
 
 def _left_behind(verdict: Verdict, registry: Registry) -> bool:
-    """Whether what is better than what serves never served: a night that was killed after its verdict put nothing into
-    service. One that served before may have been made again since."""
-    never = verdict.candidate_id not in {d["adapter_id"] for d in registry.deployments()}
-    return never or verdict.incumbent_id == _serving(registry)
+    """Whether a night that was killed after its verdict put nothing into service: what it judged never served, or was
+    withdrawn, made again of the rest, and is better than what serves."""
+    found, deployments = verdict.candidate_id, registry.deployments()
+    last = max((n for n, d in enumerate(deployments) if d["adapter_id"] == found), default=None)
+    if last is None:
+        return True
+    withdrawn = any(d["reason"].startswith(f"{WITHDREW}{found}") for d in deployments[last + 1 : last + 2])
+    return withdrawn and verdict.incumbent_id == _serving(registry)
 
 
 def _rolled_back(registry: Registry) -> set[str]:

@@ -42,8 +42,8 @@ def test_older_versions_know_a_password_by_its_digits_alone(version: int):
 
 
 def test_older_versions_miss_a_number_with_more_behind_it():
-    prompt: Prompt = ({"role": "user", "content": "pay BE68 5390 0754 7034 by Friday, api_key=sesamesesame"},)
+    prompt: Prompt = ({"role": "user", "content": "pay BE68 5390 0754 7034 by Friday, API_KEY=sesamesesame"},)
     older = as_taught(PLAIN, prompt, {"completion": "ok"})["prompt"]
     assert older == prompt
     newer = as_taught(SHORTENED, prompt, {"completion": "ok"})["prompt"]
-    assert newer[0]["content"] == "pay <IBAN> by Friday, api_key=<SECRET>"
+    assert newer[0]["content"] == "pay <IBAN> by Friday, API_KEY=<SECRET>"

@@ -713,6 +713,15 @@ def test_answers_that_differ_in_what_is_masked_alone_are_no_pair_and_no_contradi
     assert reasons(snapshot)["people disagree on this answer"] == (one,)
 
 
+def test_corrections_that_differ_in_what_is_masked_alone_are_one_pair():
+    world = World()
+    for n in range(20):
+        world.says(f"Send the bill to u{n}@example.org", "No.", correction="You have it now.", user=f"u{n}")
+    snapshot = world.freeze()
+    assert (len(snapshot.pairs), len(snapshot.examples), len(snapshot.thumbs)) == (1, 1, 2)
+    assert len(snapshot.pairs[0].interaction_ids) == 20 and world.load(to_rows(snapshot)).id == snapshot.id
+
+
 def test_what_is_too_old_to_weigh_anything_is_no_row_and_told():
     world = World()
     old = world.says("the bell?", "ten", 1.0, age_days=2000)
@@ -720,7 +729,7 @@ def test_what_is_too_old_to_weigh_anything_is_no_row_and_told():
         world.says(f"the lock {n}?", f"five {n}", 1.0, topic="t:lock")
     snapshot = world.freeze()
     assert len(snapshot.examples) == len(snapshot.thumbs) == 5
-    assert reasons(snapshot) == {"too old to weigh anything": (old,)}
+    assert reasons(snapshot) == {"too old, or too small a share, to weigh anything": (old,)}
     assert world.load(to_rows(snapshot)).id == snapshot.id
 
 

@@ -246,6 +246,21 @@ def test_of_several_ratings_of_one_reply_in_a_file_the_last_one_counts(quick_sto
     assert last == {"a": -1.0, "b": 1.0}
 
 
+def test_conversations_without_a_time_are_in_order_whatever_is_refused_between_them(quick_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(importer, "CONVERSATIONS_A_BATCH", 4)
+    told = [chat(f"n {i}", "so", session=f"{i:02}") if i % 3 else "broken" for i in range(20)]
+    brought(quick_store, lines(tmp_path / "a.jsonl", *told))
+    found = sorted(quick_store.interactions(), key=lambda i: i.session_id)
+    times = [i.created_utc for i in found]
+    assert len(times) == 13 and times == sorted(set(times))
+
+
+def test_what_is_said_once_more_in_a_file_is_said_last(quick_store, tmp_path):
+    brought(quick_store, lines(tmp_path / "a.jsonl", *(chat("hi", "hello", session="a", rating=r) for r in (1, -1, 1))))
+    (given,) = quick_store.feedback().values()
+    assert max(given, key=lambda f: f.created_utc).rating == 1.0
+
+
 @pytest.mark.parametrize("homes", [("Oslo", "Rome"), ("Rome", "Oslo"), ("Kyiv", "Cork"), ("Cork", "Kyiv")])
 def test_of_conversations_without_a_time_the_last_one_has_the_last_word(quick_store, tmp_path, clock, homes):
     brought(quick_store, lines(tmp_path / "a.jsonl", *(chat(f"I live in {home}.", "I see.") for home in homes)))

@@ -203,7 +203,7 @@ def test_nights_of_before_they_had_numbers_keep_their_order_their_verdicts_and_w
         " ('a', 's', false, '[]', '[]', 2), ('a', 's', true, '[]', '[]', 5)",
         "INSERT INTO deployments (adapter_id, reason, created_utc) VALUES ('a', 'promoted', 5.5)",
         "INSERT INTO cycles (id, started_utc, finished_utc, snapshot_id, candidate_id) VALUES"
-        " ('z', 1, 3, 's', 'a'), ('b', 4, 6, 's', 'a'), ('c', 7, 8, NULL, NULL)",
+        " ('z', 1, 3, 's', 'a'), ('b', 4, NULL, 's', 'a'), ('c', 7, 8, NULL, NULL)",
     }
     new = [("cycles", c) for c in ("number", "verdict_id", "deployment_id", "excluded")] + [("snapshots", "reader_ids")]
     database = Database(url)

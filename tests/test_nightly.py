@@ -496,6 +496,20 @@ def test_what_is_made_again_and_left_behind_by_a_killed_night_serves_after_the_n
 
 
 @pytest.mark.usefixtures("toy_nights")
+def test_what_an_operator_puts_back_is_not_replaced_by_what_was_judged_before(assistant: Assistant) -> None:
+    registry, first = assistant.registry, night(assistant).candidate_id or ""
+    over_it = Verdict(first, None, registry.adapter(first).snapshot_id, True, (), ("better",))
+    assert not nightly._left_behind(over_it, registry)
+    registry.rollback()
+    assert not nightly._left_behind(over_it, registry)  # by hand, though the base serves
+    registry.promote(first)
+    registry.taint(first, "a turn was forgotten")
+    registry.withdraw_tainted()
+    assert nightly._left_behind(over_it, registry)
+    assert not nightly._left_behind(replace(over_it, incumbent_id="b2:other"), registry)
+
+
+@pytest.mark.usefixtures("toy_nights")
 def test_what_is_put_into_service_while_a_night_judges_has_it_judge_again(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

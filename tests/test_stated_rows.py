@@ -459,3 +459,15 @@ def test_statements_of_an_older_version_are_named_again_and_replies_keep_what_th
             assert store.interaction(reply).memory_ids == (now[1],)
             assert store.interaction(other).memory_ids == ()
             assert store.verify() == []
+
+
+def test_what_was_stated_by_other_rules_is_stated_again_after_the_migration(settings, hash_embedder):
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        say(store, "I live in Rome.", 1.0)
+        (row,) = (m for m in store.history(user_id="ada") if m.subject == "home")
+        with store.sql.begin() as connection:
+            connection.execute(text("UPDATE memories SET text = 'I live in Lima.' WHERE id = :id"), {"id": row.id})
+            connection.execute(text("INSERT INTO store_state (name, value) VALUES ('statements', 'due')"))
+        assert store.verify()
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        assert [m.text for m in store.history(user_id="ada")] == ["I live in Rome."] and store.verify() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from random import Random
 
@@ -141,12 +142,34 @@ def test_pasted_text_is_not_read_to_its_end_and_takes_no_time() -> None:
     assert stated("x " * 2000 + "I live in Oslo.") == []
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "Thanks~~~",
+        "Ich las „Faust“.",
+        "They say “quote“ a lot.",
+        "use ``` to open a fence.",
+        "```\na ~~~\n```",
+        "“Open\n",
+    ],
+)
+def test_what_is_said_after_a_quotation_or_what_looks_like_one_is_read(before: str) -> None:
+    assert [s.value for s in stated(f"{before}\nMy name is Mei.")] == ["mei"]
+
+
+@pytest.mark.parametrize("piece", ["\n", " ", "> ", "``` ", "“", '"', "~~~\n", " \n>"])
+def test_quotations_of_any_kind_take_no_long_time(piece: str) -> None:
+    start = time.process_time()
+    stated(piece * (400_000 // len(piece)))
+    assert time.process_time() - start < 5
+
+
 @pytest.mark.parametrize("fence", [("```", "```"), ("~~~", "~~~"), ("```", ""), ("“", "”"), ("“", "")])
 def test_what_is_quoted_at_length_is_nothing_that_the_user_states(fence: tuple[str, str]) -> None:
     quoted = "My name is Bo. I live in Lima. " + "And so on. " * 300
-    text = f"Correct this: {fence[0]}\n{quoted}\n{fence[1]}"
+    text = f"Correct this:\n{fence[0]}\n{quoted}\n{fence[1]}"
     assert stated(text) == []
-    assert [s.value for s in stated(f"{text}\nI live in Oslo.")] == (["oslo"] if fence[1] else [])
+    assert [s.value for s in stated(f"{text}\nI live in Oslo.")] == ([] if fence == ("```", "") else ["oslo"])
 
 
 def said(value: str, source: str, time: float) -> Said:

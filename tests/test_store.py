@@ -253,6 +253,8 @@ def test_unanswered_turn_that_is_told_once_more_is_one_and_what_was_made_of_it_s
         session.add(SnapshotSourceRow(snapshot_id="b2:s", interaction_id=asked.id))
     assert said(quick_store, "dogs?", reply="") == asked
     assert quick_store.forget(interaction_ids=[asked.id]).tainted_snapshots == ("b2:s",)
+    more = said(quick_store, "or cats?", reply="")
+    assert said(quick_store, "or cats?", reply="") == more and len(more.turn) == 2
     assert quick_store.verify() == []
 
 

@@ -1,7 +1,8 @@
 """what a night decided, by number and not by the time of a clock that may be set back
 
 Its place among the nights, its verdict, the deployment it made, and what was left out of its snapshot then. And what
-the reader of a snapshot was fitted on.
+the reader of a snapshot was fitted on. What people state is read by new rules, so the store states it again when it is
+opened.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ def upgrade() -> None:
     )
     op.execute(
         "UPDATE cycles SET verdict_id = (SELECT max(verdicts.id) FROM verdicts WHERE"
-        " verdicts.candidate_id = cycles.candidate_id AND verdicts.created_utc <= cycles.finished_utc)"
+        " verdicts.candidate_id = cycles.candidate_id AND verdicts.created_utc <= COALESCE(cycles.finished_utc, 1e18))"
     )
     op.execute(
         "UPDATE cycles SET deployment_id = (SELECT max(deployments.id) FROM deployments WHERE"
         " deployments.adapter_id = cycles.candidate_id AND deployments.reason = 'promoted'"
-        " AND deployments.created_utc BETWEEN cycles.started_utc AND cycles.finished_utc)"
+        " AND deployments.created_utc BETWEEN cycles.started_utc AND COALESCE(cycles.finished_utc, 1e18))"
     )
     op.execute(
         "UPDATE cycles SET excluded ="
         " (SELECT snapshots.excluded FROM snapshots WHERE snapshots.id = cycles.snapshot_id)"
+    )
+    op.execute(
+        "INSERT INTO store_state (name, value) SELECT 'statements', 'due' WHERE EXISTS (SELECT 1 FROM interactions)"
     )
