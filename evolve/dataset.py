@@ -166,10 +166,15 @@ def build(
     pairs = _first(contrasts, _rank(order), limit)
     given = _ids(taught, judged) | {i for c in contrasts if c.how != "synthetic" for i in c.heads}
     excluded.add("over the budget of rows", given - _ids(liked, rated, heard) - {i for c in pairs for i in c.heads})
+    examples, thumbs = _examples(liked, said, settings.dataset), _thumbs(rated, said, settings.dataset)
+    preferred = _pairs(pairs, prompts, settings.dataset)
+    rows: list[Example | Pair | Thumb] = [*examples, *preferred, *thumbs]
+    weightless = _heads(row for row in rows if not row.weight) - _heads(row for row in rows if row.weight)
+    excluded.add("too old, or too small a share, to weigh anything", weightless)
     return Snapshot(
-        examples=_weighing(_examples(liked, said, settings.dataset), excluded),
-        pairs=_weighing(_pairs(pairs, prompts, settings.dataset), excluded),
-        thumbs=_weighing(_thumbs(rated, said, settings.dataset), excluded),
+        examples=_weighing(examples),
+        pairs=_weighing(preferred),
+        thumbs=_weighing(thumbs),
         held_out=_judged(heard, said, parts.cluster_of),
         excluded=excluded.report(),
         censor=censor_id(reading.reader_id),
@@ -261,16 +266,14 @@ def _ids(*parts: Sequence[Answer]) -> set[str]:
 # -- rows ---
 
 
-def _weighing(rows: Sequence[Weighed], excluded: Exclusions) -> tuple[Weighed, ...]:
-    """Those that teach; what is so old, or of so small a share, that its weight is rounded to nothing, is told."""
-    gone = {i for row in rows if not row.weight for i in row.interaction_ids[: 2 if _compares_two(row) else 1]}
-    kept = {i for row in rows if row.weight for i in row.interaction_ids}
-    excluded.add("too old, or too small a share, to weigh anything", gone - kept)
+def _weighing(rows: Sequence[Weighed]) -> tuple[Weighed, ...]:
     return tuple(row for row in rows if row.weight)
 
 
-def _compares_two(row: Example | Pair | Thumb) -> bool:
-    return isinstance(row, Pair) and row.how not in ("correction", "synthetic")
+def _heads(rows: Iterable[Example | Pair | Thumb]) -> set[str]:
+    """The interactions whose answers these rows are; none of what nobody gave."""
+    given = (row for row in rows if not (isinstance(row, Pair) and row.how == "synthetic"))
+    return {i for row in given for i in row.interaction_ids[: 1 + (isinstance(row, Pair) and row.how != "correction")]}
 
 
 def _weighted(weights: Sequence[float], settings: DatasetSettings, *sides: Sequence[Answer]) -> list[float]:

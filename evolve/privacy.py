@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from ipaddress import ip_address
+from itertools import chain
 
 from .passwords import passwords
 
@@ -29,12 +30,10 @@ PLAIN, SHORTENED = 3, 4
 LATEST = SHORTENED
 
 _DIGITS, _GAP = re.compile(r"\d"), re.compile("[ -]")
-# A card number as it is laid out, whatever stands beside it but more of such groups: a check digit alone fits one list
-# of numbers in ten.
+_YEARS = re.compile(r"(?:(?:19|20)\d\d[ -]){3}")
+# A card number as it is laid out, whatever stands beside it: a check digit alone fits one list of numbers in ten.
 _LAID_OUT = re.compile(
-    r"(?<![\w.-])(?<!\d{3}[ -])"
-    r"(?:[3-6]\d{3}(?:([ -])\d{4})(?:\1\d{4}){2}|3\d{3}[ -]\d{6}[ -]\d{4,5})(?![ -]?\d{4}|[\w]|[.-]\d)"
-    r"|(?<![\w.-])[3-6]\d{12,18}(?![\w]|[.-]\d)"
+    r"(?<![\w.-])(?:[2-6]\d{3}([ -])\d{4}(?:\1\d{4}){2}|3\d{3}[ -]\d{6}[ -]\d{4,5}|[2-6]\d{12,18})(?!\w|\.\d|-\d{3})"
 )
 _PHONE_NEAR = re.compile(
     r"(?i)\b(phones?|tel|telephone|mobile|cell|fax|call(ing|ed)?|text|ring|reach|whatsapp|sms|number|messages?|answering)\b"
@@ -57,14 +56,22 @@ def _is_ip(match: re.Match[str]) -> bool:
     return True
 
 
-def _is_no_list_of_years(match: re.Match[str]) -> bool:
-    return _is_card(match) and not re.match(r"(?:(?:19|20)\d\d[ -]){3}", match.group())
-
-
 def _is_card(match: re.Match[str]) -> bool:
     digits = "".join(_DIGITS.findall(match.group()))
     said = bool(_CARD_NEAR.search(_before(match)))
     return 12 <= len(digits) <= 19 and _luhn(digits) and (said or len(digits) > 13)
+
+
+def _is_card_and_no_years(match: re.Match[str]) -> bool:
+    return _is_card(match) and not _YEARS.match(match.group())
+
+
+def _is_one_card(match: re.Match[str]) -> bool:
+    """Of one that is laid out: no piece of a longer list of such groups, unless a word says what it is."""
+    before, after = match.string[: match.start()], match.string[match.end() :]
+    more = re.search(r"\d{4}[ -]$", before[-5:]) or re.match(r"[ -]\d{4}", after)
+    alone = not more or bool(_CARD_NEAR.search(_before(match))) or len(match.group(0).split()) == 1
+    return alone and _is_card_and_no_years(match)
 
 
 def _luhn(digits: str) -> bool:
@@ -119,12 +126,14 @@ _REST = r"[^\s<>\"']*[^\s<>\"'.,;:!?)\]]"
 
 # Of keys without a digit, which look like words: only where nothing else can be meant.
 _KEYS = re.compile(
-    r"(?i:authorization[\"']?\s?[:=]\s?[\"']?(?:bearer|basic|token)\s)(?P<value>[\w~+/.=-]{18,}+)"
+    r"(?i:authorization[\"']?\s?[:=]\s?[\"']?(?:bearer|basic|token)\s)(?P<value>[\w~+/.=-]{18,}+|(?=\S{0,99}[A-Z])[\w+/=]{12,}+)"
     r"|(?i:(?<![a-z])(?:api|access|auth|client|secret)[ _-]?(?:key|secret|token)[\"']?\s?[:=]\s?)"
     r"(?P<quote>[\"'])(?P<quoted>[\w~+/.=-]{8,}+)(?P=quote)"
-    r"|(?<![A-Z])(?:API|ACCESS|AUTH|CLIENT|SECRET)_(?:KEY|SECRET|TOKEN)=(?P<bare>[\w~+/-]{8,}+)(?=[\s;&]|$)"
+    r"|(?<![A-Z])(?:API|ACCESS|AUTH|CLIENT|SECRET)_(?:KEY|SECRET|TOKEN)=(?P<bare>[\w~+/-]{8,}+={0,2})(?=[\s;&,)`\"']|\.(?!\w)|$)"
 )
-_PLACEHOLDER = re.compile(r"(?i)key|token|secret|your|example|xxx|undefined")
+_PLACEHOLDER = re.compile(
+    r"(?i)(?:^|[_.-])(?:key|token|secret|your|example|placeholder|changeme|x{3,}|undefined)(?:[_.-]|$)"
+)
 
 # In the order in which they claim their characters.
 _PATTERNS: tuple[tuple[str, re.Pattern[str], Check], ...] = (
@@ -177,13 +186,16 @@ def spans(text: str, version: int = LATEST) -> list[Span]:
 
 def _proposed(text: str, version: int) -> Iterator[Span]:
     for kind, pattern, check in _PATTERNS:
-        shortened = version >= SHORTENED and kind == "IBAN"
-        check = _is_no_list_of_years if version >= SHORTENED and kind == "CARD" else check
-        found = _shortened(pattern, check, text) if shortened else filter(check, pattern.finditer(text))
+        if version >= SHORTENED and kind == "IBAN":
+            found: Iterable[re.Match[str]] = _shortened(pattern, check, text)
+        elif version >= SHORTENED and kind == "CARD":
+            whole = filter(_is_card_and_no_years, pattern.finditer(text))
+            found = chain(whole, filter(_is_one_card, _LAID_OUT.finditer(text)))
+        else:
+            found = filter(check, pattern.finditer(text))
         for match in found:
             yield *match.span("value" if "value" in pattern.groupindex else 0), kind
     if version >= SHORTENED:
-        yield from ((*match.span(), "CARD") for match in filter(_is_card, _LAID_OUT.finditer(text)))
         yield from _keys(text)
     if version >= PLAIN:
         yield from ((start, end, "SECRET") for start, end in passwords(text))

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import islice, takewhile
+from math import inf
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,7 +41,6 @@ from .sealing import (
     mend,
     origin,
     read_adapter,
-    remove,
     write_manifest,
 )
 from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Snapshot, Verdict
@@ -48,7 +48,7 @@ from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Snapshot, Ver
 log = logging.getLogger("nightschool")
 DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
 PROMOTED = "promoted"  # the reason of a deployment that goes forth
-ROLLED_BACK, WITHDREW = "rolled back from ", "withdrew "  # and the adapter
+ROLLED_BACK = "rolled back from "  # and the adapter
 
 
 class Overtaken(GateRefused):
@@ -126,7 +126,9 @@ class Registry:
                 return False
             if path.name.startswith(DEBRIS) or not (path / MANIFEST).exists():
                 return True
-            return intact(path) and bool(session.get(SnapshotRow, read_adapter(path).snapshot_id))
+            whole = intact(path) or not (path / WEIGHTS).exists()  # the latter was erased with what taught it
+            named = manifest_of(path) if whole else None
+            return named is not None and session.get(SnapshotRow, named.snapshot_id) is not None
 
     # -- snapshots ---
 
@@ -244,17 +246,18 @@ class Registry:
             rows = select(AdapterRow).where(AdapterRow.tainted.is_not(None)).order_by(AdapterRow.created_utc)
             held = [a for a in map(self._adapter, session.scalars(rows)) if is_held(a)]
         erased = [adapter.id for adapter in held if erase(adapter.path / WEIGHTS)]
-        return erased + [adapter.id for adapter in self._lost() if remove(adapter.path)]
+        return erased + [adapter.id for adapter in self._lost() if erase(adapter.path / WEIGHTS)]
 
     def _lost(self) -> list[Adapter]:
-        """What a night sealed and was stopped before it recorded it, of snapshots of which something was forgotten
-        since; their folders are of no use to anybody."""
+        """What a night sealed and did not record, of snapshots of which something was forgotten: it may have been
+        stopped in between. Their folders are left to `sweep`, since a night may be about to record them."""
         with self.database.reading() as session:
             known = set(session.scalars(select(AdapterRow.folder)))
-            lost = [a for p in self.folder.glob(SEALED + "*") if p.name not in known and (a := manifest_of(p))]
-            receipts = session.execute(select(ReceiptRow.created_utc, ReceiptRow.details)).all() if lost else ()
-            tainted = [(forgotten, details["tainted_snapshots"]) for forgotten, details in receipts]
-        return [a for a in lost if any(when >= a.created_utc and a.snapshot_id in ids for when, ids in tainted)]
+            found = (manifest_of(path) for path in self.folder.glob(SEALED + "*") if path.name not in known)
+            lost = [adapter for adapter in found if adapter and is_held(adapter)]
+            receipts = session.scalars(select(ReceiptRow.details)).all() if lost else ()
+        tainted = {snapshot_id for details in receipts for snapshot_id in details["tainted_snapshots"]}
+        return [adapter for adapter in lost if adapter.snapshot_id in tainted]
 
     def prunable(self, keep: int) -> list[Adapter]:
         """Those whose weights are needed by nothing, and held or lost, oldest first.
@@ -307,6 +310,13 @@ class Registry:
             query = select(VerdictRow).where(VerdictRow.candidate_id == candidate_id).order_by(VerdictRow.id.desc())
             row = session.scalars(query.limit(1)).first()
             return _verdict(row) if row else None
+
+    def undecided(self, candidate_id: str) -> bool:
+        """Whether nothing was switched since its newest verdict, as where a night was stopped right after it."""
+        judged = select(func.max(VerdictRow.created_utc)).where(VerdictRow.candidate_id == candidate_id)
+        with self.database.reading() as session:
+            moved = session.scalars(select(func.max(DeploymentRow.created_utc))).one()
+            return moved is None or moved < (session.scalars(judged).one() or -inf)
 
     # -- the live alias ---
 
@@ -365,7 +375,7 @@ class Registry:
             return self.live()
         target = self.predecessor(deployed)
         try:
-            self._deploy(target.id if target else None, f"{WITHDREW}{deployed}: tainted", after=seen)
+            self._deploy(target.id if target else None, f"withdrew {deployed}: tainted", after=seen)
         except Overtaken:
             return self.withdraw_tainted()
         return target

@@ -180,10 +180,3 @@ def erase(weights: Path) -> bool:
         log.warning("%s could not be erased: %s; delete it", weights, error.strerror)
         return False
     return True
-
-
-def remove(folder: Path) -> bool:
-    """Whether its weights are gone; then the rest of it goes, too."""
-    if gone := erase(folder / WEIGHTS):
-        shutil.rmtree(folder, ignore_errors=True)
-    return gone

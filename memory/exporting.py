@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from glob import escape
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
@@ -52,11 +53,7 @@ def write_export(session: Session, path: Path, now: float) -> Counter[str]:
     _require_ours(path)
     written: Counter[str] = Counter()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for left in path.parent.glob(
-        f"{escape(path.name)}.*.partial"
-    ):  # by one that was killed: all that was said is in it
-        if time.time() - left.stat().st_mtime > ABANDONED_S:
-            left.unlink(missing_ok=True)
+    _remove_abandoned(path)
     # a name of its own, as two may write to one path; readable by its owner alone
     handle, name = mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
     partial = Path(name)
@@ -75,6 +72,16 @@ def write_export(session: Session, path: Path, now: float) -> Counter[str]:
         partial.unlink(missing_ok=True)  # `forget` does not reach it
         raise
     return written
+
+
+def _remove_abandoned(path: Path) -> None:
+    """What exports to `path` left that were killed: all that was said may be in it."""
+    ours = re.compile(re.escape(path.name) + r"\.[a-z0-9_]{8}\.partial")
+    for left in path.parent.iterdir():
+        with suppress(OSError):  # another came before, or it is not ours to remove
+            old = time.time() - left.lstat().st_mtime > ABANDONED_S
+            if old and ours.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+                left.unlink()
 
 
 def _require_ours(path: Path) -> None:

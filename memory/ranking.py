@@ -32,7 +32,8 @@ from .words import stem, terms, words
 Array = NDArray[np.float32]
 
 ALONE = (*get_args(StatementKind), "correction")  # what repeats a turn has no neighbours in its session
-_SIGNS = re.compile(r"(?<!\w)[-−](?=\d)|(?<=\w)[+#]+")
+_SIGNS = re.compile(r"(?<!\w)-(?=\d)|(?<=\w)[+#]+|[%<>=≠≤≥]")
+_OF_EMOJI = re.compile("[\ufe00-\ufe0f\u20e3]")
 POLITE = frozenset("hello hey hi ok please quick thank thanks".split())
 _ON_THE_REPLY = re.compile(r"\b(?:you|your|assistant|bot)(?:'ve|’ve)?\b", re.IGNORECASE)
 
@@ -90,15 +91,16 @@ def folded(recalls: Iterable[Recall]) -> list[Recall]:
     """
     first: dict[object, Recall] = {}
     for recall in recalls:
-        text = recall.memory.text
+        text = normalize("NFC", recall.memory.text.replace("−", "-"))
         said = tuple(stem(word) for word in words(text) if word not in POLITE)
         first.setdefault((said, _signs(text)) if said else text, recall)
     return list(first.values())
 
 
 def _signs(text: str) -> str:
-    composed = normalize("NFC", text)
-    return "".join([*_SIGNS.findall(composed), *(c for c in composed if category(c).startswith("M"))])
+    """Signs that stand for words, and the marks of letters."""
+    marks = (c for c in text if category(c) == "Sc" or (category(c).startswith("M") and not _OF_EMOJI.match(c)))
+    return "".join([*_SIGNS.findall(text), *marks])
 
 
 def _dense(query: Query, rows: Sequence[IndexRow], weights: Weights) -> Array:

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf, nextafter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,10 +146,7 @@ def insert_reviews(session: Session, reviews: Reviews, now: float) -> int:
 
     A file dates what was said of a reply by the reply; where something else was said by then, what is new came `now`.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    for row in (from_review(*review) for review in reviews):
-        rows.pop(row["id"], None)  # what is said once more is said last
-        rows[row["id"]] = row
+    rows = {row["id"]: row for row in (from_review(*review) for review in reviews)}
     for some in chunks(list(rows)):
         for held in session.scalars(select(FeedbackRow.id).where(FeedbackRow.id.in_(some))):
             del rows[held]

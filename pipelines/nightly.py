@@ -19,7 +19,7 @@ from ..evolve.expansion import base_of
 from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
-from ..evolve.registry import ROLLED_BACK, WITHDREW, Overtaken, Registry
+from ..evolve.registry import ROLLED_BACK, Overtaken, Registry
 from ..evolve.sealing import ensure_loaded, intact
 from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
@@ -120,7 +120,7 @@ def _night(
             with suppress(Overtaken):
                 _decide(candidate, verdict, registry, progress, cycle_id, seen)
                 return None
-            progress("something else serves by now: judging again")
+            progress("something else serves by now")
     raise GateRefused(f"something else was put into service {JUDGINGS} times while {candidate.id} was judged")
 
 
@@ -184,14 +184,11 @@ def _serving(registry: Registry) -> str | None:
 
 
 def _left_behind(verdict: Verdict, registry: Registry) -> bool:
-    """Whether a night that was killed after its verdict put nothing into service: what it judged never served, or was
-    withdrawn, made again of the rest, and is better than what serves."""
-    found, deployments = verdict.candidate_id, registry.deployments()
-    last = max((n for n, d in enumerate(deployments) if d["adapter_id"] == found), default=None)
-    if last is None:
+    """Whether a night that was killed after its verdict put nothing into service: what it judged never served, or is
+    better than what serves, and nothing was switched since."""
+    if verdict.candidate_id not in {d["adapter_id"] for d in registry.deployments()}:
         return True
-    withdrawn = any(d["reason"].startswith(f"{WITHDREW}{found}") for d in deployments[last + 1 : last + 2])
-    return withdrawn and verdict.incumbent_id == _serving(registry)
+    return verdict.incumbent_id == _serving(registry) and registry.undecided(verdict.candidate_id)
 
 
 def _rolled_back(registry: Registry) -> set[str]:

@@ -366,3 +366,15 @@ def test_export_that_is_erased_while_it_is_written_says_so(told, tmp_path, monke
     monkeypatch.setattr(os, "replace", erased)
     with pytest.raises(StoreError, match="forgotten meanwhile, and the export with it"):
         told.export(tmp_path / "backup.jsonl")
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_and_nothing_else(told, tmp_path):
+    names = {"left": "b.jsonl.abcd1234.partial", "new": "b.jsonl.abcd1235.partial", "other": "b.jsonl.zip.partial"}
+    paths = {what: tmp_path / name for what, name in names.items()}
+    for what, path in paths.items():
+        path.write_text("{}")
+        if what != "new":
+            os.utime(path, (0, 0))
+    (tmp_path / "b.jsonl.abcd1236.partial").symlink_to(tmp_path / "nowhere")
+    told.export(tmp_path / "b.jsonl")
+    assert [what for what, path in paths.items() if path.exists()] == ["new", "other"]

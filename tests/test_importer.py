@@ -255,12 +255,6 @@ def test_conversations_without_a_time_are_in_order_whatever_is_refused_between_t
     assert len(times) == 13 and times == sorted(set(times))
 
 
-def test_what_is_said_once_more_in_a_file_is_said_last(quick_store, tmp_path):
-    brought(quick_store, lines(tmp_path / "a.jsonl", *(chat("hi", "hello", session="a", rating=r) for r in (1, -1, 1))))
-    (given,) = quick_store.feedback().values()
-    assert max(given, key=lambda f: f.created_utc).rating == 1.0
-
-
 @pytest.mark.parametrize("homes", [("Oslo", "Rome"), ("Rome", "Oslo"), ("Kyiv", "Cork"), ("Cork", "Kyiv")])
 def test_of_conversations_without_a_time_the_last_one_has_the_last_word(quick_store, tmp_path, clock, homes):
     brought(quick_store, lines(tmp_path / "a.jsonl", *(chat(f"I live in {home}.", "I see.") for home in homes)))

@@ -505,6 +505,8 @@ def test_what_an_operator_puts_back_is_not_replaced_by_what_was_judged_before(as
     registry.promote(first)
     registry.taint(first, "a turn was forgotten")
     registry.withdraw_tainted()
+    assert not nightly._left_behind(over_it, registry)
+    registry.add_verdict(over_it)
     assert nightly._left_behind(over_it, registry)
     assert not nightly._left_behind(replace(over_it, incumbent_id="b2:other"), registry)
 

@@ -146,8 +146,9 @@ def test_pasted_text_is_not_read_to_its_end_and_takes_no_time() -> None:
     "before",
     [
         "Thanks~~~",
+        "```foo```",
+        "~~~ hi ~~~",
         "Ich las „Faust“.",
-        "They say “quote“ a lot.",
         "use ``` to open a fence.",
         "```\na ~~~\n```",
         "“Open\n",
@@ -157,7 +158,11 @@ def test_what_is_said_after_a_quotation_or_what_looks_like_one_is_read(before: s
     assert [s.value for s in stated(f"{before}\nMy name is Mei.")] == ["mei"]
 
 
-@pytest.mark.parametrize("piece", ["\n", " ", "> ", "``` ", "“", '"', "~~~\n", " \n>"])
+def test_a_quotation_over_paragraphs_is_opened_anew_in_each() -> None:
+    assert stated("“My name is Bo.\n\n“I live in Lima.”") == []
+
+
+@pytest.mark.parametrize("piece", ["\n", " ", "> ", "``` ", "“", '"', "~~~\n", " \n>", "„\n\n", "“\n\n"])
 def test_quotations_of_any_kind_take_no_long_time(piece: str) -> None:
     start = time.process_time()
     stated(piece * (400_000 // len(piece)))
@@ -166,8 +171,9 @@ def test_quotations_of_any_kind_take_no_long_time(piece: str) -> None:
 
 @pytest.mark.parametrize("fence", [("```", "```"), ("~~~", "~~~"), ("```", ""), ("“", "”"), ("“", "")])
 def test_what_is_quoted_at_length_is_nothing_that_the_user_states(fence: tuple[str, str]) -> None:
+    before = " " if fence[0] == "```" else "\n"
     quoted = "My name is Bo. I live in Lima. " + "And so on. " * 300
-    text = f"Correct this:\n{fence[0]}\n{quoted}\n{fence[1]}"
+    text = f"Correct this:{before}{fence[0]}\n{quoted}\n{fence[1]}"
     assert stated(text) == []
     assert [s.value for s in stated(f"{text}\nI live in Oslo.")] == ([] if fence == ("```", "") else ["oslo"])
 

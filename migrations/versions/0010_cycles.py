@@ -14,6 +14,13 @@ revision = "0010"
 down_revision = "0009"
 
 
+# When a night ended: of one that was killed and is not closed yet, when the next one began.
+ENDED = (
+    "COALESCE(cycles.finished_utc, (SELECT min(later.started_utc) FROM cycles AS later"
+    " WHERE later.started_utc > cycles.started_utc), 1e18)"
+)
+
+
 def upgrade() -> None:
     for name in ("number", "verdict_id", "deployment_id"):
         op.add_column("cycles", sa.Column(name, sa.Integer))
@@ -26,12 +33,12 @@ def upgrade() -> None:
     )
     op.execute(
         "UPDATE cycles SET verdict_id = (SELECT max(verdicts.id) FROM verdicts WHERE"
-        " verdicts.candidate_id = cycles.candidate_id AND verdicts.created_utc <= COALESCE(cycles.finished_utc, 1e18))"
+        f" verdicts.candidate_id = cycles.candidate_id AND verdicts.created_utc BETWEEN cycles.started_utc AND {ENDED})"
     )
     op.execute(
         "UPDATE cycles SET deployment_id = (SELECT max(deployments.id) FROM deployments WHERE"
         " deployments.adapter_id = cycles.candidate_id AND deployments.reason = 'promoted'"
-        " AND deployments.created_utc BETWEEN cycles.started_utc AND COALESCE(cycles.finished_utc, 1e18))"
+        f" AND deployments.created_utc BETWEEN cycles.started_utc AND {ENDED})"
     )
     op.execute(
         "UPDATE cycles SET excluded ="
