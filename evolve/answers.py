@@ -140,9 +140,8 @@ class _Gathering:
         reply, correction = self._answer(interaction, satisfaction), correction_of(interaction, given)
         better = self._correct(reply, correction) if correction else None
         if labelled and reply.completion:
-            if better is None or plain(better.completion) != plain(
-                reply.completion
-            ):  # else one person said of the same both yes and no
+            # else one person said of the same both yes and no
+            if better is None or plain(better.completion) != plain(reply.completion):
                 self.gathered.answers.append(reply)
         elif said and not correction:
             why = "rated neither good nor bad" if reply.completion else "the reply is empty"

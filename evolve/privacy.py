@@ -68,9 +68,9 @@ def _is_card_and_no_years(match: re.Match[str]) -> bool:
 
 def _is_one_card(match: re.Match[str]) -> bool:
     """Of one that is laid out: no piece of a longer list of such groups, unless a word says what it is."""
-    before, after = match.string[: match.start()], match.string[match.end() :]
-    more = re.search(r"\d{4}[ -]$", before[-5:]) or re.match(r"[ -]\d{4}", after)
-    alone = not more or bool(_CARD_NEAR.search(_before(match))) or len(match.group(0).split()) == 1
+    before, after = match.string[max(0, match.start() - 5) : match.start()], match.string[match.end() : match.end() + 5]
+    more = re.fullmatch(r"\d{4}[ -]", before) or re.fullmatch(r"[ -]\d{4}", after)
+    alone = not more or bool(_CARD_NEAR.search(_before(match))) or match.group().isdigit()
     return alone and _is_card_and_no_years(match)
 
 

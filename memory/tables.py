@@ -110,9 +110,7 @@ class SnapshotRow(Base):
     rows: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # references and weights, see evolve/dataset.py
     excluded: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     censor: Mapped[str] = mapped_column(ID, server_default="")  # the version that scored it; empty: before they had one
-    reader_ids: Mapped[list[str] | None] = mapped_column(
-        JSON
-    )  # what its reader was fitted on; none: before it was kept
+    reader_ids: Mapped[list[str] | None] = mapped_column(JSON)  # of what its reader was fitted on; none: not kept then
     created_utc: Mapped[float] = mapped_column(Float)
 
 
