@@ -312,6 +312,7 @@ def budgeted(night: NightSettings, snapshot: Snapshot, phases: Sequence[str]) ->
         sft_epochs=night.sft_epochs * (1 + second / first),
         preference_epochs=night.preference_epochs * (1 + first / second),
         interpolation=1.0,  # there is no phase 1 to go back to
+        budget_minutes=2 * night.budget_minutes,  # of which a phase has its share
     )
 
 
@@ -390,7 +391,9 @@ def run_part(args: argparse.Namespace) -> None:
         if not path.exists():
             with tempfile.TemporaryDirectory() as home:
                 found = run_arm(arm, seed, sizes, LocalEngine(ServingSettings(threads=1)), Path(home))
-            path.write_text(json.dumps(found))
+            whole = path.with_suffix(".partial")  # what is cut off in the middle is not kept
+            whole.write_text(json.dumps(found))
+            whole.replace(path)
 
 
 # -- what came out ---

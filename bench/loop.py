@@ -128,7 +128,9 @@ def run_part(script: str, words: Sequence[str], name: str, args: argparse.Namesp
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found) + "\n")
+        whole = kept.with_suffix(".partial")  # what is cut off in the middle is not kept
+        whole.write_text(json.dumps(found) + "\n")
+        whole.replace(kept)
     return found
 
 

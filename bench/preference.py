@@ -6,21 +6,31 @@ tm4: Taskmaster-4 rewards, held out by opening, five folds. convai2: thumbs of C
 folds. The arms are those of `bench/learning.py` that train, in the same visits of rows, and stock trl:
 
   full                both phases; the learnt preference is told from phase 1
-  equal, shuffled     the same with every weight 1, with the weights dealt out anew
+  equal, shuffled     the same with every weight 1, with the weights dealt out anew; both also undo the balance of likes
+                      and dislikes
   hostile             the same where a tenth of the people whose ratings are learnt from rate the other way round
   sft, dpo            one phase alone with the passes of both, told from the base
   trl_dpo, trl_kto    from phase 1 of `full`: trl's DPO on the pairs, KTO on the thumbs of the same snapshot, liked and
                       disliked in balance, prompts cut as ours are, at our rate, which falls linearly, for twice the
-                      seconds that phase 2 of `full` trained or ten passes; else as they come. A fold without pairs
-                      teaches trl's DPO nothing
+                      seconds of CPU that phase 2 of `full` trained or ten passes; else as they come. A fold without
+                      pairs teaches trl's DPO nothing
 
-The learnt preference of a held-out answer is the rise of its log-probability over the arm's start; its AUC is
-within a fold and averaged, its accuracy that of calling as many liked as were. Generations: one answer a held-out
-opening, drawn with the same seed from phase 1, from `sft` and from `full`; a scorer fitted on people's ratings in the
-other folds (TF-IDF and logistic regression) says which is better. 95 % intervals are bootstraps over openings or users.
-Our settings were chosen with results of folds 0, 1 and 4 of Taskmaster-4 in sight (bench/results/loop.md), so folds 2
-and 3 are told apart as well; trl's are untuned. Seconds are of training and scoring. With --keep, an arm of a
-fold that was run is not run again. The last line printed is JSON.
+The learnt preference of a held-out answer is the rise of its log-probability over the arm's start. Its AUC is within a
+fold and averaged. Beside it stand that of the rise per token, which the gate looks at, since length alone ranks some
+folds and whatever raises or lowers all tokens then counts as preference, and that of the rise over the base, which all
+arms have in common. Accuracy is that of calling as many liked as were. Two baselines need no model: counts (the length
+of answer and prompt, and how far in the talk it is) and TF-IDF of the answer in its context, each by logistic
+regression on the ratings of the other folds.
+
+Generations: one answer a held-out opening, drawn with the same seed from phase 1, from `sft` and from `full`, and which
+is better by two scorers (TF-IDF and logistic regression): one fitted on people's ratings in the other folds, which are
+those that the speakers learnt from, and one on those of this fold, which none of them saw.
+
+95 % intervals are bootstraps over openings or users. An arm of a fold is one run, and another order of its rows moves
+an AUC by some .03, which they leave out. Our settings were chosen with results of folds 0, 1 and 4 of Taskmaster-4 and
+4 of ConvAI2 in sight (bench/results/loop.md, trial-training.md), so folds 2 and 3 of Taskmaster-4 are told apart as
+well; trl's are untuned. Seconds are of training and scoring. With --keep, an arm of a fold that was run is not run
+again. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -32,64 +42,54 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import learning
 import loop
 import numpy as np
 import sources
+from nightschool.evolve.gate import weighted_auc
+from nightschool.evolve.types import RECIPE
 from numpy.typing import NDArray
+from stock import STOCK, TIMES, stock
 
 Conversation = dict[str, Any]
 Rows = list[dict[str, Any]]  # prompt (messages), answer, liked, cluster
-STOCK = ("trl_dpo", "trl_kto")
 ARMS = ("full", *STOCK, "sft", "dpo", "equal", "shuffled", "hostile")  # in the order in which they are run
 SPEAKERS = {"full": ("phase 1", "full"), "sft": ("sft",)}  # the adapters of an arm that answer
 UNTOUCHED = (2, 3)  # folds of Taskmaster-4 that had no part in choosing settings
 HOSTILE_SHARE = 0.1
-TIMES = 2.0  # what trl has of our seconds
-MOST_EPOCHS = 10.0  # of trl, where its rows are few
 DRAWS = 1000
 
 
 # -- one arm of one fold, in a process of its own ---
 
 
-def tm4_fold(args: argparse.Namespace) -> tuple[list[Conversation], Rows]:
-    conversations = [c for c in sources.taskmaster4(args.data) if len(c["messages"]) > 1]
-    held = sources.folds([c["user_id"] for c in conversations], 5)[args.number]
-    train = [c for c in conversations if c["user_id"] not in held]
-    test = [_row(c["messages"], len(c["messages"]) - 1, c["user_id"]) for c in conversations if c["user_id"] in held]
-    return train, test
+def tm4(args: argparse.Namespace) -> list[Conversation]:
+    return [c for c in sources.taskmaster4(args.data) if len(c["messages"]) > 1]
 
 
-def convai2_fold(args: argparse.Namespace) -> tuple[list[Conversation], Rows]:
-    conversations = sources.convai2(args.data)
-    held = sources.folds([c["user_id"] for c in conversations], 5)[args.number]
-    test = [
-        _row(c["messages"], i, c["user_id"])
+def convai2(args: argparse.Namespace) -> list[Conversation]:
+    return sources.convai2(args.data)
+
+
+PARTS = {"tm4": tm4, "convai2": convai2}
+
+
+def rated(conversations: Sequence[Conversation]) -> Rows:
+    """Every answer that somebody rated, in its context."""
+    return [
+        {"prompt": _plain(c["messages"][:i]), "answer": m["content"], "liked": m["rating"] > 0, "cluster": c["user_id"]}
         for c in conversations
-        if c["user_id"] in held
         for i, m in enumerate(c["messages"])
         if "rating" in m and i
     ]
-    return [c for c in conversations if c["user_id"] not in held], test
 
 
-PARTS = {"tm4": tm4_fold, "convai2": convai2_fold}
-
-
-def _row(messages: Sequence[dict[str, Any]], at: int, cluster: str) -> dict[str, Any]:
-    prompt = [{"role": m["role"], "content": m["content"]} for m in messages[:at]]
-    return {
-        "prompt": prompt,
-        "answer": messages[at]["content"],
-        "liked": messages[at]["rating"] > 0,
-        "cluster": cluster,
-    }
+def _plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
 def one(args: argparse.Namespace) -> dict[str, Any]:
@@ -98,22 +98,27 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     learning.keep_replay()
-    train, test = PARTS[args.part](args)
+    conversations = PARTS[args.part](args)
+    held = sources.folds([c["user_id"] for c in conversations], 5)[args.number]
+    train, test = (
+        [c for c in conversations if c["user_id"] not in held],
+        rated([c for c in conversations if c["user_id"] in held]),
+    )
     people = {name: n for n, name in enumerate(dict.fromkeys(r["cluster"] for r in test))}
     test = [r | {"cluster": people[r["cluster"]]} for r in test]
     with tempfile.TemporaryDirectory() as folder:
         taught, began = Fold(train, test, Path(folder)), time.monotonic()
-        rise, adapters = taught.stock(args) if args.arm in STOCK else taught.ours(args.arm)
-        seconds = round(time.monotonic() - began, 1)
+        found, adapters = taught.stock(args) if args.arm in STOCK else taught.ours(args.arm)
+        found["seconds"] = round(time.monotonic() - began, 1)
         speakers = dict(zip(SPEAKERS.get(args.arm, ()), adapters, strict=False)) if args.part == "tm4" else {}
-        return {
-            "liked": [r["liked"] for r in test],
-            "cluster": [r["cluster"] for r in test],
-            "rise": [round(float(value), 4) for value in rise],
-            "seconds": seconds,
-            "phase2_seconds": adapters[-1].details["seconds"],
-            "better": better(train, test, {name: a.path for name, a in speakers.items()}, taught.settings),
-        }
+        spoken = better(rated(train), test, {name: a.path for name, a in speakers.items()}, taught.settings)
+    told = {"liked": [r["liked"] for r in test], "cluster": [r["cluster"] for r in test]}
+    baselines = {name: list(map(_short, of(rated(train))(test))) for name, of in BASELINES.items()}
+    return told | found | {"better": spoken, "baselines": baselines, "commit": loop.commit()}
+
+
+def _short(value: float) -> float:
+    return round(float(value), 4)
 
 
 @dataclass
@@ -127,32 +132,41 @@ class Fold:
     def __post_init__(self) -> None:
         self.snapshot, self.settings = frozen(self.train, made(self.home))
 
-    def ours(self, arm: str) -> tuple[NDArray[np.float64], list[Any]]:
-        """How far each row's log-probability rises over the start of the arm, and the adapters of its phases."""
+    def ours(self, arm: str) -> tuple[dict[str, Any], list[Any]]:
+        """Log-probabilities of each row from the base, the start of the arm and its end; the adapters of its phases."""
         taught = learning.ARMS[arm]
         snapshot, settings = self._given(taught)
+        cpu, clock = time.process_time(), time.monotonic()
         adapters = learning.learn(snapshot, taught.phases, settings)
+        busy = (time.process_time() - cpu) / (time.monotonic() - clock)
         start = adapters[0].path if taught.phases == learning.BOTH else None
-        return self._scored(adapters[-1].path) - self._scored(start), adapters
+        plans = [a.details["plan"] for a in adapters if "plan" in a.details]
+        seconds = round(busy * adapters[-1].details["seconds"], 1)
+        return self._scored(start, adapters[-1].path) | {"plans": plans, "phase2_cpu_seconds": seconds}, adapters
 
-    def stock(self, args: argparse.Namespace) -> tuple[NDArray[np.float64], list[Any]]:
+    def stock(self, args: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
         """The same of trl, from phase 1 of `full`."""
         from nightschool.evolve import sft
 
         grounded = sft.run(self.snapshot, self.settings, folder=made(self.home), progress=tell)
-        home = made(self.home)
-        return stock(args.arm, self.snapshot, grounded, args.seconds, self.settings, home, self.test), [grounded]
+        given = args.arm, self.snapshot, grounded, args.seconds, self.settings, made(self.home)
+        after, passes = stock(*given, lambda pupil: scores(pupil, self.test)[0])
+        return self._scored(grounded.path) | {"after": list(map(_short, after)), **passes}, [grounded]
 
     def _given(self, taught: learning.Arm) -> tuple[Any, Any]:
         if taught.hostile:
             return frozen(spoiled(self.train), made(self.home))
         return taught.reweigh(self.snapshot, 0), self.settings
 
-    def _scored(self, path: Path | None) -> NDArray[np.float64]:
+    def _scored(self, start: Path | None, end: Path | None = None) -> dict[str, list[float]]:
         from nightschool.evolve.trainer import student
 
-        found: NDArray[np.float64] = scores(student(self.settings, path), self.test)
-        return found
+        base, tokens = scores(student(self.settings), self.test)
+        found = {"tokens": tokens, "base": base, "start": base}
+        for name, path in (("start", start), ("after", end)):
+            if path:
+                found[name], _ = scores(student(self.settings, path), self.test)
+        return {name: list(map(_short, values)) for name, values in found.items()}
 
 
 def spoiled(train: Sequence[Conversation]) -> list[Conversation]:
@@ -191,137 +205,17 @@ def frozen(train: Sequence[Conversation], home: Path) -> tuple[Any, Any]:
         return dataset.freeze(store, settings, now=store.clock()), settings
 
 
-# -- stock trl, on phase 1 merged into the base ---
-
-
-def stock(
-    arm: str, snapshot: Any, grounded: Any, seconds: float, settings: Any, home: Path, test: Rows
-) -> NDArray[np.float64]:
-    """How far the log-probabilities of `test` rise. A fresh adapter, so that without it the model is its reference."""
-    from nightschool.evolve import trainer as t
-    from nightschool.serving.lora import as_named
-    from peft import get_peft_model
-
-    if arm == "trl_dpo" and not snapshot.pairs:
-        return np.zeros(len(test))  # nothing to compare: it learns nothing
-    night = t.suited(settings.night, snapshot)
-    pupil = t.student(settings, grounded.path)
-    shape = pupil.model.peft_config["default"]
-    merged = pupil.model.merge_and_unload()
-    with as_named(merged):
-        pupil.model = get_peft_model(merged, replace(shape, inference_mode=False))
-        before = scores(pupil, test)
-        trainer = (_dpo if arm == "trl_dpo" else _kto)(pupil, snapshot, night, home)
-    trainer._send_telemetry = lambda: None
-    trainer.add_callback(timed(seconds, night.preference_lr))
-    trainer.train()
-    rows = trainer.state.global_step * night.batch_size
-    tell(f"{arm}: {rows} rows, {trainer.state.epoch:.2f} epochs in {seconds:.0f} s")
-    return scores(pupil, test) - before
-
-
-def timed(seconds: float, rate: float) -> Any:
-    """Ends training after `seconds` of this process, or with its last step, until when the rate falls linearly."""
-    from transformers import TrainerCallback
-
-    class Timed(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.process_time()  # a busy machine takes nothing from trl
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any) -> None:
-            done = max((time.process_time() - self.began) / seconds, state.global_step / state.max_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * max(0.0, 1 - done)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop |= time.process_time() - self.began >= seconds
-
-    return Timed()
-
-
-def _common(night: Any, home: Path) -> dict[str, Any]:
-    from nightschool.evolve.trainer import checkpointing
-
-    return {
-        "output_dir": str(home),
-        "per_device_train_batch_size": night.batch_size,
-        "num_train_epochs": MOST_EPOCHS,
-        "learning_rate": night.preference_lr,
-        "lr_scheduler_type": "constant",  # `timed` lets it fall
-        "max_length": None,  # at a length trl drops rows with a long prompt, where ours cuts the prompt
-        "seed": night.seed,
-        "use_cpu": True,
-        "bf16": False,
-        "router_aux_loss_coef": 0.0,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        **checkpointing(False),
-        "dataloader_pin_memory": False,
-    }
-
-
-def _said(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
-
-
-def _cut(prompt: Sequence[dict[str, Any]], answers: Sequence[str], tokenizer: Any, night: Any) -> list[dict[str, Any]]:
-    """The latest messages of the prompt that fit beside the longest answer; the last one in any case."""
-    from nightschool.serving.chat import answer_ids, prompt_ids
-
-    room = night.max_tokens - max(len(answer_ids(tokenizer, prompt, answer)) for answer in answers)
-    kept = list(prompt)
-    while len(kept) > 1 and len(prompt_ids(tokenizer, kept, 100_000)) > room:
-        kept = kept[1:]
-    return kept
-
-
-def _dpo(pupil: Any, snapshot: Any, night: Any, home: Path) -> Any:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    rows = [
-        {
-            "prompt": _cut(p.prompt, (p.chosen, p.rejected), pupil.tokenizer, night),
-            "chosen": _said(p.chosen),
-            "rejected": _said(p.rejected),
-        }
-        for p in snapshot.pairs
-    ]
-    args = DPOConfig(**_common(night, home))
-    return DPOTrainer(pupil.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=pupil.tokenizer)
-
-
-def _kto(pupil: Any, snapshot: Any, night: Any, home: Path) -> Any:
-    from datasets import Dataset
-    from trl import KTOConfig, KTOTrainer
-
-    rows = [
-        {
-            "prompt": _cut(t.prompt, (t.completion,), pupil.tokenizer, night),
-            "completion": _said(t.completion),
-            "label": t.liked,
-        }
-        for t in snapshot.thumbs
-    ]
-    Random(night.seed).shuffle(rows)  # it goes through them in order, and neighbours are of one talk
-    liked = sum(row["label"] for row in rows)
-    args = KTOConfig(**_common(night, home), undesirable_weight=liked / (len(rows) - liked))
-    return KTOTrainer(pupil.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=pupil.tokenizer)
-
-
 # -- what is learnt ---
 
 
-def scores(pupil: Any, test: Rows) -> Any:
-    """The log-probability of each held-out answer."""
+def scores(pupil: Any, test: Rows) -> tuple[Any, Any]:
+    """The log-probability of each held-out answer, and its number of tokens."""
     import torch
     from nightschool.evolve.batches import collate, logps
     from nightschool.evolve.lessons import Lesson, encode, lay_out
 
-    encoded = [encode(pupil.tokenizer, r["prompt"], [r["answer"] or " "], 4096) for r in test]
-    lessons = [Lesson(*(ids or ((0,), ((0,),))), "imitate", 1.0) for ids in encoded]
+    encoded = [encode(pupil.tokenizer, r["prompt"], [r["answer"]], 4096) for r in test]
+    lessons = [Lesson(*(ids or ((0,), ((0,),))), "imitate", 1.0) for ids in encoded]  # an empty one is some token
     values = np.full(len(test), np.nan)
     pupil.model.eval()
     with torch.no_grad():
@@ -330,53 +224,79 @@ def scores(pupil: Any, test: Rows) -> Any:
             for (i, _), value in zip(batch["answer"].tolist(), logps(pupil.model, batch).tolist(), strict=True):
                 values[i] = value
     assert np.isfinite(values).all()
-    return values
+    return values, np.array([len(lesson.answers[0]) for lesson in lessons])
 
 
 # -- what is said ---
 
 
-def better(
-    train: Sequence[Conversation], test: Rows, speakers: Mapping[str, Path], settings: Any
-) -> dict[str, list[list[Any]]]:
-    """By speaker, a row an opening: the opening, how the scorer likes the answer, and its length in words."""
+def better(train: Rows, test: Rows, speakers: Mapping[str, Path], settings: Any) -> dict[str, list[list[Any]]]:
+    """By speaker, a row an opening: the opening, how each of the two scorers likes the answer, its length in words."""
     from nightschool.serving.engine import Sampling
     from nightschool.serving.local import LocalEngine
 
     if not speakers:
         return {}
     asked = list({r["cluster"]: r for r in test}.values())
-    prompts, judge = [r["prompt"] for r in asked], scorer(train)
-    engine, sampling = LocalEngine(settings.serving), Sampling(max_tokens=48, temperature=0.7, seed=0)
+    prompts, judges = [r["prompt"] for r in asked], [by_words(train), by_words(test)]
+    engine = LocalEngine(settings.serving)
     found: dict[str, list[list[Any]]] = {}
     for name, path in speakers.items():
         engine.load(name, path)
-        said = [a for k in range(0, len(prompts), 32) for a in _drawn(engine, prompts[k : k + 32], name, sampling)]
-        marks = judge([_context(p, a) for p, a in zip(prompts, said, strict=True)])
-        found[name] = [[r["cluster"], round(m, 5), len(a.split())] for r, m, a in zip(asked, marks, said, strict=True)]
+        said: list[str] = []
+        for k in range(0, len(prompts), 32):
+            sampling = Sampling(max_tokens=48, temperature=0.7, seed=k)
+            said += engine.generate(prompts[k : k + 32], adapter=name, sampling=sampling)
+        answers = [r | {"answer": a} for r, a in zip(asked, said, strict=True)]
+        marks = np.transpose([judge(answers) for judge in judges])
+        found[name] = [
+            [r["cluster"], *map(_short, m), len(r["answer"].split())] for r, m in zip(answers, marks, strict=True)
+        ]
     engine.close()
     return found
 
 
-def _drawn(engine: Any, prompts: Any, name: str, sampling: Any) -> list[str]:
-    found: list[str] = engine.generate(prompts, adapter=name, sampling=sampling)
-    return found
+# -- what needs no model ---
 
 
-def _context(prompt: Sequence[dict[str, Any]], answer: str) -> str:
-    return " ".join(m["content"] for m in prompt[-4:]) + " || " + answer
-
-
-def scorer(train: Sequence[Conversation]) -> Callable[[Sequence[str]], list[float]]:
-    """Fitted on people's ratings in the other folds: the chance that an answer in its context is liked."""
+def by_words(rows: Rows) -> Callable[[Rows], Any]:
+    """The chance that an answer in its context is liked, by TF-IDF and logistic regression on the ratings of `rows`."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    texts = [_context(c["messages"][:-1], c["messages"][-1]["content"]) for c in train]
-    model = LogisticRegression(C=3, max_iter=500, class_weight="balanced")
-    model.fit(vectorizer.fit_transform(texts), [c["messages"][-1]["rating"] > 0 for c in train])
-    return lambda said: [float(p) for p in model.predict_proba(vectorizer.transform(said))[:, 1]]
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+        LogisticRegression(C=3, max_iter=500, class_weight="balanced"),
+    )
+    return _fitted(model, _in_context, rows)
+
+
+def by_counts(rows: Rows) -> Callable[[Rows], Any]:
+    """The same by the lengths of answer and prompt and by how many turns came before."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    return _fitted(model, _counts, rows)
+
+
+def _fitted(model: Any, of: Callable[[dict[str, Any]], Any], rows: Rows) -> Callable[[Rows], Any]:
+    model.fit([of(r) for r in rows], [r["liked"] for r in rows])
+    return lambda others: model.predict_proba([of(r) for r in others])[:, 1]
+
+
+def _in_context(row: dict[str, Any]) -> str:
+    return " ".join(m["content"] for m in row["prompt"][-4:]) + " || " + str(row["answer"])
+
+
+def _counts(row: dict[str, Any]) -> list[float]:
+    said = [m["content"] for m in row["prompt"]]
+    return [float(np.log1p(n)) for n in (len(row["answer"].split()), len(" ".join(said).split()), len(said))]
+
+
+BASELINES = {"counts": by_counts, "tfidf": by_words}
 
 
 # -- the whole ---
@@ -385,63 +305,104 @@ def scorer(train: Sequence[Conversation]) -> Callable[[Sequence[str]], list[floa
 def summary(folds: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     """AUC and accuracy by arm, ours minus each other arm, with intervals; prints the table."""
     rng = np.random.default_rng(0)
-    index = [np.unique(f["cluster"], return_inverse=True) for f in folds]
-    ones = [np.ones(len(f["liked"])) for f in folds]
-    point = areas(folds, ones)
-    drawn = []
-    for _ in range(DRAWS):
-        drawn.append(areas(folds, [rng.multinomial(len(n), np.full(len(n), 1 / len(n)))[i] for n, i in index]))
-    print(f"\n{name}, {len(folds)} folds: arm | AUC [95 %] | full minus it | accuracy | seconds a fold")
+    draws = [_draws(np.array(f["cluster"]), rng) for f in folds]
+    areas = {arm: _areas(folds, [_rise(f, arm) for f in folds], draws) for arm in ARMS}
+    print(
+        f"\n{name}, {len(folds)} folds:"
+        " arm | AUC [95 %] | full minus it | per token | over the base | accuracy | seconds a fold"
+    )
     result: dict[str, Any] = {}
     for arm in ARMS:
-        less = [d["full"] - d[arm] for d in drawn]
-        seconds = np.mean([f["seconds"].get(arm, np.nan) for f in folds])
-        difference = f"{point['full'] - point[arm]:+.3f} {interval(less)}"
+        less = areas["full"] - areas[arm]
+        others = {
+            "per_token": _areas(folds, [_rise(f, arm) / np.array(f[arm]["tokens"]) for f in folds], draws),
+            "over_base": _areas(folds, [_rise(f, arm, "base") for f in folds], draws),
+        }
+        told = " | ".join(_told(values) for values in others.values())
+        right = np.mean([accuracy(_rise(f, arm), np.array(f["full"]["liked"])) for f in folds])
+        seconds = np.mean([f[arm]["seconds"] for f in folds])
         print(
-            f"{arm} | {point[arm]:.3f} {interval([d[arm] for d in drawn])} | {difference}"
-            f" | {accuracy(folds, arm):.3f} | {seconds:.0f}"
+            f"{arm} | {_told(areas[arm])} | {less[0]:+.3f} {interval(less[1:])} | {told} | {right:.3f} | {seconds:.0f}"
         )
-        result[f"{name}_auc" if arm == "full" else f"{name}_auc_{arm}"] = round(point[arm], 4)
-        if arm in STOCK:
-            result[f"{name}_full_minus_{arm}"] = interval(less)
+        key = f"{name}_auc" if arm == "full" else f"{name}_auc_{arm}"
+        result[key] = round(areas[arm][0], 4)
+        result |= {f"{key}_{what}": round(values[0], 4) for what, values in others.items()}
+        if arm != "full":
+            result[f"{name}_full_minus_{arm}"] = interval(less[1:])
+    for what in BASELINES:
+        values = _areas(folds, [np.array(f["full"]["baselines"][what]) for f in folds], draws)
+        less = areas["full"] - values
+        print(f"{what} | {_told(values)} | {less[0]:+.3f} {interval(less[1:])}")
+        result[f"{name}_auc_{what}"] = round(values[0], 4)
+    most = np.mean([max(np.mean(f["full"]["liked"]), 1 - np.mean(f["full"]["liked"])) for f in folds])
+    print(f"calling all the same is right in {most:.3f}")
     return result
 
 
-def areas(folds: Sequence[dict[str, Any]], weights: Sequence[Any]) -> dict[str, float]:
-    def area(arm: str) -> float:
-        pairs = zip(folds, weights, strict=True)
-        return float(np.mean([loop.auc(np.array(f["liked"]), np.array(f["rise"][arm]), w) for f, w in pairs]))
-
-    return {arm: area(arm) for arm in ARMS}
-
-
-def accuracy(folds: Sequence[dict[str, Any]], arm: str) -> float:
-    right = []
-    for f in folds:
-        rise = np.array(f["rise"][arm])
-        liked = np.array(f["liked"])
-        right.append(np.mean((rise > np.quantile(rise, 1 - liked.mean())) == liked))
-    return float(np.mean(right))
+def _draws(cluster: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """How often each row counts, (1 + DRAWS, rows): once each, then in samples of whole clusters."""
+    names, index = np.unique(cluster, return_inverse=True)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+    return np.vstack([np.ones((1, len(cluster)), int), drawn[:, index]])
 
 
-def interval(values: Sequence[float]) -> list[float]:
+def _rise(fold: dict[str, Any], arm: str, over: str = "start") -> NDArray[np.float64]:
+    return np.array(fold[arm]["after"]) - np.array(fold[arm][over])
+
+
+def _areas(folds: Sequence[dict[str, Any]], values: Sequence[Any], draws: Sequence[Any]) -> NDArray[np.float64]:
+    """The AUC of `values` within folds, averaged, (1 + DRAWS,): as it is, and in the samples."""
+    parts = zip(values, folds, draws, strict=True)
+    areas: NDArray[np.float64] = np.mean(
+        [weighted_auc(v, np.array(f["full"]["liked"]), d) for v, f, d in parts], axis=0
+    )
+    return areas
+
+
+def _told(values: NDArray[np.float64]) -> str:
+    return f"{values[0]:.3f} {interval(values[1:])}"
+
+
+def accuracy(rise: NDArray[np.float64], liked: NDArray[np.bool_]) -> float:
+    """Of calling liked the answers that rose most, as many as were; where all rose alike, of calling all the same."""
+    if np.ptp(rise) == 0:
+        return float(max(liked.mean(), 1 - liked.mean()))
+    called = np.zeros(len(rise), bool)
+    called[np.argsort(-rise, kind="stable")[: liked.sum()]] = True
+    return float(np.mean(called == liked))
+
+
+def interval(values: NDArray[np.float64]) -> list[float]:
     return [round(float(np.quantile(values, q)), 4) for q in (0.025, 0.975)]
 
 
 def generations(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The share of openings at which the answer of `full` scores above another speaker's, equal scores halved."""
-    spoken = {name: [row for f in folds for row in f["better"][name]] for name in folds[0]["better"]}
-    marks = {name: np.array([row[1] for row in rows]) for name, rows in spoken.items()}
+    spoken: dict[str, list[Any]] = {}
+    for f in folds:
+        for name, rows in (f["full"]["better"] | f["sft"]["better"]).items():
+            spoken.setdefault(name, []).extend(rows)
+    print(f"\ngenerations, {len(spoken['full'])} openings: speaker | scorer | mean score | words | full scores higher")
     found: dict[str, Any] = {}
-    print(f"\ngenerations, {len(marks['full'])} openings: speaker | mean score | words | full scores higher")
-    for name, mark in marks.items():
-        won = (marks["full"] > mark) + (marks["full"] == mark) / 2
-        draws = np.random.default_rng(0).integers(0, len(won), (DRAWS, len(won)))
-        share = [round(float(won.mean()), 4), *interval(won[draws].mean(1).tolist())]
-        words = np.mean([row[2] for row in spoken[name]])
-        print(f"{name} | {mark.mean():.3f} | {words:.1f} | {'' if name == 'full' else share}")
-        found[name] = share
-    return {"tm4_better_generations": found["phase 1"], "tm4_better_than_sft": found["sft"]}
+    for n, scorer in enumerate(("of the other folds", "of this fold"), 1):
+        marks = {name: np.array([row[n] for row in rows]) for name, rows in spoken.items()}
+        for name, mark in marks.items():
+            share = _wins(marks["full"], mark)
+            words = np.mean([row[3] for row in spoken[name]])
+            print(f"{name} | {scorer} | {mark.mean():.3f} | {words:.1f} | {'' if name == 'full' else share}")
+            found[f"{name}, {scorer}"] = share
+    return {
+        "tm4_better_generations": found["phase 1, of the other folds"],
+        "tm4_better_generations_own_scorer": found["phase 1, of this fold"],
+        "tm4_better_than_sft": found["sft, of the other folds"],
+        "tm4_better_than_sft_own_scorer": found["sft, of this fold"],
+    }
+
+
+def _wins(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> list[float]:
+    won = (ours > theirs) + (ours == theirs) / 2
+    draws = np.random.default_rng(0).integers(0, len(won), (DRAWS, len(won)))
+    return [round(float(won.mean()), 4), *interval(won[draws].mean(1))]
 
 
 def run_folds(part: str, count: int, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -449,9 +410,9 @@ def run_folds(part: str, count: int, args: argparse.Namespace) -> list[dict[str,
     done: dict[tuple[int, str], Future[dict[str, Any]]] = {}
 
     def run(number: int, arm: str) -> dict[str, Any]:
-        seconds = TIMES * done[number, "full"].result()["phase2_seconds"] if arm in STOCK else 0.0
+        seconds = TIMES * done[number, "full"].result()["phase2_cpu_seconds"] if arm in STOCK else 0.0
         words = ("--part", part, "--number", str(number), "--arm", arm, "--seconds", str(seconds))
-        found = loop.run_part(__file__, words, f"preference-{part}-{number}-{arm}", args)
+        found = loop.run_part(__file__, words, f"preference-{part}-{number}-{arm}-{RECIPE}", args)
         tell(f"{part} {number} {arm}: {found['seconds']} s")
         return found
 
@@ -459,13 +420,7 @@ def run_folds(part: str, count: int, args: argparse.Namespace) -> list[dict[str,
         for arm in ARMS:
             for number in range(count):
                 done[number, arm] = pool.submit(run, number, arm)
-    return [_joined({arm: done[number, arm].result() for arm in ARMS}) for number in range(count)]
-
-
-def _joined(arms: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    by_arm = {what: {arm: found[what] for arm, found in arms.items()} for what in ("rise", "seconds")}
-    spoken = {name: rows for found in arms.values() for name, rows in found["better"].items()}
-    return {key: arms["full"][key] for key in ("liked", "cluster")} | by_arm | {"better": spoken}
+    return [{arm: done[number, arm].result() for arm in ARMS} for number in range(count)]
 
 
 def main() -> None:
@@ -490,7 +445,8 @@ def main() -> None:
             folds = run_folds(name, count, args)
             result |= summary(folds, name)
             if name == "tm4":
-                result |= summary([folds[k] for k in UNTOUCHED if k < len(folds)], "tm4_untouched")
+                if untouched := [folds[k] for k in UNTOUCHED if k < len(folds)]:
+                    result |= summary(untouched, "tm4_untouched")
                 result |= generations(folds)
     print(json.dumps({**result, **loop.circumstances()}))
 
