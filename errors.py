@@ -6,6 +6,7 @@
       StoreError         the memory cannot be read or written
         SchemaOutdated   the database was written by another version
         NotFound         no row has that id (in that scope)
+        Overtaken        what a reply was made of changed before it could be recorded; ask again
         Unerased         the rows are deleted as `receipt` says, but not all their bytes
       TrainingError      a phase did not learn, or could not run
       GateRefused        an adapter may not serve: unjudged, rejected, damaged or tainted
@@ -38,6 +39,10 @@ class SchemaOutdated(StoreError):
 
 
 class NotFound(StoreError):
+    pass
+
+
+class Overtaken(StoreError):
     pass
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import TIMEOUT_MAX, Event, Thread
+from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import finalize
 
@@ -25,8 +26,8 @@ class Listener:
     def hear(self, piece: str) -> None:
         """Take the next piece."""
 
-    def heard_all(self) -> None:
-        """Returns when every piece was taken, or nobody wants it any more."""
+    def heard_all(self, patience_s: float) -> None:
+        """Returns when every piece was taken, or nobody wants it any more: none was taken for `patience_s`."""
 
     def drop(self) -> None:
         self.dropped.set()
@@ -39,13 +40,18 @@ class Reading(Listener):
         super().__init__()
         self.pieces: SimpleQueue[str | None] = SimpleQueue()  # None: they have ended, and then: it is recorded
         self.asked_on = Event()
+        self.taken = monotonic()  # the latest
 
     def hear(self, piece: str) -> None:
         self.pieces.put(piece)
 
-    def heard_all(self) -> None:
+    def heard_all(self, patience_s: float) -> None:
         self.pieces.put(None)
-        self.asked_on.wait()
+        began = monotonic()
+        while (left := max(began, self.taken) + patience_s - monotonic()) > 0:
+            if self.asked_on.wait(min(left, TIMEOUT_MAX)):
+                return
+        self.drop()  # the next turn of the session waits for it
 
     def drop(self) -> None:
         super().drop()
@@ -98,6 +104,7 @@ class ReplyStream:
 
     def __next__(self) -> str:
         if not self._reading.asked_on.is_set() and (piece := self._reading.pieces.get()) is not None:
+            self._reading.taken = monotonic()
             return piece
         self._reading.asked_on.set()
         self._reply.result()

@@ -190,7 +190,7 @@ class Assistant:
                 answer = self._said(prompt, adapter_id, listener)
             if not answer.strip():
                 raise ServingError(f"{adapter_id or 'the base'} answered nothing, so nothing was recorded; ask again")
-            listener.heard_all()
+            listener.heard_all(self.settings.serving.timeout_seconds or inf)
             _require_wanted(listener.dropped)
             shown: dict[str, Any] = {"memory_ids": [m.id for m in memories], "after": [i.id for i in earlier]}
             shown["check"] = partial(_require_wanted, listener.dropped)  # whoever leaves while it is written
@@ -384,7 +384,7 @@ def _withdraw(registry: Registry) -> None:
 
 def _require_wanted(dropped: Event) -> None:
     if dropped.is_set():
-        raise ServingError("the reply was cancelled, so nothing was recorded")
+        raise ServingError("the reply was cancelled, or not read in time, so nothing was recorded")
 
 
 def _opened(serving: ServingSettings) -> Engine:
@@ -406,8 +406,9 @@ def _threads() -> CapacityLimiter:
 class AsyncAssistant:
     """`Assistant` for asyncio and trio: the same calls, each run in a worker thread.
 
-    Anything else that blocks goes by `call`: `await front.call(assistant.store.counts)`. Replies have threads of their
-    own, so that whoever waits for one holds up nothing else. Use it in one event loop; close the `Assistant`.
+    Anything else that blocks goes by `call`: `await front.call(assistant.store.counts)`. Replies and what is recorded,
+    which wait for their turn, have threads of their own and hold up nothing else. Use it in one event loop; close the
+    `Assistant`.
     """
 
     def __init__(self, assistant: Assistant) -> None:
@@ -426,6 +427,10 @@ class AsyncAssistant:
         from anyio import Semaphore
 
         return Semaphore(THREADS)
+
+    @cached_property
+    def _recording(self) -> CapacityLimiter:
+        return _threads()
 
     @cached_property
     def _others(self) -> CapacityLimiter:
@@ -478,7 +483,9 @@ class AsyncAssistant:
             ) from None
 
     async def record(self, turn: str | Sequence[Message], reply: str, **owner: Any) -> Interaction:
-        return await self.call(self.sync.record, turn, reply, **owner)
+        from anyio import to_thread
+
+        return await to_thread.run_sync(partial(self.sync.record, turn, reply, **owner), limiter=self._recording)
 
     async def rate(self, reply: Reply | Interaction | str, rating: float | None = None, **said: Any) -> Feedback:
         return await self.call(self.sync.rate, reply, rating, **said)

@@ -22,6 +22,7 @@ from .errors import SettingsError
 PREFIX = "NIGHTSCHOOL_"
 MOST_EXPANDED = 0.3
 SQLITE_FILE = re.compile(r"(?P<driver>sqlite(\+\w+)?:///)(?!:memory:|file:)(?P<path>[^?]+)(?P<options>.*)")
+LINKED = re.compile(r"(^|_)(PORT|SERVICE)(_|$)")  # what a cluster puts into the environment for a service of our name
 LORA_TARGETS = ("attention", "attention+mlp")
 
 
@@ -78,6 +79,10 @@ class MemorySettings:
 
     def __post_init__(self) -> None:
         _require("memory", self, "0 or more", lambda x: x >= 0, "recall_limit")
+        if re.match(r"\w{2,}:/?(?!/)", self.index_url):  # else a folder of that name
+            raise SettingsError(
+                f"memory.index_url is {without_user(self.index_url)!r}; it is a folder, or SCHEME://PLACE"
+            )
         _require("memory", self, "a cosine, from -1 to 1", lambda x: -1 <= x <= 1, "recall_threshold", "topic_cosine")
 
 
@@ -158,7 +163,8 @@ class NightSettings:
 
     def __post_init__(self) -> None:
         _require_one_of("night", self, "lora_targets", *LORA_TARGETS)
-        _require("night", self, "1 or more", lambda x: x >= 1, "lora_rank", "lora_alpha", "max_tokens", "batch_size")
+        _require("night", self, "1 or more", lambda x: x >= 1, "lora_alpha", "max_tokens", "batch_size")
+        _require("night", self, "1 to 1024", lambda x: 1 <= x <= 1024, "lora_rank")
         _require("night", self, "above 0", lambda x: x > 0, "budget_minutes")
         positive = ("sft_epochs", "preference_epochs", "beta", "thumb_beta")
         _require("night", self, "above 0 and finite", lambda x: 0 < x < inf, *positive)
@@ -205,11 +211,15 @@ class ServingSettings:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.base.strip():  # a path without a name is the working directory
+            raise SettingsError("serving.base is empty; it is seedling, a folder, or a hub id")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise SettingsError(f"serving.device is {self.device!r}; it is auto, cpu, cuda, or cuda:N")
         _require_one_of("serving", self, "engine", "local", "vllm")
         _require_one_of("serving", self, "weights", "auto", "fp8", "full")
         _require("serving", self, "above 0", lambda x: x > 0, "parity_tolerance")
         _require("serving", self, "1 or more", lambda x: x >= 1, "max_tokens")
-        _require("serving", self, "0 (torch chooses) or more", lambda x: x >= 0, "threads")
+        _require("serving", self, "0 (torch chooses) to 1024", lambda x: 0 <= x <= 1024, "threads")
         _require("serving", self, "0 (greedy) or more, and finite", lambda x: 0 <= x < inf, "temperature")
         _require("serving", self, "0 (no limit) to 1e9", lambda x: 0 <= x <= 1e9, "timeout_seconds")
         if self.engine == "vllm" and not _is_address(self.url):
@@ -265,7 +275,7 @@ SECTIONS: dict[str, type] = {
 
 def default_home(env: Mapping[str, str] | None = None) -> Path:
     env = os.environ if env is None else env
-    return folder_of(env.get(PREFIX + "HOME") or Path.home() / ".nightschool")
+    return folder_of(env.get(PREFIX + "HOME") or "~/.nightschool")
 
 
 def folder_of(home: Path | str) -> Path:
@@ -318,6 +328,11 @@ def with_environment(settings: Settings, env: Mapping[str, str]) -> Settings:
     for name in sorted(k for k in env if k.startswith(PREFIX) and k != PREFIX + "HOME"):
         key = name.removeprefix(PREFIX)
         section, _, key = aliases.get(key, key).lower().partition("_")
+        if LINKED.search(name):
+            raise SettingsError(
+                f"environment: {name} is no setting; where a cluster sets it for a service of this name, switch its"
+                " service links off (enableServiceLinks: false)"
+            )
         if section not in SECTIONS:
             raise SettingsError(f"environment: unknown variable {name}; expected {PREFIX}<SECTION>_<FIELD>")
         settings = with_values(settings, section, {key: env[name]}, f"environment variable {name}")
@@ -343,7 +358,7 @@ def _coerce(kind: type, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int | float | str):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise wrong from None
     if kind is int and isinstance(value, str):
         try:

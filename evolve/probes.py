@@ -44,7 +44,7 @@ def load_probes(home: Path) -> tuple[Probe, ...]:
     if not path.exists() and not path.is_symlink():
         return ()
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -19,6 +19,7 @@ from uuid import uuid4
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from ..content import LEAST_OF_ID
 from ..errors import GateRefused, NotFound
 from ..memory.database import Database
 from ..memory.tables import (
@@ -224,11 +225,18 @@ class Registry:
         if not adapter_id:
             raise NotFound("an empty id names no adapter; see `nightschool adapters list`")
         with self.database.reading() as session:
+            if found := session.get(AdapterRow, adapter_id):
+                return self._adapter(found)
+            if len(adapter_id) < LEAST_OF_ID:
+                raise NotFound(
+                    f"{adapter_id!r} is too short to name an adapter: give {LEAST_OF_ID} letters of its id; see"
+                    " `nightschool adapters list`"
+                )
             prefix = adapter_id.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
             rows = session.scalars(select(AdapterRow).where(AdapterRow.id.like(prefix, escape="\\"))).all()
             if len(rows) != 1:
-                found = "no adapter" if not rows else f"{len(rows)} adapters"
-                raise NotFound(f"{found} with id {adapter_id}; see `nightschool adapters list`")
+                many = f"{len(rows)} adapters" if rows else "no adapter"
+                raise NotFound(f"{many} with id {adapter_id}; see `nightschool adapters list`")
             return self._adapter(rows[0])
 
     def tainted(self) -> dict[str, str]:

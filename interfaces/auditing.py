@@ -11,7 +11,7 @@ import typer
 from .printing import AsJson, Home, Limit, assistant, none_found, show, show_found, when
 
 if TYPE_CHECKING:
-    from ..memory.types import Feedback, Satisfaction
+    from ..memory.types import Feedback, Interaction, Satisfaction
     from ..sdk import Assistant
 
 audit = typer.Typer(no_args_is_help=True, help="Why an answer came out as it did, and what an adapter learnt from.")
@@ -28,12 +28,13 @@ def audit_answers(
     with assistant(home) as nightschool:
         found = nightschool.store.newest(limit, user_id=user)
         none = _no_answers(nightschool, user) if not found else ""
-    lines = [
-        f"{i.id}  {when(i.created_utc)}  {i.user_id}  {i.adapter_id or ELSEWHERE}\n"
-        f"  {_short(i.text)}\n  → {_short(i.reply)}"
-        for i in found
-    ]
+    lines = [line for i in found for line in _answer_lines(i)]
     show_found([asdict(i) for i in found], as_json, lines, none)
+
+
+def _answer_lines(i: Interaction) -> list[str]:
+    head = f"{i.id}  {when(i.created_utc)}  {i.user_id}  {i.adapter_id or ELSEWHERE}"
+    return [head, f"  {_short(i.text)}", f"  → {_short(i.reply)}"]
 
 
 def _no_answers(nightschool: Assistant, user: str | None) -> str:

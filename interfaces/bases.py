@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from ..errors import InputError, NightschoolError, ServingError
-from ..settings import Settings, load_settings, make_home, with_environment, with_values
+from ..errors import InputError, NightschoolError, ServingError, SettingsError, StoreError
+from ..settings import Settings, load_settings, make_home, with_environment, with_values, without_user
 from .printing import AsJson, Home, assistant, at, err, is_home, out, show
 
 bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
@@ -96,7 +99,8 @@ def _write(path: Path, base: str) -> None:
     """Change one value and nothing else of the file, its comments included."""
     import tomlkit
 
-    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    path = path.resolve()  # of a link what it names is written
+    document = tomlkit.parse(path.read_text(encoding="utf-8-sig")) if path.exists() else tomlkit.document()
     document.setdefault("serving", tomlkit.table())["base"] = base
     make_home(path.parent)
     partial = path.with_suffix(".partial")
@@ -129,7 +133,12 @@ def serve(
     if engine != "vllm":
         raise InputError(f"--engine is {engine!r}; only vllm is a server, `local` answers inside of an application")
     settings = load_settings(home)
+    if not settings.home.is_dir():
+        raise StoreError(
+            f"no home at {settings.home}, where the server would look for adapters; run `nightschool init{at(home)}`"
+        )
     command = vllm_command(settings, context.args, _in_service(settings))
+    _check_key(settings, command)
     if dry_run:
         typer.echo(" ".join([*(f"{key}={value}" for key, value in ENVIRONMENT.items()), shlex.join(command)]))
         return
@@ -140,6 +149,19 @@ def serve(
         )
     locate(settings.serving.base, weights=True)
     os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})
+
+
+def _check_key(settings: Settings, command: Sequence[str]) -> None:
+    """Whoever reaches the server may load adapters, so beyond this machine it asks for a key."""
+    host = command[command.index("--host") + 1]
+    with suppress(ValueError):
+        if ip_address(host).is_loopback:
+            return
+    if host != "localhost" and "--api-key" not in command and not os.environ.get("VLLM_API_KEY"):
+        raise SettingsError(
+            f"serving.url is {without_user(settings.serving.url)}, which others may reach, and anybody could load"
+            " adapters there; set VLLM_API_KEY here and where nights and applications run"
+        )
 
 
 def _in_service(settings: Settings) -> list[tuple[int, str]]:

@@ -50,6 +50,9 @@ def _prompt() -> str | None:
         return input("> ").strip()
     except (EOFError, KeyboardInterrupt):
         return None
+    except UnicodeDecodeError:
+        err.print("not done: that line is no text in UTF-8", markup=False, highlight=False)
+        return ""
 
 
 def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent: str) -> None:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.metadata import version as version_of
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,9 +37,11 @@ from .printing import (
     at,
     checked_files,
     err,
+    named,
     none_found,
     out,
     show,
+    show_done,
     show_found,
     when,
 )
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from ..evolve.types import Excluded
     from ..memory.types import Recall
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="An assistant that goes to school at night.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 adapters = typer.Typer(no_args_is_help=True, help="What was trained, and which adapter serves.")
 topics = typer.Typer(no_args_is_help=True, help="What people keep asking.")
 snapshots = typer.Typer(no_args_is_help=True, help="What each night learnt from, and what it left out.")
@@ -65,6 +67,7 @@ app.command(cls=PassingOn)(serve)
 
 NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 
+DEMO_HOME = "Where it is kept (default: a new temporary folder)."
 TIMES = [f"%Y-%m-%d{time}" for time in ("", *(f"{t}%H:%M:%S{zone}" for t in "T " for zone in ("", "%z")))]
 
 
@@ -77,6 +80,22 @@ def main() -> None:
     except (NightschoolError, OSError) as error:  # the latter says of which file
         err.print(f"error: {error}", style="red", markup=False)
         sys.exit(1)
+    except UnicodeEncodeError as error:
+        err.print(f"error: {error.object!r} is no text in UTF-8", style="red", markup=False)
+        sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nightschool {version_of('nightschool')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    """An assistant that goes to school at night."""
 
 
 def seconds(time: datetime | None) -> float | None:
@@ -90,7 +109,7 @@ def seconds(time: datetime | None) -> float | None:
 @app.command()
 def init(home: Home = None) -> None:
     """Make a home: the database, the index and a settings file to edit."""
-    with assistant(home, make=True) as nightschool:
+    with assistant(home, make=True, begin=True) as nightschool:
         folder = nightschool.settings.home
     path = folder / "settings.toml"
     if not path.exists():
@@ -220,15 +239,15 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
             typer.echo(f"{nightschool.store.clock() - started:6.0f}s  {line}", err=True)  # rich would close stdout too
 
         n = nightschool
-        cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
+        try:
+            cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
+        except NightschoolError as error:
+            if as_json:
+                show_done({"outcome": "failed", "error": str(error)}, True, [])
+            raise
         verdict = n.registry.cycle_verdict(cycle)
     value = {**asdict(cycle), "outcome": cycle.outcome, "verdict": asdict(verdict) if verdict else None}
-    try:
-        show(value, as_json, [f"night {cycle.id}: {cycle.outcome}"])
-        sys.stdout.flush()
-    except (OSError, SystemExit):  # nobody reads it, or the disk is full: the exit says what the night was
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail at the end
+    show_done(value, as_json, [f"night {cycle.id}: {cycle.outcome}"])  # the exit says what the night was
     raise typer.Exit(NIGHT_EXIT[cycle.outcome])
 
 
@@ -288,7 +307,9 @@ def prune(
     from ..evolve.sealing import is_held
     from ..pipelines.lock import night_lock
 
-    with assistant(home) as nightschool, night_lock(nightschool.settings.home, nightschool.store.database):
+    with assistant(home) as nightschool, ExitStack() as held:
+        if apply:
+            held.enter_context(night_lock(nightschool.settings.home, nightschool.store.database))
         found = nightschool.registry.prunable(keep)
         size = sum(file.stat().st_size for a in found for file in a.path.glob("*.safetensors"))
         lines = [f"{a.id}  {a.phase}  {when(a.created_utc)}{'' if is_held(a) else '  lost already'}" for a in found]
@@ -407,6 +428,8 @@ def report(
     from . import reporting
     from .doctor import outcome_by_now
 
+    if html:
+        reporting.check_page(html)  # before the base answers
     with assistant(home) as n:
         found = gather(n.store, n.registry, cycle)
         if outcome_by_now(found.cycle, n.settings.home, n.store.database) == ENDED:
@@ -442,9 +465,7 @@ def doctor(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def demo(
-    home: Annotated[Path | None, typer.Option(help="Where it is kept (default: a new temporary folder).")] = None,
-) -> None:
+def demo(home: Annotated[Path | None, typer.Option(parser=named, metavar="PATH", help=DEMO_HOME)] = None) -> None:
     """The main job in a few minutes: conversations with feedback go in, one night, a better adapter answers."""
     from .demo import run
 

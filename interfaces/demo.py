@@ -36,16 +36,16 @@ INVENTED = ("rider-", "visitor-")  # who speaks in the demo
 
 def run(home: Path | None, out: Console, err: Console) -> int:
     """Returns the exit code of the night. InputError where the memory would not be that of the demo's own home."""
-    folder = home or Path(tempfile.mkdtemp(prefix="nightschool-demo-"))
+    settings = load_settings(home or Path(tempfile.mkdtemp(prefix="nightschool-demo-")))
+    folder = settings.home
     make_home(folder)
-    settings = load_settings(folder)
     if settings.memory.database_url or settings.memory.index_url:
         raise InputError(
             "the demo invents people, and memory.database_url or memory.index_url says that they would go where others"
             " are; unset NIGHTSCHOOL_DATABASE_URL and NIGHTSCHOOL_MEMORY_INDEX_URL for it"
         )
     with open_assistant(settings=settings) as nightschool:
-        if any(not i.user_id.startswith(INVENTED) for i in nightschool.store.interactions()):
+        if any(not user.startswith(INVENTED) for user in nightschool.store.users()):
             raise InputError(
                 f"{folder} holds what others said, and the demo would mix invented people in; name another"
             )

@@ -92,12 +92,13 @@ def _engine(settings: Settings) -> str:
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
-    """The settings without a password, of a database or a server."""
+    """The settings without a password, of a database, an index or a server."""
     from ..memory.database import without_password
 
     found = {name: plain(section) for name, section in settings.to_json().items()}
     if url := settings.memory.database_url:
         found["memory"]["database_url"] = without_password(url)
+    found["memory"]["index_url"] = without_user(settings.memory.index_url)
     found["serving"]["url"] = without_user(settings.serving.url)
     return found
 

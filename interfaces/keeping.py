@@ -13,7 +13,7 @@ import typer
 
 from ..errors import InputError, NotFound, Unerased
 from ..memory.types import Selection
-from .printing import AsJson, Home, assistant, checked_files, err, none_found, out, show, show_found, when
+from .printing import AsJson, Home, assistant, checked_files, err, none_found, out, show, show_done, show_found, when
 
 if TYPE_CHECKING:
     from ..memory.types import ForgetPlan, ForgetReceipt, Memory
@@ -82,7 +82,10 @@ def export(file: Annotated[Path | None, typer.Argument()] = None, home: Home = N
 @memory.command("import")
 def import_(file: Path, home: Home = None, as_json: AsJson = False) -> None:
     """Bring an export in. Twice changes nothing; what was forgotten here stays out. Exits 1 if a line was refused."""
+    from ..memory.restoring import check_head
+
     checked_files([file])
+    check_head(file)  # before a home is made for it
     with assistant(home, make=True) as nightschool:
         report = nightschool.store.restore(file)
     lines = [f"new: {_counted(report.new)}", f"known: {_counted(report.known)}"]
@@ -135,9 +138,9 @@ def forget(
             try:
                 receipt = nightschool.forget_apply(replace(plan, token=apply or plan.token))
             except Unerased as error:
-                show(asdict(error.receipt), as_json, _receipt_lines(error.receipt))
+                show_done(asdict(error.receipt), as_json, _receipt_lines(error.receipt))
                 raise
-            show(asdict(receipt), as_json, _receipt_lines(receipt))
+            show_done(asdict(receipt), as_json, _receipt_lines(receipt))
         else:
             show(asdict(plan), as_json, _plan_lines(nightschool, plan))
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 # what is no terminal has no width that a table must be cut to
-WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240
+WIDE = None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else 240
 out = Console(soft_wrap=True, emoji=False, width=WIDE)
 err = Console(stderr=True, soft_wrap=True, emoji=False)
 ENDED = "ended without a word"  # the outcome of a night that is unfinished and does not run
+SET_IN = "\n" + 10 * " "  # before each further line of a text, so that nobody's text looks like a line of ours
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
 
-def _named(home: str) -> Path:
+def named(home: str) -> Path:
     """Of an option; an empty one, as of a variable that is not set, would be the folder at hand."""
     if not home:
         raise typer.BadParameter("it is empty; name a folder, or leave it out")
@@ -39,9 +40,9 @@ def _named(home: str) -> Path:
 
 
 HOME_HELP = "Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool)."
-Home = Annotated[Path | None, typer.Option(parser=_named, metavar="PATH", help=HOME_HELP)]
+Home = Annotated[Path | None, typer.Option(parser=named, metavar="PATH", help=HOME_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10**9, help="At most so many.")]
 Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
 Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
 User = Annotated[str, typer.Option("--user", help="Whose memory.")]
@@ -53,9 +54,10 @@ def at(home: Path | None) -> str:
 
 
 @contextmanager
-def assistant(home: Path | None, *, make: bool = False) -> Iterator[Assistant]:
+def assistant(home: Path | None, *, make: bool = False, begin: bool = False) -> Iterator[Assistant]:
     """The memory of a home. Only what brings something in may `make` one: of a home that nobody made, "nothing is
-    held" would be a wrong answer to an audit or to who asks to be forgotten."""
+    held" would be a wrong answer to an audit or to who asks to be forgotten. And only `init` may `begin` anew in one
+    whose database is there and empty: it may have been lost."""
     from ..memory.database import in_working_memory
     from ..sdk import open as open_assistant
 
@@ -65,7 +67,8 @@ def assistant(home: Path | None, *, make: bool = False) -> Iterator[Assistant]:
             f"memory.database_url is {settings.database_url}, which is gone with this command; name a file, as in"
             " sqlite:////var/lib/nightschool.db"
         )
-    with open_assistant(settings=settings if make else checked_home(settings)) as opened:
+    begins = begin or (make and not is_home(settings))
+    with open_assistant(settings=settings if begins else checked_home(settings)) as opened:
         yield opened
 
 
@@ -106,17 +109,27 @@ def checked_files(files: Sequence[Path]) -> None:
 
 def show(value: Any, as_json: bool, lines: list[str]) -> None:
     if as_json:  # where the output takes not every letter, what is put in its place would be no JSON
-        every_letter = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        every_letter = (getattr(sys.stdout, "encoding", "") or "").lower().replace("-", "") == "utf8"
         typer.echo(json.dumps(value, ensure_ascii=not every_letter, default=str))
     else:
         for line in lines:
-            say(line)
+            say(line.replace("\n", SET_IN))
 
 
 def none_found(none: str, nightschool: Assistant, user: str) -> str:
     """`none`, or that the user is unknown: the name may be mistyped."""
     plan = nightschool.forget(user_id=user) if user else None  # by which nothing changes
     return none if plan and (plan.interaction_ids or plan.memory_ids) else f"nothing is held of user {user!r}"
+
+
+def show_done(value: Any, as_json: bool, lines: list[str]) -> None:
+    """Of what cannot be undone: that nobody reads it, or that a disk is full, makes it no failure."""
+    try:
+        show(value, as_json, lines)
+        sys.stdout.flush()
+    except (AttributeError, OSError, SystemExit):  # the first of a closed output
+        with suppress(AttributeError, OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail at the end
 
 
 def show_found(found: list[Any], as_json: bool, lines: list[str], none: str) -> None:

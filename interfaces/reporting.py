@@ -21,6 +21,8 @@ from ..evolve.report import Compared, Report
 from ..evolve.types import Measure
 from .printing import CONTROLS, ENDED, outcome, when
 
+MARK = b'content="nightschool report"'
+
 TOPICS = 12  # the rest are one line
 NIGHTS = 4  # side by side on a terminal; the page has all
 EARLIER = 30  # nights before those, one a line
@@ -145,8 +147,7 @@ def write_html(report: Report, compared: Sequence[Compared], path: Path) -> None
     """One file without a script or a link; every text in it is escaped."""
     from jinja2 import Environment
 
-    if path.is_dir():
-        raise InputError(f"--html is {path}, which is a folder; name a file in it, such as {path / 'night.html'}")
+    check_page(path)
     template = files("nightschool.interfaces").joinpath("report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True).from_string(template)
     values = {
@@ -169,6 +170,16 @@ def write_html(report: Report, compared: Sequence[Compared], path: Path) -> None
     except BaseException:
         os.unlink(partial)  # it holds what people said
         raise
+
+
+def check_page(path: Path) -> None:
+    """InputError if what stands there is no page of ours, which alone is replaced."""
+    if path.is_dir():
+        raise InputError(f"--html is {path}, which is a folder; name a file in it, such as {path / 'night.html'}")
+    if path.exists() and MARK not in path.read_bytes()[:1000]:
+        raise InputError(
+            f"--html is {path}, which is there and is no report; it was left as it is, so give another name"
+        )
 
 
 def pictures(report: Report) -> list[str]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from ..content import Message
+from sqlalchemy import select
+
+from ..content import LEAST_OF_ID, Message
 from ..errors import InputError, NotFound
 from ..settings import Settings
 from . import reading
@@ -16,7 +18,7 @@ from .database import Database
 from .grouping import groups
 from .rows import to_interaction
 from .stated_rows import statements_of
-from .tables import InteractionRow
+from .tables import InteractionRow, MemoryRow
 from .topic_rows import states
 from .types import Draft, Feedback, Interaction, Memory, Topic
 
@@ -37,8 +39,14 @@ class Facts:
         """The id of the one interaction whose id begins with `start`; NotFound if it is not one alone."""
         if not start:  # every id begins with it, and the only one is not the one that was meant
             raise InputError("the id of an interaction is ''; see `nightschool audit answers`")
+        checked_text("the id of an interaction", start)
         with self.database.reading() as session:
             found = reading.named_like(session, start)
+        if len(start) < LEAST_OF_ID and found != [start]:
+            raise NotFound(
+                f"{start!r} is too short to name an interaction: give {LEAST_OF_ID} letters of its id; see"
+                " `nightschool audit answers`"
+            )
         if len(found) != 1:
             how_many = "several interactions have" if found else "no interaction has"
             raise NotFound(f"{how_many} an id that begins with {start!r}; see `nightschool audit answers`")
@@ -48,6 +56,13 @@ class Facts:
         """The latest `limit` interactions of everybody or of one user, newest first."""
         with self.database.reading() as session:
             return reading.newest(session, limit, user_id)
+
+    def users(self) -> set[str]:
+        """Of whom something is held."""
+        with self.database.reading() as session:
+            return {
+                user for row in (InteractionRow, MemoryRow) for user in session.scalars(select(row.user_id).distinct())
+            }
 
     def interactions(self) -> Iterator[Interaction]:
         """Every interaction of everybody, session by session, in order; read in pages."""

@@ -52,6 +52,7 @@ from .types import Interaction, Memory
 from .writing import add_sources
 
 Vector = NDArray[np.float32]
+NO_HEAD = 'the first line, and no other, is the head of an export ("type": "nightschool")'
 ID_LENGTH = 64  # as the tables have room for
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "nightschool": {"version": int, "salt": str},
@@ -142,7 +143,7 @@ class Restoring:
         if line.error:
             raise InputError(line.error)
         if (self._lines == 1) != (kind == "nightschool"):
-            raise InputError('the first line, and no other, is the head of an export ("type": "nightschool")')
+            raise InputError(NO_HEAD)
         if kind == "nightschool":
             self._head(tombstones, values)
         elif kind == "topic":
@@ -241,6 +242,16 @@ class Restoring:
         is_new = session.get(kind, row_id) is None
         (self.report.new if is_new else self.report.known)[name] += 1
         return is_new
+
+
+def check_head(path: Path) -> None:
+    """InputError if the first line of a file is no head of an export; of a pipe nothing is taken."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        first = _line(file.readline())
+    if first.kind != "nightschool":
+        raise InputError(f"{path.name}:1: {first.error or NO_HEAD}; nothing was imported")
 
 
 def batches(path: Path) -> Iterator[list[Line]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import and_, delete, func, insert, or_, select
 from sqlalchemy.orm import Session
 
-from ..errors import InputError, NotFound, StoreError
+from ..errors import InputError, NotFound, Overtaken
 from .conversations import (
     Conversation,
     Owner,
@@ -237,11 +237,9 @@ def _follow_snapshots(session: Session, replaced: Mapping[str, str]) -> None:
 def check_shown(session: Session, last: Interaction | None, after: Sequence[str], memory_ids: Sequence[str]) -> None:
     """That what a reply was shown is there, and nothing came after it; else it would stand where it was not said."""
     if (last.id if last else None) != (after[-1] if after else None):
-        raise StoreError(
-            "another turn of this session was kept or forgotten meanwhile; nothing was recorded, ask again"
-        )
+        raise Overtaken("another turn of this session was kept or forgotten meanwhile; nothing was recorded, ask again")
     if len(by_id(session, after)) < len(after) or len(memories(session, memory_ids)) < len(set(memory_ids)):
-        raise StoreError("what the reply was shown was forgotten meanwhile; nothing was recorded, ask again")
+        raise Overtaken("what the reply was shown was forgotten meanwhile; nothing was recorded, ask again")
 
 
 def check_sources(session: Session, note: Memory) -> None:

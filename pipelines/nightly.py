@@ -52,8 +52,8 @@ def run(
             why_not = _night(cycle_id, store, registry, engine, settings, progress, still_alone)
         except BaseException as error:  # an unattended night must record why it ended, whatever it was
             why = f"{type(error).__name__}: {error}".removesuffix(": ")
-            registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why)
             with suppress(StoreError):  # that would hide what ended it
+                registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why)
                 registry.erase_tainted()
             raise
         registry.erase_tainted()  # what was trained on what was forgotten meanwhile

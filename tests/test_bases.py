@@ -67,6 +67,33 @@ def bases_folder() -> Path:
     return SEEDLING
 
 
+def test_serve_looks_for_adapters_in_a_home_that_is_there(tmp_path: Path) -> None:
+    done = run(app, ["serve", "--dry-run", "--home", str(tmp_path / "typo")])
+    assert done.exit_code == 1 and "no home at" in str(done.exception)
+
+
+def test_server_that_others_reach_wants_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.setenv("NIGHTSCHOOL_SERVING_URL", "http://0.0.0.0:8000")
+    assert "set VLLM_API_KEY" in str(run(app, ["serve", "--dry-run"]).exception)
+    assert run(app, ["serve", "--dry-run", "--", "--api-key", "k"]).exit_code == 0
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    assert run(app, ["serve", "--dry-run"]).exit_code == 0
+    monkeypatch.delenv("VLLM_API_KEY")
+    for url in ("http://localhost:8000", "http://127.0.0.1:1", "http://[::1]:8000"):
+        monkeypatch.setenv("NIGHTSCHOOL_SERVING_URL", url)
+        assert run(app, ["serve", "--dry-run"]).exit_code == 0
+
+
+def test_use_writes_to_what_a_link_names_and_reads_a_mark_of_byte_order(tmp_path: Path, toy_base: str) -> None:
+    real, home = tmp_path / "real.toml", tmp_path / "home"
+    real.write_text("[night]\nseed = 3\n", encoding="utf-8-sig")
+    home.mkdir()
+    (home / "settings.toml").symlink_to(real)
+    assert run(app, ["base", "use", toy_base, "--home", str(home)]).exit_code == 0
+    assert (home / "settings.toml").is_symlink() and "seed = 3" in real.read_text() and toy_base in real.read_text()
+
+
 def test_serve_prints_the_command_and_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bases.os, "execvpe", lambda *_: pytest.fail("started"))
     result = run(app, ["serve", "--dry-run", "--", "--tensor-parallel-size", "2"])

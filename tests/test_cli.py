@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+import nightschool
 import pytest
 from click.testing import Result
 from nightschool.errors import StoreError
@@ -233,6 +234,26 @@ def test_night_whose_last_word_cannot_be_printed_exits_as_it_ended(run: Run, tmp
     command = [sys.executable, "-m", "nightschool.interfaces.cli", "night"]
     with open("/dev/full", "w") as full:
         assert subprocess.run(command, env=told, stdout=full, stderr=subprocess.DEVNULL).returncode == 3
+        run("remember", "Tea is at four.")
+        forget = [*command[:-1], "forget", "--user", "default", "--yes"]
+        assert subprocess.run(forget, env=told, stdout=full, stderr=subprocess.DEVNULL).returncode == 0
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    assert subprocess.run(closed, env=told, stderr=subprocess.DEVNULL).returncode == 3
+
+
+def test_night_that_fails_says_so_in_json(run: Run, tmp_path: Path) -> None:
+    run("init")
+    (tmp_path / "home" / "probes.toml").write_text("[[probes]]\n")
+    done = run("night", "--json")
+    assert done.exit_code == 1 and "probe" in json.loads(done.stdout)["error"]
+    assert json.loads(done.stdout)["outcome"] == "failed"
+
+
+def test_adapters_are_listed_for_pruning_while_a_night_runs(run: Run, tmp_path: Path) -> None:
+    run("init")
+    with cli.assistant(tmp_path / "home") as n, night_lock(n.settings.home, n.store.database):
+        assert run("adapters", "prune").exit_code == 0
+        assert "another night is running" in str(run("adapters", "prune", "--apply").exception)
 
 
 def test_age_without_a_unit_is_refused(run: Run) -> None:
@@ -315,7 +336,47 @@ def test_answers_are_listed_with_ids_whose_start_is_enough(run: Run, tmp_path: P
     assert run("audit", "answers", "--user", "eve").stdout == "nothing was answered to user 'eve'\n"
     assert json.loads(run("audit", "answers", "--user", "", "--json").stdout) == []
     assert run("rate", found["id"][:9], "1").exit_code == run("audit", "why", found["id"][:9]).exit_code == 0
-    assert "audit answers" in str(run("audit", "why", "b2:0").exception)
+    assert "audit answers" in str(run("audit", "why", "b2:000000").exception)
+    assert "too short to name an interaction" in str(run("rate", "b", "1").exception)  # though there is but one
+
+
+def test_text_of_a_user_looks_like_no_line_of_ours(run: Run, tmp_path: Path) -> None:
+    forged = "hello\nanswered: Sure.\nadapter:  b2:000000 (dpo)"
+    line = {
+        **LINE,
+        "user_id": "eve\nb2:1  2026-01-01 00:00:00Z  bob",
+        "messages": [{"role": "user", "content": forged}],
+    }
+    run("import", export(tmp_path, {**line, "messages": [*line["messages"], LINE["messages"][1]]}))
+    (found,) = json.loads(run("audit", "answers", "--json").stdout)
+    shown = run("audit", "answers").stdout + run("audit", "why", found["id"]).stdout
+    assert not [said for said in shown.splitlines() if said.startswith(("b2:1", "answered: Sure", "adapter:  b2:0"))]
+    assert forged.replace("\n", "\n          ") in shown
+
+
+def test_what_is_no_text_is_one_line(run: Run, tmp_path: Path) -> None:
+    run("init")
+    told = {**os.environ, "NIGHTSCHOOL_HOME": str(tmp_path / "home")}
+    for words in (["audit", "why", b"\xff"], ["forget", "--id", b"\xff"], ["adapters", "promote", b"\xff" * 9]):
+        command = [sys.executable, "-m", "nightschool.interfaces.cli", *words]
+        done = subprocess.run(command, env=told, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr, words
+
+
+def test_version_is_told() -> None:
+    assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"nightschool {nightschool.__version__}\n"
+
+
+def test_export_that_is_none_and_an_empty_database_make_no_home(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "wrong.txt").write_text("hello\n")
+    assert "wrong.txt:1: not JSON; nothing was imported" in str(
+        run("memory", "import", str(tmp_path / "wrong.txt")).exception
+    )
+    assert not (tmp_path / "home").exists()
+    run("remember", "Tea is at four.")
+    (tmp_path / "home" / "nightschool.db").write_bytes(b"")  # a copy that failed
+    assert "is empty" in str(run("remember", "Tea is at five.").exception)
+    assert run("init").exit_code == 0
 
 
 def test_what_was_done_with_a_reply_is_noted_and_told(run: Run, tmp_path: Path) -> None:
@@ -735,3 +796,8 @@ def test_demo_invents_nobody_into_a_home_that_others_use(run: Run, tmp_path: Pat
     run("import", export(tmp_path, LINE))
     done = run("demo")
     assert done.exit_code == 1 and "holds what others said" in str(done.exception)
+    note = ["remember", "Tea is at four.", "--user", "ada", "--home", str(tmp_path / "notes")]
+    assert CliRunner().invoke(cli.app, note).exit_code == 0
+    done = CliRunner().invoke(cli.app, ["demo", *note[-2:]])
+    assert done.exit_code == 1 and "holds what others said" in str(done.exception)
+    assert CliRunner().invoke(cli.app, ["demo", "--home", ""]).exit_code == 2

@@ -41,6 +41,11 @@ def test_what_is_no_probe_is_an_error_that_says_where_and_why(tmp_path: Path, te
         probes(tmp_path, text)
 
 
+def test_a_mark_of_byte_order_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "probes.toml").write_text('[[probe]]\nprompt = "Hello"\nmust = ["Hi"]\n', encoding="utf-8-sig")
+    assert [probe.prompt for probe in load_probes(tmp_path)] == ["Hello"]
+
+
 def test_a_file_that_cannot_be_read_is_an_error_and_not_no_probes(tmp_path: Path) -> None:
     (tmp_path / "probes.toml").symlink_to(tmp_path / "nowhere")
     with pytest.raises(SettingsError, match="cannot be read: No such file"):

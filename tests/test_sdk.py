@@ -15,7 +15,7 @@ from typing import Any
 import nightschool
 import pytest
 from nightschool.content import Message
-from nightschool.errors import InputError, ServingError, SettingsError, StoreError
+from nightschool.errors import InputError, Overtaken, ServingError, SettingsError, StoreError
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
@@ -312,7 +312,7 @@ def test_reply_to_what_is_forgotten_meanwhile_is_not_kept(
 def test_reply_stands_in_its_session_where_it_was_given(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Assistant(assistant.settings, assistant.store, assistant.registry, assistant.engine)
     meanwhile(assistant, monkeypatch, lambda: other.record("Hello", "Hi.", user_id="ada", session_id="one"))
-    with pytest.raises(StoreError, match="another turn of this session"):
+    with pytest.raises(Overtaken, match="another turn of this session"):
         assistant.reply("How are you?", user_id="ada", session_id="one")
     assert [i.text for i in assistant.store.interactions()] == ["Hello"]
 
@@ -434,7 +434,7 @@ from nightschool.replies import ReplyStream
 
 def answering(listener):
     listener.hear("Well, ")
-    listener.heard_all()
+    listener.heard_all(60.0)
 
 stream = ReplyStream(answering)
 print(next(stream))
@@ -492,6 +492,34 @@ def test_awaited_reply_comes_in_pieces(assistant: Assistant) -> None:
         assert assistant.store.interaction(answer.reply.id).reply == answer.reply.text
 
     asyncio.run(talk())
+
+
+def test_turns_to_be_recorded_hold_up_nobody_elses_calls(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nightschool.sdk.THREADS", 2)
+    front = AsyncAssistant(assistant)
+
+    async def talk() -> None:
+        async with front.stream("Hello", session_id="one") as unread:
+            assert await anext(unread)
+            waiting = [asyncio.create_task(front.record("Hi", "Ho", session_id="one")) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            await asyncio.wait_for(front.recall("tea", user_id="bo"), 30)
+            assert not any(task.done() for task in waiting)
+            assert [piece async for piece in unread]
+        await asyncio.gather(*waiting)
+
+    asyncio.run(talk())
+
+
+def test_pieces_that_nobody_takes_break_the_reply_off(assistant: Assistant) -> None:
+    assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.5))
+    unread = assistant.stream("Hello there", session_id="one")
+    assert next(unread) == "None: "
+    time.sleep(0.6)
+    assert "Hello there" not in assistant.reply("Hello again", session_id="one").text
+    with pytest.raises(ServingError, match="not read in time"):
+        list(unread)
+    assert [i.text for i in assistant.store.interactions()] == ["Hello again"]
 
 
 def test_awaited_reply_in_pieces_waits_for_a_place_no_longer_than_for_an_answer(
@@ -641,8 +669,7 @@ def test_many_turns_of_a_session_can_be_recorded_at_once(assistant: Assistant) -
 
 def test_turn_answered_elsewhere_waits_no_longer_than_a_reply(assistant: Assistant) -> None:
     assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.1))
-    with ThreadPoolExecutor(1) as pool, assistant.stream("Hello", session_id="one") as unread:
-        assert next(unread)
+    with ThreadPoolExecutor(1) as pool, assistant._turn_of(Owner("default", "", "one"), Event()):
         waiting = pool.submit(assistant.record, "Hello there", "Hi.", session_id="one")
         with pytest.raises(ServingError, match="the turn before is still being answered"):
             waiting.result(60)

@@ -109,6 +109,10 @@ def test_home_comes_from_the_environment_when_not_given(tmp_path: Path) -> None:
         ("[night]\nbudget_minutes = true\n", "night.budget_minutes must be float, not True"),
         ("[serving]\nbase = 3\n", "serving.base must be str, not 3"),
         ("[night\n", "not valid TOML"),
+        (f"[night]\nbudget_minutes = 1{400 * '0'}\n", "night.budget_minutes must be float"),
+        ("[serving]\nbase = ''\n", "serving.base is empty"),
+        ("[serving]\ndevice = 'gpu'\n", "serving.device is 'gpu'; it is auto, cpu, cuda"),
+        ("[memory]\nindex_url = 's3:/bucket'\n", "memory.index_url is 's3:/bucket'; it is a folder, or SCHEME://"),
     ],
 )
 def test_what_cannot_be_used_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
@@ -139,6 +143,12 @@ def test_unusable_environment_variables_are_errors_that_name_them(tmp_path: Path
         load_settings(tmp_path, {name: value})
 
 
+@pytest.mark.parametrize("name", ["NIGHTSCHOOL_PORT", "NIGHTSCHOOL_SERVICE_HOST", "NIGHTSCHOOL_SERVING_PORT_80_TCP"])
+def test_links_of_a_cluster_are_told_as_such(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is no setting; .*enableServiceLinks"):
+        load_settings(tmp_path, {name: "tcp://10.0.0.1:80"})
+
+
 def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
     assert set(load_settings(tmp_path, {}).to_json()) == set(SECTIONS)
 
@@ -153,6 +163,8 @@ def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
         ("serving", "parity_tolerance", float("nan")),
         ("serving", "timeout_seconds", -5.0),
         ("serving", "threads", -1),
+        ("serving", "threads", 2000),
+        ("night", "lora_rank", 100_000),
         ("night", "budget_minutes", 0.0),
         ("night", "budget_minutes", float("nan")),
         ("night", "replay_share", float("nan")),
