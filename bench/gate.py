@@ -201,7 +201,7 @@ def main() -> None:
     settings, found = GateSettings(), {}
     assert probe_text()
     print("candidate | people | promoted, with a 95 % interval")
-    for what, people, incumbent, draw in cases(args.scores):
+    for what, people, incumbent, draw in list(cases(args.scores)):  # what is missing is told before hours of runs
         drawings = (draw(i, np.random.default_rng([i, people])) for i in range(args.runs))
         count = sum(promoted(drawing, settings, incumbent) for drawing in drawings)
         share = binomtest(count, args.runs).proportion_ci(method="wilson")

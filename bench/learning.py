@@ -55,7 +55,7 @@ from uuid import uuid4
 
 import numpy as np
 import simulated
-from loop import circumstances, state
+from loop import circumstances, state, write_whole
 from nightschool.content import Message
 from nightschool.evolve import dataset, dpo, gate, replay, sft
 from nightschool.evolve.registry import Registry
@@ -391,9 +391,7 @@ def run_part(args: argparse.Namespace) -> None:
         if not path.exists():
             with tempfile.TemporaryDirectory() as home:
                 found = run_arm(arm, seed, sizes, LocalEngine(ServingSettings(threads=1)), Path(home))
-            whole = path.with_suffix(".partial")  # what is cut off in the middle is not kept
-            whole.write_text(json.dumps(found))
-            whole.replace(path)
+            write_whole(path, found)
 
 
 # -- what came out ---

@@ -128,10 +128,15 @@ def run_part(script: str, words: Sequence[str], name: str, args: argparse.Namesp
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        whole = kept.with_suffix(".partial")  # what is cut off in the middle is not kept
-        whole.write_text(json.dumps(found) + "\n")
-        whole.replace(kept)
+        write_whole(kept, found)
     return found
+
+
+def write_whole(path: Path, found: Any) -> None:
+    """What is cut off in the middle is not there."""
+    whole = path.with_suffix(".partial")
+    whole.write_text(json.dumps(found) + "\n")
+    whole.replace(path)
 
 
 # -- one night in a home of its own ---

@@ -1,7 +1,8 @@
 """Rated turns of two public sets as exchanges, with their own split into training and test.
 
 ConvAI2 (Apache-2.0 by its site): github.com/DeepPavlov/convai, data/data_volunteers.json and data_intermediate.json.
-People pressed thumbs on the messages of bots; a random half of the dialogues is held out.
+People pressed thumbs on the messages of bots; a random half of the dialogues is held out, so that some of the people
+who rated it (a quarter of the ratings) rated others that are fitted on.
 DBDC3 (MIT): github.com/dbd-challenge/dbdc3, DBDC3.zip. Thirty people judged each turn of a bot: breakdown or not; its
 own evaluation set is the test.
 Self-dialogue corpus (BSD-3): github.com/jfainberg/self_dialogue_corpus, as lines of JSON with a list of turns.

@@ -257,7 +257,13 @@ def scale(name: str, folder: Path) -> dict[str, float]:
         f" a note but its embedding {written:.1f} ms,"
         f" found {lag:.1f} ms later"
     )
-    return {f"p50_ms_{name}": p50, f"p95_ms_{name}": p95, f"cpu_ms_{name}": cpu, "write_ms": written, "lag_ms": lag}
+    return {
+        f"p50_ms_{name}": p50,
+        f"p95_ms_{name}": p95,
+        f"cpu_ms_{name}": cpu,
+        f"write_ms_{name}": written,
+        f"lag_ms_{name}": lag,
+    }
 
 
 # -- ingest ---

@@ -1,4 +1,4 @@
-"""How well the Censor tells who was satisfied, on people and bots whose ratings it never saw.
+"""How well the Censor tells who was satisfied, on dialogues whose ratings it never saw.
 
     python bench/signals.py [--only satisfaction,refit,curation] [--data FOLDER] [--cache FOLDER]
 

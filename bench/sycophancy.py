@@ -174,9 +174,13 @@ def measured(conversations: Sequence[Conversation], home: Path, now: float) -> d
     """One night, or the one that was made in `home` before, judged by the rules of today."""
     with nightschool.open(home) as n:
         if not n.registry.adapters():
-            import_files(n.store, [sources.write_lines(home / "in.jsonl", conversations)], now=now)
+            report = import_files(n.store, [sources.write_lines(home / "in.jsonl", conversations)], now=now)
+            if report.errors:
+                raise SystemExit(f"{report.errors[0]}: the data was not read whole")
         nightly.run(n.store, n.registry, lambda: n.engine, n.settings, lambda s: print(s, file=sys.stderr, flush=True))
-        final = [a for a in n.registry.adapters() if a.phase == "dpo"][-1]  # of this base and these settings
+        if not (made := [a for a in n.registry.adapters() if a.phase == "dpo"]):
+            return {"nothing learnt": n.registry.latest_cycle().error}
+        final = made[-1]  # of this base and these settings
         verdict = n.registry.verdict(final.id)
         grounded = n.registry.adapter(final.parent_id)
         ensure_loaded(n.engine, grounded, n.settings.serving.parity_tolerance)

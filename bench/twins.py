@@ -4,11 +4,13 @@
 
 The days and nights of `bench/learning.py` with its full method. What is promoted is trained once more, from the same
 memory with another seed, and on every later night this twin is judged as a candidate would be. It learnt what serves
-learnt, so it is no better; but it has said nothing, while the answers that people judge now are those of what serves.
-Beside it the night's own candidate is told, with how many more people it satisfies than what serves.
+learnt, so it should be no better, and how many more people it satisfies is told; but it has said nothing, while the
+answers that people judge now are those of what serves. Beside it the night's own candidate is told, with how many more
+people it satisfies than what serves. What serves was chosen by the gate and a twin was not, so it is rather worse.
 
 The area of `preference` is told over all couples of a liked and a disliked answer, and over those alone in which both
-are of what serves or neither is (`same author`). 95 % intervals are the gate's, over people. The last line is JSON.
+are of what serves or neither is (`same author`). 95 % intervals are the gate's, over people. A twin is judged on
+several nights, so nights are no independent draws: shares are told by twin as well. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Twins(learning.World):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.twin: Adapter | None = None
+        self.twin_satisfies = 0.0
         self.since = 0.0  # when what serves began to answer
         self.snapshot: Snapshot | None = None
         self.compared: list[Row] = []
@@ -57,10 +60,13 @@ class Twins(learning.World):
         row = super().night()
         if before:
             self.compared[-1]["more_satisfied"] = float(np.mean(row["candidate"]["satisfied"])) - served
+            self.compared[-1]["twin_more_satisfied"] = self.twin_satisfies - served
         if self.live is not before and self.snapshot:
             settings = self.assistant.settings
             other = replace(settings, night=replace(settings.night, seed=settings.night.seed + OTHER_SEED))
             self.twin, self.since = learning.learn(self.snapshot, self.arm.phases, other)[-1], self.now
+            ensure_loaded(self.engine, self.twin, settings.serving.parity_tolerance)
+            self.twin_satisfies = float(np.mean(self.exam(self.twin)["satisfied"]))
         return row
 
     def _judge(self, made: Sequence[Adapter], snapshot: Snapshot) -> Verdict:
@@ -79,6 +85,7 @@ class Twins(learning.World):
         before, *after = (self.engine.score(prompts, answers, adapter=a.id) for a in (live, twin, candidate))
         rises = [[(x.logprob - y.logprob) / x.tokens for x, y in zip(one, before, strict=True)] for one in after]
         return {
+            "of": twin.id,
             "twin": rises[0],
             "candidate": rises[1],
             "liked": [h.liked for h in held],
@@ -140,7 +147,13 @@ def pooled(rise: Any, liked: Any, strata: Any, weights: Any) -> Any:
 
 def summary(rows: Sequence[Row]) -> Row:
     """How often each form of preference would let through: twins, and candidates by what they are worth."""
-    result: Row = {"twins": len(rows), "own": round(float(np.mean(np.concatenate([r["own"] for r in rows]))), 3)}
+    if not rows:
+        return {"nights": 0}  # nothing was promoted before the last night
+    result: Row = {
+        "nights": len(rows),
+        "twins": len({r["of"] for r in rows}),
+        "own": round(float(np.mean(np.concatenate([r["own"] for r in rows]))), 3),
+    }
     worth = np.array([r["more_satisfied"] for r in rows])
     kinds = {"much better": worth >= BETTER, "worse": worth <= WORSE}
     print("couples | twins: mean area | let through | much better let through | worse let through")
@@ -155,7 +168,11 @@ def summary(rows: Sequence[Row]) -> Row:
         }
         print(f"{name} | " + " | ".join(str(value) for value in found.values()))
         result[name] = found
-    result["twins_promoted"] = round(float(np.mean([not r["twin_failed"] for r in rows])), 4)
+    promoted = [(r["of"], not r["twin_failed"]) for r in rows]
+    result["nights_promoted"] = round(float(np.mean([was for _, was in promoted])), 4)
+    result["twins_promoted"] = len({of for of, was in promoted if was})
+    worths = {r["of"]: r["twin_more_satisfied"] for r in rows}
+    result["twin_more_satisfied"] = [round(value, 3) for value in worths.values()]
     result["much_better"], result["worse"] = (int(these.sum()) for these in kinds.values())
     return result
 
@@ -172,7 +189,7 @@ def main() -> None:
         args.keep = args.keep or Path(scratch)
         args.keep.mkdir(parents=True, exist_ok=True)
         if args.part is not None:
-            kept(args, args.part).write_text(json.dumps(one(args.part, args.nights)))
+            learning.write_whole(kept(args, args.part), one(args.part, args.nights))
             return
         seeds = [int(seed) for seed in args.seeds.split(",")]
         with ThreadPoolExecutor(args.jobs) as pool:
