@@ -305,7 +305,7 @@ BASELINES = {"counts": by_counts, "tfidf": by_words}
 def summary(folds: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     """AUC and accuracy by arm, ours minus each other arm, with intervals; prints the table."""
     rng = np.random.default_rng(0)
-    draws = [_draws(np.array(f["cluster"]), rng) for f in folds]
+    draws = [_draws(np.array(f["full"]["cluster"]), rng) for f in folds]
     areas = {arm: _areas(folds, [_rise(f, arm) for f in folds], draws) for arm in ARMS}
     print(
         f"\n{name}, {len(folds)} folds:"
