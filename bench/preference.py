@@ -302,17 +302,17 @@ BASELINES = {"counts": by_counts, "tfidf": by_words}
 # -- the whole ---
 
 
-def summary(folds: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+def summary(folds: Sequence[dict[str, Any]], name: str, arms: Sequence[str]) -> dict[str, Any]:
     """AUC and accuracy by arm, ours minus each other arm, with intervals; prints the table."""
     rng = np.random.default_rng(0)
     draws = [_draws(np.array(f["full"]["cluster"]), rng) for f in folds]
-    areas = {arm: _areas(folds, [_rise(f, arm) for f in folds], draws) for arm in ARMS}
+    areas = {arm: _areas(folds, [_rise(f, arm) for f in folds], draws) for arm in arms}
     print(
         f"\n{name}, {len(folds)} folds:"
         " arm | AUC [95 %] | full minus it | per token | over the base | accuracy | seconds a fold"
     )
     result: dict[str, Any] = {}
-    for arm in ARMS:
+    for arm in arms:
         less = areas["full"] - areas[arm]
         others = {
             "per_token": _areas(folds, [_rise(f, arm) / np.array(f[arm]["tokens"]) for f in folds], draws),
@@ -380,23 +380,19 @@ def generations(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The share of openings at which the answer of `full` scores above another speaker's, equal scores halved."""
     spoken: dict[str, list[Any]] = {}
     for f in folds:
-        for name, rows in (f["full"]["better"] | f["sft"]["better"]).items():
+        for name, rows in [said for arm in f.values() for said in arm["better"].items()]:
             spoken.setdefault(name, []).extend(rows)
     print(f"\ngenerations, {len(spoken['full'])} openings: speaker | scorer | mean score | words | full scores higher")
-    found: dict[str, Any] = {}
+    found: dict[tuple[str, int], list[float]] = {}
     for n, scorer in enumerate(("of the other folds", "of this fold"), 1):
         marks = {name: np.array([row[n] for row in rows]) for name, rows in spoken.items()}
         for name, mark in marks.items():
             share = _wins(marks["full"], mark)
             words = np.mean([row[3] for row in spoken[name]])
             print(f"{name} | {scorer} | {mark.mean():.3f} | {words:.1f} | {'' if name == 'full' else share}")
-            found[f"{name}, {scorer}"] = share
-    return {
-        "tm4_better_generations": found["phase 1, of the other folds"],
-        "tm4_better_generations_own_scorer": found["phase 1, of this fold"],
-        "tm4_better_than_sft": found["sft, of the other folds"],
-        "tm4_better_than_sft_own_scorer": found["sft, of this fold"],
-    }
+            found[name, n] = share
+    keys = {"phase 1": "tm4_better_generations", "sft": "tm4_better_than_sft"}
+    return {f"{keys[name]}{'' if n == 1 else '_own_scorer'}": found[name, n] for name, n in found if name in keys}
 
 
 def _wins(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> list[float]:
@@ -416,17 +412,19 @@ def run_folds(part: str, count: int, args: argparse.Namespace) -> list[dict[str,
         tell(f"{part} {number} {arm}: {found['seconds']} s")
         return found
 
+    arms = [arm for arm in ARMS if arm in args.arms]
     with ThreadPoolExecutor(args.jobs) as pool:
-        for arm in ARMS:
+        for arm in arms:
             for number in range(count):
                 done[number, arm] = pool.submit(run, number, arm)
-    return [{arm: done[number, arm].result() for arm in ARMS} for number in range(count)]
+    return [{arm: done[number, arm].result() for arm in arms} for number in range(count)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="tm4,convai2")
     parser.add_argument("--folds", type=int, default=5, help="of the five of Taskmaster-4")
+    parser.add_argument("--arms", type=lambda names: names.split(","), default=ARMS, help="full, and others of them")
     parser.add_argument("--users", type=int, default=5, help="of the five of ConvAI2")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--data", type=Path, default=sources.DATA)
@@ -436,6 +434,8 @@ def main() -> None:
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if "full" not in args.arms or set(args.arms) - set(ARMS):
+        parser.error(f"--arms is {','.join(args.arms)}; it is full and others of {', '.join(ARMS)}")
     if args.part:
         print(json.dumps(one(args)))
         return
@@ -443,10 +443,10 @@ def main() -> None:
     for name, count in (("tm4", args.folds), ("convai2", args.users)):
         if name in args.only.split(","):
             folds = run_folds(name, count, args)
-            result |= summary(folds, name)
+            result |= summary(folds, name, list(folds[0]))
             if name == "tm4":
                 if untouched := [folds[k] for k in UNTOUCHED if k < len(folds)]:
-                    result |= summary(untouched, "tm4_untouched")
+                    result |= summary(untouched, "tm4_untouched", list(folds[0]))
                 result |= generations(folds)
     print(json.dumps({**result, **loop.circumstances()}))
 

@@ -30,6 +30,7 @@ VERSIONS = "nightschool_version"  # as in migrations/env.py: the database may be
 FORMER_VERSIONS = "alembic_version"  # as the table was called
 MOVED = "see nightschool_version"  # there, so that an older version refuses the database
 FIRST_TABLES = {"interactions", "feedback", "memories", "topics", "snapshots", "adapters"}
+UNWRITABLE = "; SQLite writes a log beside it even to read it: copy a home that is read-only elsewhere"
 DIALECTS = {  # whose locks and erasing we know, and what brings the driver
     "sqlite": "begin the URL with sqlite:///",
     "postgresql": "run `pip install 'nightschool[postgres]'` and begin the URL with postgresql+psycopg://",
@@ -261,7 +262,10 @@ class Database:
             yield
         except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise StoreError(f"cannot {action} the database {self.url}: {cause}") from error
+            hint = (
+                UNWRITABLE if cause in ("unable to open database file", "attempt to write a readonly database") else ""
+            )
+            raise StoreError(f"cannot {action} the database {self.url}: {cause}{hint}") from error
 
 
 def open_engine(url: str) -> Engine:
