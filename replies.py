@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import TIMEOUT_MAX, Event, Thread
 from time import monotonic
-from typing import TYPE_CHECKING
 from weakref import finalize
 
-from .errors import InputError, ServingError
+from anyio import CapacityLimiter, get_cancelled_exc_class, to_thread
 
-if TYPE_CHECKING:
-    from anyio import CapacityLimiter
+from .errors import InputError, ServingError
 
 
 class Listener:
@@ -141,8 +139,6 @@ class AsyncReplyStream:
         return self
 
     async def __anext__(self) -> str:
-        from anyio import get_cancelled_exc_class, to_thread
-
         try:
             piece = await to_thread.run_sync(next, self._stream, None, abandon_on_cancel=True, limiter=self._limiter)
         except get_cancelled_exc_class():

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate
 from math import inf
 from pathlib import Path
@@ -21,6 +21,8 @@ from threading import Condition, Event, Lock, RLock, get_ident
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 from weakref import WeakSet, WeakValueDictionary
+
+from anyio import CapacityLimiter, Semaphore, fail_after, to_thread
 
 from .content import Message
 from .errors import InputError, ServingError, StoreError
@@ -42,8 +44,6 @@ from .replies import AsyncReplyStream, Listener, Reply, ReplyStream
 from .settings import ServingSettings, Settings, folder_of, load_settings
 
 if TYPE_CHECKING:
-    from anyio import CapacityLimiter, Semaphore
-
     from .evolve.live import Live
     from .evolve.registry import Registry
     from .memory.store import MemoryStore
@@ -397,12 +397,6 @@ def _opened(serving: ServingSettings) -> Engine:
     return VLLMEngine(serving)
 
 
-def _threads() -> CapacityLimiter:
-    from anyio import CapacityLimiter
-
-    return CapacityLimiter(THREADS)
-
-
 class AsyncAssistant:
     """`Assistant` for asyncio and trio: the same calls, each run in a worker thread.
 
@@ -412,41 +406,17 @@ class AsyncAssistant:
     """
 
     def __init__(self, assistant: Assistant) -> None:
-        self.sync = assistant
-
-    @cached_property
-    def _replying(self) -> CapacityLimiter:
-        return _threads()
-
-    @cached_property
-    def _streaming(self) -> CapacityLimiter:
-        return _threads()
-
-    @cached_property
-    def _streams(self) -> Semaphore:
-        from anyio import Semaphore
-
-        return Semaphore(THREADS)
-
-    @cached_property
-    def _recording(self) -> CapacityLimiter:
-        return _threads()
-
-    @cached_property
-    def _others(self) -> CapacityLimiter:
-        return _threads()
+        self.sync, self._streams = assistant, Semaphore(THREADS)
+        limiters = (CapacityLimiter(THREADS) for _ in range(4))
+        self._replying, self._streaming, self._recording, self._others = limiters
 
     async def call(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        from anyio import to_thread
-
         return await to_thread.run_sync(partial(method, *args, **kwargs), limiter=self._others)
 
     async def reply(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
     ) -> Reply:
         """As `Assistant.reply`. One that is cancelled returns at once, and is not recorded."""
-        from anyio import to_thread
-
         listener = Listener()
         answer = partial(self.sync._reply, text, user_id, agent_id, session_id, listener)
         try:
@@ -470,8 +440,6 @@ class AsyncAssistant:
             self._streams.release()
 
     async def _await_place(self) -> None:
-        from anyio import fail_after
-
         seconds = self.sync.settings.serving.timeout_seconds
         try:
             with fail_after(seconds or inf):
@@ -483,8 +451,6 @@ class AsyncAssistant:
             ) from None
 
     async def record(self, turn: str | Sequence[Message], reply: str, **owner: Any) -> Interaction:
-        from anyio import to_thread
-
         return await to_thread.run_sync(partial(self.sync.record, turn, reply, **owner), limiter=self._recording)
 
     async def rate(self, reply: Reply | Interaction | str, rating: float | None = None, **said: Any) -> Feedback:

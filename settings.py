@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from math import inf
@@ -107,8 +107,8 @@ class DatasetSettings:
     # weights, see evolve/weights.py
     half_life_days: float = 30.0
     weight_cap: float = 3.0
-    # of the weight of a part by one user, of pairs on either side, among more than 1 / share users; gives way where the
-    # others' rows would have to weigh more than weight_cap; 1 = off
+    # no user's rows weigh more than this share of a part (of pairs: on either side), if more than 1 / share users gave
+    # any and weight_cap allows it; 1 = off
     max_user_share: float = 0.25
     max_user_recurrence: float = 0.0  # sessions that one user adds to a topic; a service of many wants 3; 0 = no bound
     # what is curated, see evolve/curation.py
@@ -185,7 +185,7 @@ class GateSettings:
     max_probe_rise: float = 0.05  # relative, on the fixed probe text
     max_repetition_rise: float = 0.1  # of the share of word trigrams that an answer says again
     max_sycophancy_rise: float = 0.15  # nats per token by which agreeing with what is wrong gains on correcting it
-    probe_answers: int = 16  # prompts of each kind, held out and masked, answered in 48 tokens: empty, circles, leaks
+    probe_answers: int = 16  # prompts of each kind (held out; masked), answered for empty_answers, repetition, leakage
 
     def __post_init__(self) -> None:
         _require("gate", self, "100 or more", lambda x: x >= 100, "bootstrap")  # an interval of fewer says nothing
@@ -263,19 +263,7 @@ class Settings:
         return {name: asdict(getattr(self, name)) for name in SECTIONS}
 
 
-SECTIONS: dict[str, type] = {
-    "memory": MemorySettings,
-    "censor": CensorSettings,
-    "dataset": DatasetSettings,
-    "night": NightSettings,
-    "gate": GateSettings,
-    "serving": ServingSettings,
-}
-
-
-def default_home(env: Mapping[str, str] | None = None) -> Path:
-    env = os.environ if env is None else env
-    return folder_of(env.get(PREFIX + "HOME") or "~/.nightschool")
+SECTIONS = tuple(field.name for field in fields(Settings) if field.name != "home")
 
 
 def folder_of(home: Path | str) -> Path:
@@ -299,7 +287,7 @@ def make_home(home: Path) -> None:
 def load_settings(home: Path | str | None = None, env: Mapping[str, str] | None = None) -> Settings:
     """Defaults, then `<home>/settings.toml`, then environment variables."""
     env = os.environ if env is None else env
-    folder = folder_of(home) if home is not None else default_home(env)
+    folder = folder_of((env.get(PREFIX + "HOME") or "~/.nightschool") if home is None else home)
     return with_environment(with_file(Settings(home=folder), folder / "settings.toml"), env)
 
 
@@ -370,6 +358,6 @@ def _coerce(kind: type, value: Any, where: str) -> Any:
     return value
 
 
-def _nearest(word: str, known: Mapping[str, object]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -64,7 +64,7 @@ def _some(store: MemoryStore, name: str, n: int) -> list[str]:
         messages = [{"role": "user", "content": f"{said}, {m}"} for m in "abc"]
         given = [m for message in messages for m in (message, {"role": "assistant", "content": "ok"})]
         store.record_conversation(given, user_id=name, session_id=f"c{n}")
-        return [i.id for i in [store.latest_interaction(name, "", f"c{n}")] if i]
+        return [i.id for i in store.latest_interactions(name, "", f"c{n}", 1)]
     made = store.record([{"role": "user", "content": said}], "ok", **owner)
     return [made.id, store.rate(made.id, rating=1).id] if n % 5 == 3 else [made.id]
 

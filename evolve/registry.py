@@ -19,9 +19,9 @@ from uuid import uuid4
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from ..content import LEAST_OF_ID
 from ..errors import GateRefused, NotFound
 from ..memory.database import Database
+from ..memory.reading import the_one
 from ..memory.tables import (
     AdapterRow,
     CycleRow,
@@ -52,7 +52,7 @@ PROMOTED = "promoted"  # the reason of a deployment that goes forth
 ROLLED_BACK = "rolled back from "  # and the adapter
 
 
-class Overtaken(GateRefused):
+class AliasMoved(GateRefused):
     """Something else was put into service meanwhile."""
 
 
@@ -222,22 +222,8 @@ class Registry:
 
     def adapter(self, adapter_id: str) -> Adapter:
         """By id or by an unambiguous prefix of it."""
-        if not adapter_id:
-            raise NotFound("an empty id names no adapter; see `nightschool adapters list`")
         with self.database.reading() as session:
-            if found := session.get(AdapterRow, adapter_id):
-                return self._adapter(found)
-            if len(adapter_id) < LEAST_OF_ID:
-                raise NotFound(
-                    f"{adapter_id!r} is too short to name an adapter: give {LEAST_OF_ID} letters of its id; see"
-                    " `nightschool adapters list`"
-                )
-            prefix = adapter_id.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
-            rows = session.scalars(select(AdapterRow).where(AdapterRow.id.like(prefix, escape="\\"))).all()
-            if len(rows) != 1:
-                many = f"{len(rows)} adapters" if rows else "no adapter"
-                raise NotFound(f"{many} with id {adapter_id}; see `nightschool adapters list`")
-            return self._adapter(rows[0])
+            return self._adapter(the_one(session, AdapterRow, adapter_id, "adapter", "nightschool adapters list"))
 
     def tainted(self) -> dict[str, str]:
         """Adapters that may not serve any more, and why."""
@@ -340,7 +326,7 @@ class Registry:
     def promote(self, adapter_id: str, cycle_id: str | None = None, after: int | None = None) -> Adapter:
         """Put an accepted, untainted, undamaged adapter into service; GateRefused otherwise.
 
-        Of a night `cycle_id`, which judged it `after` the switch of that number: Overtaken if there was another since.
+        Of a night `cycle_id`, which judged it `after` the switch of that number: AliasMoved if there was another since.
         """
         adapter = self.adapter(adapter_id)
         self._require_servable(adapter)
@@ -384,7 +370,7 @@ class Registry:
         target = self.predecessor(deployed)
         try:
             self._deploy(target.id if target else None, f"withdrew {deployed}: tainted", after=seen)
-        except Overtaken:
+        except AliasMoved:
             return self.withdraw_tainted()
         return target
 
@@ -418,10 +404,10 @@ class Registry:
     def _deploy(
         self, adapter_id: str | None, reason: str, after: int | None = None, cycle_id: str | None = None
     ) -> None:
-        """Overtaken, and nothing done, if the alias was switched `after` the switch of that number."""
+        """AliasMoved, and nothing done, if the alias was switched `after` the switch of that number."""
         with self.database.writing() as session:
             if after is not None and (session.scalars(select(func.max(DeploymentRow.id))).one() or 0) != after:
-                raise Overtaken("another adapter was put into service meanwhile; see `nightschool adapters list`")
+                raise AliasMoved("another adapter was put into service meanwhile; see `nightschool adapters list`")
             row = session.get(AdapterRow, adapter_id) if adapter_id else None
             if row and row.tainted:  # since it was looked at
                 raise GateRefused(f"adapter {adapter_id} is tainted: {row.tainted}; run `nightschool night` again")

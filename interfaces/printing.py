@@ -118,8 +118,7 @@ def show(value: Any, as_json: bool, lines: list[str]) -> None:
 
 def none_found(none: str, nightschool: Assistant, user: str) -> str:
     """`none`, or that the user is unknown: the name may be mistyped."""
-    plan = nightschool.forget(user_id=user) if user else None  # by which nothing changes
-    return none if plan and (plan.interaction_ids or plan.memory_ids) else f"nothing is held of user {user!r}"
+    return none if user in nightschool.store.users() else f"nothing is held of user {user!r}"
 
 
 def show_done(value: Any, as_json: bool, lines: list[str]) -> None:

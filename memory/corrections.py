@@ -17,10 +17,9 @@ from ..content import content_id
 from .conversations import leaves_memory, turn_memory_text
 from .reading import by_id, memories
 from .rows import change_memory, chunks, from_memory, to_feedback
-from .tables import FeedbackRow, MemoryRow, StateRow
+from .tables import FeedbackRow, MemoryRow
 from .types import Feedback, Interaction, Memory
 
-DUE = "corrections"  # the state that a migration leaves where there are corrections that are no memories yet
 CORRECTING: Select[FeedbackRow] = select(FeedbackRow).where(FeedbackRow.correction.is_not(None))
 
 
@@ -65,7 +64,6 @@ def remember_all_corrections(session: Session) -> None:
     held = session.scalars(select(MemoryRow.id).where(MemoryRow.kind == "correction"))
     for some in chunks(sorted(set(held) - wanted)):
         session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
-    session.execute(delete(StateRow).where(StateRow.name == DUE))
 
 
 def every_correction(session: Session) -> Iterator[Memory]:
@@ -82,10 +80,6 @@ def _corrected(session: Session) -> Iterator[Sequence[str]]:
 def _derived(session: Session, interaction_ids: Iterable[str]) -> list[Memory]:
     given = _given(session, interaction_ids)
     return [memory for turn in by_id(session, given) for memory in corrections_of(turn, given[turn.id])]
-
-
-def corrections_due(session: Session) -> bool:
-    return session.get(StateRow, DUE) is not None
 
 
 def corrected(session: Session, turns: Sequence[Memory], as_of: float | None) -> dict[str, Memory]:

@@ -38,6 +38,9 @@ class Embedder(Protocol):
         ...
 
 
+BATCH = 64  # texts
+
+
 class MiniLM:
     """all-MiniLM-L6-v2 on the CPU, loaded when first used. It reads the first 256 tokens of a text.
 
@@ -47,8 +50,7 @@ class MiniLM:
     name = "all-MiniLM-L6-v2"
     dimension = 384
 
-    def __init__(self, batch_size: int = 64) -> None:
-        self._batch_size = batch_size
+    def __init__(self) -> None:
         self._lock = Lock()
 
     def embed(self, texts: Sequence[str]) -> Vectors:
@@ -57,7 +59,7 @@ class MiniLM:
             return np.zeros((0, self.dimension), dtype=np.float32)
         read = [_begun(text) for text in unique]
         with self._lock, one_thread():
-            encoded = self._model.encode(read, batch_size=self._batch_size, show_progress_bar=False)
+            encoded = self._model.encode(read, batch_size=BATCH, show_progress_bar=False)
         vectors = np.asarray(encoded, dtype=np.float32)
         # Normalised here and not by the model, whose bfloat16 leaves lengths up to 1 % off.
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

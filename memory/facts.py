@@ -9,11 +9,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from sqlalchemy import select
 
-from ..content import LEAST_OF_ID, Message
-from ..errors import InputError, NotFound
+from ..errors import NotFound
 from ..settings import Settings
 from . import reading
-from .conversations import Owner, checked_owner, checked_text, messages_of
+from .conversations import Owner, checked_owner, checked_text
 from .database import Database
 from .grouping import groups
 from .rows import to_interaction
@@ -37,20 +36,8 @@ class Facts:
 
     def id_of(self, start: str) -> str:
         """The id of the one interaction whose id begins with `start`; NotFound if it is not one alone."""
-        if not start:  # every id begins with it, and the only one is not the one that was meant
-            raise InputError("the id of an interaction is ''; see `nightschool audit answers`")
-        checked_text("the id of an interaction", start)
         with self.database.reading() as session:
-            found = reading.named_like(session, start)
-        if len(start) < LEAST_OF_ID and found != [start]:
-            raise NotFound(
-                f"{start!r} is too short to name an interaction: give {LEAST_OF_ID} letters of its id; see"
-                " `nightschool audit answers`"
-            )
-        if len(found) != 1:
-            how_many = "several interactions have" if found else "no interaction has"
-            raise NotFound(f"{how_many} an id that begins with {start!r}; see `nightschool audit answers`")
-        return found[0]
+            return reading.the_one(session, InteractionRow, start, "interaction", "nightschool audit answers").id
 
     def newest(self, limit: int, *, user_id: str | None = None) -> list[Interaction]:
         """The latest `limit` interactions of everybody or of one user, newest first."""
@@ -70,23 +57,15 @@ class Facts:
 
     def session_of(self, interaction_id: str) -> list[Interaction]:
         """Every interaction of its session, in order; NotFound if it is not held."""
-        return self._session(reading.owner_of(self.interaction(interaction_id)))
-
-    def conversation(self, interaction_id: str) -> list[Message]:
-        """The prompt that was answered: the session up to this turn, without the reply."""
-        asked = self.interaction(interaction_id)
-        earlier = self._session(reading.owner_of(asked), before=asked.position)
-        return [*messages_of(earlier), *asked.turn]
+        rows = reading.of_session(reading.owner_of(self.interaction(interaction_id))).order_by(InteractionRow.position)
+        with self.database.reading() as session:
+            return [to_interaction(row) for row in session.scalars(rows)]
 
     def latest_interactions(self, user_id: str, agent_id: str, session_id: str, most: int) -> list[Interaction]:
         """The last `most` of a session, in order."""
         with self.database.reading() as session:
             rows = reading.of_session(Owner(user_id, agent_id, session_id)).order_by(InteractionRow.position.desc())
             return [to_interaction(row) for row in session.scalars(rows.limit(most))][::-1]
-
-    def latest_interaction(self, user_id: str, agent_id: str, session_id: str) -> Interaction | None:
-        with self.database.reading() as session:
-            return reading.latest(session, Owner(user_id, agent_id, session_id))
 
     def feedback(self, interaction_ids: Collection[str] | None = None) -> dict[str, list[Feedback]]:
         """All feedback by interaction, oldest first; or that on some."""
@@ -140,10 +119,3 @@ class Facts:
     def counts(self) -> dict[str, int]:
         with self.database.reading() as session:
             return reading.counts(session)
-
-    def _session(self, owner: Owner, before: int | None = None) -> list[Interaction]:
-        rows = reading.of_session(owner).order_by(InteractionRow.position)
-        if before is not None:
-            rows = rows.where(InteractionRow.position < before)
-        with self.database.reading() as session:
-            return [to_interaction(row) for row in session.scalars(rows)]

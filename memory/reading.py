@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Select, String, Subquery, cast, func, select, tuple_
 from sqlalchemy.orm import Session
 
+from ..content import LEAST_OF_ID
+from ..errors import NotFound
 from ..settings import DatasetSettings
-from .conversations import Owner, request_of
+from .conversations import Owner, checked_text, request_of
 from .database import Database
 from .grouping import groups, labels
 from .rows import ROWS_A_PAGE, chunks, to_draft, to_feedback, to_interaction, to_memory
@@ -17,6 +20,7 @@ from .topic_rows import earliest_request
 from .topics import TopicState, recurrence
 from .types import Draft, Feedback, Interaction, Memory, Topic
 
+Named = TypeVar("Named", InteractionRow, AdapterRow)
 PLACE = (InteractionRow.user_id, InteractionRow.agent_id, InteractionRow.session_id, InteractionRow.position)
 
 
@@ -69,12 +73,16 @@ def newest(session: Session, limit: int, user_id: str | None) -> list[Interactio
     return list(map(to_interaction, session.scalars(chosen)))
 
 
-def named_like(session: Session, start: str) -> list[str]:
-    """At most two ids of interactions that begin with `start`; an id itself is the only one."""
-    if session.get(InteractionRow, start):
-        return [start]
-    begins = InteractionRow.id.startswith(start, autoescape=True)
-    return list(session.scalars(select(InteractionRow.id).where(begins).limit(2)))
+def the_one(session: Session, kind: type[Named], start: str, what: str, see: str) -> Named:
+    """By id or by the beginning of one; NotFound if that is too short or not the beginning of one alone."""
+    if row := session.get(kind, checked_text(f"the id of an {what}", start)):
+        return row
+    if len(start) < LEAST_OF_ID:
+        raise NotFound(f"{start!r} is too short to name an {what}: give {LEAST_OF_ID} letters of its id; see `{see}`")
+    found = session.scalars(select(kind).where(kind.id.startswith(start, autoescape=True)).limit(2)).all()
+    if len(found) != 1:
+        raise NotFound(f"{'several' if found else 'no'} {what}s have an id that begins with {start!r}; see `{see}`")
+    return found[0]
 
 
 def before(session: Session, interaction: Interaction) -> Interaction | None:

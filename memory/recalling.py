@@ -124,10 +124,12 @@ def best_of(
 def _said_once(recalls: Iterable[Recall]) -> list[Recall]:
     """No statement after its own turn."""
     kept: list[Recall] = []
+    turns: set[str] = set()
     for recall in recalls:
-        turns = {other.memory.source_ids[0] for other in kept if other.memory.kind in OF_TURNS}
-        if not recall.memory.subject or turns.isdisjoint(recall.memory.source_ids):
+        memory = recall.memory
+        if not memory.subject or turns.isdisjoint(memory.source_ids):
             kept.append(recall)
+            turns.update(memory.source_ids[:1] if memory.kind in OF_TURNS else ())
     return kept
 
 

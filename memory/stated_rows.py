@@ -22,14 +22,11 @@ from .conversations import request_of, turn_memory_id, user_words
 from .reading import by_id, shown
 from .rows import change_memory, chunks, from_memory, to_interaction, to_memory
 from .statements import Period, Said, periods, stated
-from .tables import InteractionRow, MemoryRow, StateRow
+from .tables import InteractionRow, MemoryRow
 from .types import Interaction, Memory
 
 Subject = tuple[str, str, str]  # user, agent, subject
 Stated = Mapping[tuple[str, str], Sequence[Memory]]  # by user and agent
-
-STATING = "statements"  # the state that a migration leaves where what is stated is read by other rules
-NAMING = "naming"  # the state that a migration leaves where there are statements with ids of another kind
 
 
 def add_statements(
@@ -80,21 +77,11 @@ def name_again(session: Session) -> None:
         (user_id, agent_id): statements_of(session, user_id, agent_id) for user_id, agent_id in session.execute(owners)
     }
     follow(session, held)
-    session.execute(delete(StateRow).where(StateRow.name == NAMING))
 
 
 def state_again(session: Session) -> None:
     """What users state by the rules of now."""
     restate_all(session, map(to_interaction, session.scalars(select(InteractionRow).execution_options(yield_per=1000))))
-    session.execute(delete(StateRow).where(StateRow.name == STATING))
-
-
-def stating_due(session: Session) -> bool:
-    return session.get(StateRow, STATING) is not None
-
-
-def naming_due(session: Session) -> bool:
-    return session.get(StateRow, NAMING) is not None
 
 
 def begun_in(session: Session, turns: Sequence[Interaction]) -> list[Memory]:
@@ -188,17 +175,13 @@ def _restate(
     renamed: dict[str, str] = {}
     for subjects in _by_owner(sources):
         user_id, agent_id, _ = subjects[0]
-        rows: dict[str, list[Memory]] = defaultdict(list)
-        for memory in statements_of(session, user_id, agent_id):
-            rows[memory.subject].append(memory)
+        rows = _by_subject(statements_of(session, user_id, agent_id))
         named = {s: sources[user_id, agent_id, s].union(*(m.source_ids for m in rows[s])) for _, _, s in subjects}
         turns = {i.id: i for i in by_id(session, set().union(*named.values()))}
+        old = rows if held is None else _by_subject(held[user_id, agent_id])
         for subject, ids in named.items():
             wanted = derived(user_id, agent_id, subject, [turns[i] for i in ids if i in turns])
-            before = rows[subject]
-            if held is not None:
-                before = [m for m in held[user_id, agent_id] if m.subject == subject]
-            renamed |= _renamed(before, wanted, turns.keys(), set(forgotten))
+            renamed |= _renamed(old.get(subject, []), wanted, turns.keys(), set(forgotten))
             gone += _write(session, rows[subject], wanted)
     rename_shown(session, renamed, spared)
     return gone
@@ -237,6 +220,13 @@ def _sources_of(held: Stated) -> dict[Subject, set[str]]:
         for memory in rows:
             sources[*owner, memory.subject].update(memory.source_ids)
     return sources
+
+
+def _by_subject(statements: Iterable[Memory]) -> dict[str, list[Memory]]:
+    found: dict[str, list[Memory]] = defaultdict(list)
+    for memory in statements:
+        found[memory.subject].append(memory)
+    return found
 
 
 def _by_owner(subjects: Iterable[Subject]) -> list[list[Subject]]:

@@ -20,7 +20,7 @@ from threading import RLock
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import insert
+from sqlalchemy import delete, insert
 from sqlalchemy.orm import Session
 
 from ..content import Message
@@ -47,7 +47,7 @@ from .conversations import (
     request_of,
     turn_memory_id,
 )
-from .corrections import corrected, corrections_due, remember_all_corrections, remember_corrections
+from .corrections import corrected, remember_all_corrections, remember_corrections
 from .database import Database
 from .embed import Embedder, MiniLM
 from .erasing import compact, erase_bytes
@@ -56,7 +56,7 @@ from .facts import Facts
 from .forgetting import checked_selection, confirmed, erase_rows, inherit_again, targets, unfinished
 from .indexing import Indexing
 from .passages import of_turn
-from .ranking import WEIGHTS, Fit, Weights
+from .ranking import WEIGHTS, Fit
 from .reader import Reader, keep_reader
 from .recalling import (
     CANDIDATES,
@@ -71,8 +71,8 @@ from .recalling import (
 from .restoring import Restored, Restoring, batches
 from .restoring import new_texts as new_texts_of
 from .rows import from_memory, from_review, to_feedback
-from .stated_rows import add_statements, ended_by_turn, name_again, naming_due, restate_all, state_again, stating_due
-from .tables import FeedbackRow, InteractionRow, MemoryRow
+from .stated_rows import add_statements, ended_by_turn, name_again, restate_all, state_again
+from .tables import FeedbackRow, InteractionRow, MemoryRow, StateRow
 from .tombstones import Tombstones
 from .topic_rows import TopicRows, recentre, release
 from .types import (
@@ -107,11 +107,8 @@ from .writing import (
 
 Vector = NDArray[np.float32]
 log = logging.getLogger("nightschool")
-AFTER_MIGRATIONS = (
-    (naming_due, name_again),
-    (stating_due, state_again),
-    (corrections_due, remember_all_corrections),
-)
+# by the state that a migration leaves where something is to be made again, in the order in which it is
+AFTER_MIGRATIONS = {"naming": name_again, "statements": state_again, "corrections": remember_all_corrections}
 FORGOTTEN = 20_000  # memories of a large store that `forget --query` looks at, by cosine and by words each
 
 
@@ -122,9 +119,8 @@ class MemoryStore(Facts):
         *,
         embedder: Embedder | None = None,
         clock: Callable[[], float] = time.time,
-        weights: Weights = WEIGHTS,
     ) -> None:
-        self.clock, self.weights = clock, weights
+        self.clock, self.weights = clock, WEIGHTS
         self.embedder: Embedder = MiniLM() if embedder is None else embedder
         make_home(settings.home)
         super().__init__(Database(settings.database_url), settings, self.embedder.dimension)
@@ -133,10 +129,11 @@ class MemoryStore(Facts):
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
         self._indexing = Indexing(self.database, self.embedder, settings.index_url)
         with self.database.reading() as session:
-            due = [again for is_due, again in AFTER_MIGRATIONS if is_due(session)]
-        for again in due:
+            due = [name for name in AFTER_MIGRATIONS if session.get(StateRow, name)]
+        for name in due:
             with self._writing() as session:
-                again(session)
+                AFTER_MIGRATIONS[name](session)
+                session.execute(delete(StateRow).where(StateRow.name == name))
         try:
             self._erase_bytes()
         except StoreError as error:

@@ -19,7 +19,7 @@ from ..evolve.expansion import base_of
 from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
-from ..evolve.registry import ROLLED_BACK, Overtaken, Registry
+from ..evolve.registry import ROLLED_BACK, AliasMoved, Registry
 from ..evolve.sealing import ensure_loaded, intact
 from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
@@ -117,7 +117,7 @@ def _night(
             verdict = _judge(candidate, snapshot, probes, store, registry, engine, settings, progress)
             registry.add_verdict(verdict, cycle_id)
             still_alone()
-            with suppress(Overtaken):
+            with suppress(AliasMoved):
                 _decide(candidate, verdict, registry, progress, cycle_id, seen)
                 return None
             progress("something else serves by now")

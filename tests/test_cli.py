@@ -284,7 +284,7 @@ def test_empty_id_names_no_reply(run: Run, tmp_path: Path) -> None:
     run("import", export(tmp_path, LINE))
     for words in (["rate", "", "1"], ["audit", "why", ""]):
         done = run(*words)
-        assert done.exit_code == 1 and "the id of an interaction is ''" in str(done.exception)
+        assert done.exit_code == 1 and "'' is too short to name an interaction" in str(done.exception)
 
 
 def test_long_plan_shows_its_beginning(run: Run, tmp_path: Path) -> None:

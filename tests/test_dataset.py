@@ -14,6 +14,7 @@ from nightschool.evolve.dataset import build, freeze, from_rows, resolve, taught
 from nightschool.evolve.prompts import REACH, Prompts, words_of
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.types import Judged, Snapshot
+from nightschool.memory.conversations import messages_of
 from nightschool.memory.signals import censor_id
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.topics import DAY
@@ -1155,4 +1156,5 @@ def test_prompts_are_what_the_assistant_would_have_sent(store: MemoryStore):
     row = next(e for e in snapshot.examples if e.completion == "five euros")
     interaction = store.interaction(row.interaction_ids[0])
     notes = [m.text for m in store.memories(interaction.memory_ids).values()]
-    assert list(row.prompt) == with_notes(store.conversation(interaction.id), notes)
+    earlier = [i for i in store.session_of(interaction.id) if i.position < interaction.position]
+    assert list(row.prompt) == with_notes([*messages_of(earlier), *interaction.turn], notes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from nightschool.errors import InputError, NotFound
+from nightschool.content import LEAST_OF_ID
+from nightschool.errors import NotFound
+from nightschool.memory import reading
 from nightschool.memory.database import Database
 from nightschool.memory.facts import Facts
 
@@ -30,9 +32,8 @@ def test_session_of_a_turn_is_all_of_it_in_order_and_of_nobody_else(quick_store)
 
 
 def test_no_id_begins_with_nothing(quick_store):
-    made = said(quick_store, "zebras")
-    assert quick_store.id_of(made.id[:9]) == made.id
-    with pytest.raises(InputError, match="the id of an interaction is ''"):
+    said(quick_store, "zebras")
+    with pytest.raises(NotFound, match="'' is too short to name an interaction"):
         quick_store.id_of("")
 
 
@@ -64,14 +65,18 @@ def test_latest_answers_come_newest_first_of_all_or_of_one_user(quick_store):
     assert quick_store.newest(9, user_id="eve") == []
 
 
-def test_start_of_an_id_names_its_interaction_if_no_other_begins_so(quick_store):
-    with pytest.raises(NotFound, match=r"no interaction has an id that begins with 'b2:'.*audit answers"):
-        quick_store.id_of("b2:")
+def test_start_of_an_id_names_its_interaction_if_no_other_begins_so(quick_store, monkeypatch):
+    with pytest.raises(NotFound, match=r"no interactions have an id that begins with 'b2:000000'.*audit answers"):
+        quick_store.id_of("b2:000000")
     first = said(quick_store, "hi").id
-    assert quick_store.id_of("b2:") == quick_store.id_of(first[:8]) == quick_store.id_of(first) == first
+    assert quick_store.id_of(first[:LEAST_OF_ID]) == quick_store.id_of(first) == first
+    for start in ("b2:", first[: LEAST_OF_ID - 1], "%", "_2:"):  # though there is but one
+        with pytest.raises(NotFound, match="is too short to name an interaction"):
+            quick_store.id_of(start)
+    monkeypatch.setattr(reading, "LEAST_OF_ID", 1)
     said(quick_store, "ho")
     with pytest.raises(NotFound, match="several interactions have an id that begins with 'b2:'"):
         quick_store.id_of("b2:")
     for pattern in ("%", "_2:"):
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="no interactions have"):
             quick_store.id_of(pattern)

@@ -11,7 +11,7 @@ from threading import Event
 
 import pytest
 from nightschool.errors import GateRefused, NotFound, ServingError
-from nightschool.evolve.registry import Overtaken, Registry
+from nightschool.evolve.registry import AliasMoved, Registry
 from nightschool.evolve.sealing import ensure_loaded, intact, is_held, read_adapter, seal
 from nightschool.evolve.types import Adapter, Excluded, Judged, Snapshot, Verdict
 from nightschool.memory.database import Database
@@ -229,13 +229,13 @@ def test_tainted_live_adapter_stops_serving_and_its_clean_predecessor_returns(re
 
 def test_unknown_and_ambiguous_ids_are_named(registry: Registry) -> None:
     trained(registry, b"one"), trained(registry, b"two")
-    with pytest.raises(NotFound, match="no adapter with id b2:zzzzzz"):
+    with pytest.raises(NotFound, match="no adapters have an id that begins with 'b2:zzzzzz'"):
         registry.adapter("b2:zzzzzz")
     with pytest.raises(NotFound, match="'b2:' is too short to name an adapter"):
         registry.adapter("b2:")
-    with pytest.raises(NotFound, match="no adapter with id %%%%%%%%%"):
+    with pytest.raises(NotFound, match="no adapters have an id that begins with '%%%%%%%%%'"):
         registry.adapter("%" * 9)
-    with pytest.raises(NotFound, match="an empty id names no adapter"):
+    with pytest.raises(NotFound, match="'' is too short to name an adapter"):
         registry.promote("")
     with pytest.raises(NotFound, match="no snapshot b2:0"):
         registry.snapshot_rows("b2:0")
@@ -283,7 +283,7 @@ def test_a_night_promotes_nothing_over_what_was_put_into_service_since_it_judged
     one, two = promoted(registry, b"one"), judged(registry, trained(registry, b"two"))
     seen = registry.newest_deployment()
     registry.rollback()
-    with pytest.raises(Overtaken, match="put into service meanwhile"):
+    with pytest.raises(AliasMoved, match="put into service meanwhile"):
         registry.promote(two.id, registry.open_cycle(), after=seen)
     assert registry.live() is None and one.id not in {c.candidate_id for c in registry.cycles()}
 

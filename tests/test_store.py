@@ -65,22 +65,15 @@ def test_same_turn_twice_is_two_interactions(quick_store):
     assert said(quick_store, "yes").id != said(quick_store, "yes").id
 
 
-def test_conversation_is_the_prompt_that_was_answered(quick_store):
+def test_latest_interactions_are_of_that_session_in_order(quick_store):
+    assert quick_store.latest_interactions("ann", "", "s", 2) == []
     said(quick_store, "hi", "hello")
     second = said(quick_store, "weather?", "rain")
     said(quick_store, "bye", "bye")
-    asked = [user("hi"), {"role": "assistant", "content": "hello"}, user("weather?")]
-    assert quick_store.conversation(second.id) == asked
+    said(quick_store, "three", session_id="other")
+    assert [i.text for i in quick_store.session_of(second.id)] == ["hi", "weather?", "bye"]
     assert [i.text for i in quick_store.latest_interactions("ann", "", "s", 2)] == ["weather?", "bye"]
     assert [i.text for i in quick_store.latest_interactions("ann", "", "s", 9)] == ["hi", "weather?", "bye"]
-
-
-def test_latest_interaction_is_of_that_session(quick_store):
-    assert quick_store.latest_interaction("ann", "", "s") is None
-    said(quick_store, "one")
-    last = said(quick_store, "two")
-    said(quick_store, "three", session_id="other")
-    assert quick_store.latest_interaction("ann", "", "s") == last
 
 
 def test_turn_of_tools_has_text_topic_and_vector_of_its_request_and_a_memory_of_its_reply(quick_store):
