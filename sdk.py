@@ -60,7 +60,7 @@ THREADS = 40  # of `AsyncAssistant` for replies, and as many for all else
 
 @dataclass
 class _Turns:
-    """Of one session: one is answered at a time, in the order in which they came, and only some may wait."""
+    """The queue of one session: its turns are answered one at a time, in the order in which they came."""
 
     moved: Condition = field(default_factory=Condition)
     threads: deque[int] = field(default_factory=deque)  # the first has the turn

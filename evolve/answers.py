@@ -40,7 +40,7 @@ class Answer:
     sources: tuple[str, ...]  # the interaction first, see `types`
     correction_id: str | None = None
     draft_id: str | None = None  # of what nobody said: the base wrote it
-    guessed: bool = False  # not liked or disliked without a reader's guess: it teaches, and is no proof
+    guessed: bool = False  # liked or disliked only by the reader's guess: it teaches, and does not count for the gate
 
     @property
     def liked(self) -> bool:

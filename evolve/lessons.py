@@ -81,7 +81,7 @@ class Passage:
     parents: list[int] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
     children: dict[tuple[int, int], int] = field(default_factory=dict)
-    teaches: bool = True  # what the base does not say by itself; all lessons of a passage do, or none
+    teaches: bool = True  # False where its lessons are the base's own text; the two are never mixed
 
     def missing(self, lesson: Lesson) -> int:
         """How many nodes adding `lesson` would make, at most."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from ..content import content_id
 from ..memory.conversations import messages_of, request_of
 from ..memory.cues import Exchange
+from ..memory.reader import LOOK_BACK
 from ..memory.types import REACH, Interaction, Memory, with_notes
 from .types import Prompt
 
@@ -19,7 +20,6 @@ SessionKey = tuple[str, str, str]  # user, agent, session
 Words = tuple[str, str]  # of a prompt and an answer, see `words_of`
 
 EDGES = ".,;:!?…'\"()„“”‘’«»"
-LOOK_BACK = 20  # replies before this one that it is compared with
 
 
 def session_key(interaction: Interaction) -> SessionKey:

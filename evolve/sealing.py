@@ -44,8 +44,8 @@ def seal(
 ) -> Adapter:
     """Name the weights in `folder` by their hash, write the manifest last, and rename the folder after the weights.
 
-    Weights that are already there are not written again; `Registry.add` decides whose they are. Of the same origin,
-    they are told with the settings that made them this time.
+    Weights that are there already stay as they are. If they came of the same data and start, what is returned is that
+    adapter with the settings of this time; else `Registry.add` decides whose they are.
     """
     adapter_id = files_id([folder / WEIGHTS])
     if (folder / CONFIG).exists():
