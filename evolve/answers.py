@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..content import canonical_json, content_id
-from ..memory.signals import KEPT, assess, correction_of, events_of, label, label_of, without_reader
+from ..memory.signals import KEPT, assess, correction_of, events_of, label, label_of
 from ..memory.topics import Recurrence, recurrence
 from ..memory.types import Feedback, Interaction, Satisfaction, Signal
 from ..settings import CensorSettings, DatasetSettings, Settings
@@ -40,7 +40,6 @@ class Answer:
     sources: tuple[str, ...]  # the interaction first, see `types`
     correction_id: str | None = None
     draft_id: str | None = None  # of what nobody said: the base wrote it
-    guessed: bool = False  # liked or disliked only by the reader's guess: it teaches, and does not count for the gate
 
     @property
     def liked(self) -> bool:
@@ -181,7 +180,6 @@ class _Gathering:
             prompts.key(interaction),
             prompts.key_without_request(interaction),
             (*prompts.sources(interaction), *self._reaction(interaction, satisfaction)),
-            guessed=label(satisfaction, self._censor) != label(without_reader(satisfaction), self._censor),
         )
 
     def _reaction(self, interaction: Interaction, satisfaction: Satisfaction) -> list[str]:
@@ -229,7 +227,7 @@ def assessed(
 
 def _corrected(reply: Answer, correction: Feedback) -> Answer:
     text = (correction.correction or "").strip()
-    return replace(reply, completion=text, score=1.0, confidence=1.0, correction_id=correction.id, guessed=False)
+    return replace(reply, completion=text, score=1.0, confidence=1.0, correction_id=correction.id)
 
 
 def _neutral(answer: Answer) -> Answer:
@@ -324,7 +322,6 @@ def _fold(group: list[Answer]) -> Answer:
         head,
         score=sum(confidence * score for score, confidence in votes) / sum(confidence for _, confidence in votes),
         confidence=max(a.confidence for a in group),
-        guessed=all(a.guessed for a in group),
         recurrence=max(a.recurrence for a in group),
         sources=merged(head.sources, *(a.sources for a in group)),
     )

@@ -18,7 +18,6 @@ Not covered: languages other than English, irony.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from functools import cache
 from math import exp, log1p
 from typing import Literal
@@ -59,7 +58,6 @@ COEFFICIENTS = {
     "learned": 1.5,
     "learned_at_home": 3.0,
 }
-LEARNED = "learned"  # so begin the names of what a reader says
 INFERRED_CEILING = 0.8  # a guess is never as sure as a thumb
 REPHRASING_FROM, REPHRASING_FULL = 0.7, 0.95  # cosines of two requests
 MIN_WORDS_TO_REPHRASE = 3  # "yes" after "yes" is no rephrased request
@@ -109,15 +107,6 @@ def assess(
     )
     score, confidence = combine(signals)
     return Satisfaction(interaction.id, score, confidence, signals, explicit=False, censor=censor)
-
-
-def without_reader(satisfaction: Satisfaction) -> Satisfaction:
-    """The same by what people did and said alone."""
-    if satisfaction.explicit:
-        return satisfaction
-    signals = tuple(s for s in satisfaction.signals if not s.name.startswith(LEARNED))
-    score, confidence = combine(signals)
-    return replace(satisfaction, score=score, confidence=confidence, signals=signals)
 
 
 def label(satisfaction: Satisfaction, settings: CensorSettings) -> Label | None:
