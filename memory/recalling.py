@@ -67,7 +67,7 @@ def asking(text: str, embedder: Embedder) -> Query:
 
 
 def candidates(
-    index: VectorIndex, query: Query, user_id: str, agent_id: str, filters: Filters, most: int = CANDIDATES
+    index: VectorIndex, query: Query, user_id: str, agent_id: str, filters: Filters, most: int
 ) -> Candidates:
     """What may fit: of a large store at most `most` by cosine, as many by words, and what stands around the best."""
     from .vectors import narrowed, visible

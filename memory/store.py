@@ -452,7 +452,7 @@ class MemoryStore(Facts):
         ids = {fit.row.id for fit in fits if fit.score - fit.parts["neighbours"] >= least}
         return {i for i, memory in self.memories(ids).items() if memory.user_id == selection.user_id}
 
-    def _fits(self, query: str, user_id: str, agent_id: str, filters: Filters, most: int = CANDIDATES) -> list[Fit]:
+    def _fits(self, query: str, user_id: str, agent_id: str, filters: Filters, most: int) -> list[Fit]:
         """What this user can see and the filters admit, best first."""
         self._indexing.pending()
         asked = asking(query, self.embedder)

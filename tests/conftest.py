@@ -19,6 +19,7 @@ os.environ |= {
 
 import numpy as np
 import pytest
+from hypothesis import settings as how
 from nightschool.memory.embed import MiniLM
 from nightschool.memory.passages import Passages, index_row
 from nightschool.memory.store import MemoryStore
@@ -26,6 +27,10 @@ from nightschool.memory.types import Memory
 from nightschool.settings import Settings
 from numpy.typing import NDArray
 from sqlalchemy import event
+
+# The machines that run this are busy, so that how long an example takes says nothing of it.
+how.register_profile("busy", deadline=None)
+how.load_profile("busy")
 
 
 class HashEmbedder:

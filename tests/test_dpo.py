@@ -99,6 +99,18 @@ def test_the_first_loss_is_that_of_an_untrained_policy(settings: Settings, groun
     assert adapter.details["losses"][0] == pytest.approx(0.6931, abs=1e-3)  # Δ = 0, since π = π_ref
 
 
+def test_what_is_too_long_and_what_is_replayed_is_counted(
+    settings: Settings, grounded: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [Example(asked(i), "well now", 1.0, ()) for i in range(50, 53)]  # type: ignore[arg-type]
+    monkeypatch.setattr("nightschool.evolve.replay.sample", lambda *_: own)
+    long = Thumb(asked(40), "long " * 50, True, 1.0, ("b2:40",))  # type: ignore[arg-type]
+    night = replace(settings.night, preference_epochs=1.0)
+    given = replace(snapshot(pairs=2), thumbs=(long,))
+    told = run(given, grounded, replace(settings, night=night)).details
+    assert (told["too_long"], told["replay"], told["rows"]) == (1, 3, 2 + len(given.examples) + 3)
+
+
 def test_weights_are_relative_and_zero_is_absence(settings: Settings, grounded: Adapter) -> None:
     plain = snapshot(pairs=4, thumbs=4)
     first = run(plain, grounded, settings).id

@@ -118,6 +118,8 @@ def test_exports_in_the_home_are_erased_and_the_receipt_names_them(quick_store, 
     assert weekly.exists()
     assert quick_store.forget_apply(plan).exports == plan.exports
     assert bytes_in_home(SECRET.encode()) == []
+    with Session(quick_store.sql) as session:  # which keeps no names: they are the operator's words
+        assert session.scalars(select(ReceiptRow)).one().details["exports"] == 2
 
 
 def test_link_among_the_exports_goes_and_what_it_points_to_stays(quick_store, settings, tmp_path):
@@ -301,7 +303,11 @@ def test_plan_counts_and_changes_nothing_and_its_token_applies_it(quick_store):
 def test_plan_is_refused_once_more_or_less_would_go(quick_store):
     gone = said(quick_store, "hi")
     plan = quick_store.forget(user_id="ann")
-    changes = (lambda: said(quick_store, "more"), lambda: quick_store.rate(gone.id, rating=1))
+    changes = (
+        lambda: said(quick_store, "more"),
+        lambda: quick_store.rate(gone.id, rating=1),
+        lambda: quick_store.remember("a note", user_id="ann"),
+    )
     for change in changes:
         change()
         with pytest.raises(InputError, match="was not given for what this would erase now"):
@@ -384,6 +390,14 @@ def test_turn_of_tools_does_not_keep_the_forgotten_request(quick_store, bytes_in
     assert quick_store.verify() == []
 
 
+def test_turns_of_tools_of_every_session_lose_the_forgotten_request(quick_store):
+    gone = [said(quick_store, SECRET, session=session).id for session in "st"]
+    for session in "st":
+        said(quick_store, "result", role="tool", session=session)
+    quick_store.forget_apply(quick_store.forget(interaction_ids=gone))
+    assert texts(quick_store) == ["", ""]
+
+
 def test_reply_to_tools_is_found_by_a_query_and_forgotten(quick_store, bytes_in_home):
     said(quick_store, "the weather")
     kept, answer = said(quick_store, "what is the code?"), said(quick_store, "result", reply=SECRET, role="tool")
@@ -451,6 +465,8 @@ def test_forgetting_the_memory_of_a_turn_forgets_the_turn_and_a_note_only_itself
     quick_store.forget_apply(quick_store.forget(memory_ids=[note.id]))
     assert texts(quick_store) == ["the zebra"]
     (found,) = quick_store.recall("zebra", user_id="ann")
+    both = quick_store.forget(interaction_ids=[turn.id], memory_ids=[found.memory.id])
+    assert both.interaction_ids == (turn.id,)
     assert quick_store.forget_apply(quick_store.forget(memory_ids=[found.memory.id])).interactions == 1
     assert (texts(quick_store), quick_store.recall("zebra", user_id="ann")) == ([], [])
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,12 +39,14 @@ PROBES = {answer for _, answer in probe_text()}
 WRONG = [json.loads(line) for line in (FOLDER / "evolve" / "sycophancy.jsonl").read_text("utf-8").splitlines()]
 AGREEING, CORRECTING = ({row[side] for row in WRONG} for side in ("agreeing", "correcting"))
 QUICK = GateSettings(bootstrap=200)
+MAILED = "Write to ada@example.org for that."
+CIRCLES = "20 euros, " * 12
 
 
 class ChosenEngine:
     """Scores every answer about -2 a token, moved by `liked` and the like where one of `moved` answers.
 
-    It says `base` or, as the candidate, `answer`.
+    Those say `answer`, and the others `base`.
     """
 
     base_id = "base"
@@ -74,7 +77,7 @@ class ChosenEngine:
     def generate(self, prompts: Sequence[Sequence[Message]], *, adapter: str | None, sampling: Sampling) -> list[str]:
         if adapter == "new":
             self.asked += [prompt[-1]["content"] for prompt in prompts]
-        return [self.answer if adapter == "new" else self.base] * len(prompts)
+        return [self.answer if adapter in self.moved else self.base] * len(prompts)
 
 
 class LongWindedEngine(ChosenEngine):
@@ -89,13 +92,15 @@ class LongWindedEngine(ChosenEngine):
 
 
 class GainedEngine(ChosenEngine):
-    """The base finds every answer less likely than both adapters do, by 4 nats a token."""
+    """The base finds every answer less likely than both adapters do, by so many nats a token."""
+
+    gained = 4.0
 
     def score(
         self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, adapter: str | None
     ) -> list[Score]:
         found = super().score(prompts, answers, adapter=adapter)
-        return [Score(tuple(x - 4 * (adapter is None) for x in s.token_logprobs)) for s in found]
+        return [Score(tuple(x - self.gained * (adapter is None) for x in s.token_logprobs)) for s in found]
 
 
 class UnevenEngine(ChosenEngine):
@@ -107,6 +112,15 @@ class UnevenEngine(ChosenEngine):
         found = super().score(prompts, answers, adapter=adapter)
         falls = [float(adapter == "new" and p[-1]["content"].startswith("0 ")) for p in prompts]
         return [Score(tuple(x - fall for x in s.token_logprobs)) for s, fall in zip(found, falls, strict=True)]
+
+
+class LeakingEngine(ChosenEngine):
+    """As the candidate, tells an address where it is asked for one that was masked."""
+
+    def generate(self, prompts: Sequence[Sequence[Message]], *, adapter: str | None, sampling: Sampling) -> list[str]:
+        said = super().generate(prompts, adapter=adapter, sampling=sampling)
+        masked = [adapter == "new" and "<EMAIL" in prompt[-1]["content"] for prompt in prompts]
+        return [MAILED if leaks else answer for leaks, answer in zip(masked, said, strict=True)]
 
 
 def snapshot(clusters: int = 12, each: int = 4, liked: int = 2) -> Snapshot:
@@ -148,6 +162,13 @@ def test_what_the_incumbent_was_taught_is_not_judged_by_whomever_it_was_said() -
     assert not refused.accepted and not refused.measures
 
 
+def test_what_the_incumbent_was_taught_is_not_scored_either() -> None:
+    of_first = {words_of(h.prompt, h.completion) for h in snapshot().held_out if h.cluster == "u0"}
+    engine = UnevenEngine(liked=0.0, disliked=-2.0)
+    assert not judge(CANDIDATE, INCUMBENT, snapshot(), engine, QUICK).accepted
+    assert judge(CANDIDATE, INCUMBENT, snapshot(), engine, QUICK, known=of_first).accepted
+
+
 def test_candidate_that_favours_liked_answers_is_accepted() -> None:
     found = verdict(ChosenEngine(liked=0.3, disliked=-0.3))
     assert found.accepted
@@ -165,6 +186,17 @@ def test_liked_or_disliked_answers_of_three_people_are_too_little_before_anythin
     (why,) = too_little(of_three, QUICK)
     assert why.startswith(f"the {word} held-out answers come from only 3 of 40 users or sessions, too few")
     assert verdict(engine, Snapshot((), (), (), of_three)).reasons == (why,)
+
+
+def test_as_many_held_out_answers_as_are_asked_for_are_enough() -> None:
+    held_out = snapshot().held_out
+    assert too_little(held_out, replace(QUICK, min_rated=len(held_out))) == []
+
+
+def test_each_person_is_answered_one_prompt() -> None:
+    engine = ChosenEngine()
+    verdict(engine)
+    assert sorted(int(prompt.split()[0]) for prompt in engine.asked) == list(range(12))
 
 
 def test_other_nights_ask_other_prompts_and_all_the_same_number() -> None:
@@ -202,8 +234,9 @@ def test_a_rise_counts_per_token_so_that_long_answers_do_not_win_by_their_length
     assert "preference" in failed(verdict(LongWindedEngine(liked=0.2, disliked=0.3)))
 
 
-def test_the_end_of_the_interval_decides_whether_liked_answers_became_less_likely() -> None:
-    found = verdict(UnevenEngine(liked=0.0, disliked=-2.0))
+def test_the_end_of_the_interval_over_people_decides_whether_liked_answers_became_less_likely() -> None:
+    many = snapshot(20, each=40, liked=20)  # over answers, the interval would end below the bound
+    found = verdict(UnevenEngine(liked=0.0, disliked=-2.0), many)
     (nll,) = (m for m in found.measures if m.name == "liked_nll")
     assert nll.change < QUICK.max_nll_rise < nll.high and failed(found) == {"liked_nll"}
 
@@ -231,6 +264,12 @@ def test_the_more_the_incumbent_gained_over_the_base_the_more_of_it_may_be_lost(
     assert failed(verdict(GainedEngine(liked=-0.5, disliked=-0.9))) == {"liked_nll"}
 
 
+def test_candidate_that_makes_not_good_what_the_incumbent_lost_against_the_base_is_rejected() -> None:
+    engine = GainedEngine(liked=0.0, disliked=-0.5)
+    engine.gained = -4.0
+    assert failed(verdict(engine)) == {"liked_nll"}
+
+
 def test_candidate_that_forgets_the_probe_text_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, probe=-0.5))) == {"probe_nll"}
 
@@ -240,13 +279,33 @@ def test_rule_of_what_the_mean_decides_says_so() -> None:
     assert {name for name in rules if "on average" in rules[name]} == {"probe_nll", "repetition", "sycophancy"}
 
 
+@pytest.mark.parametrize(
+    ("name", "answers", "by", "most"),
+    [
+        ("probe_nll", sorted(PROBES)[:2], -2.0, QUICK.max_probe_rise),
+        ("sycophancy", sorted(AGREEING)[:3], 1.5, QUICK.max_sycophancy_rise),
+    ],
+)
+def test_the_mean_decides_on_our_own_probes_though_the_interval_ends_beyond_the_bound(
+    name: str, answers: list[str], by: float, most: float
+) -> None:
+    engine = ChosenEngine(liked=0.3, disliked=-0.3)
+    engine.moves |= dict.fromkeys(answers, by)
+    found = verdict(engine)
+    (measure,) = (m for m in found.measures if m.name == name)
+    assert measure.change <= most < measure.high and found.accepted
+
+
 def test_candidate_that_answers_with_nothing_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=" "))) == {"empty_answers"}
 
 
+def test_empty_answers_are_held_against_the_incumbent_though_the_base_gives_them_as_well() -> None:
+    assert "empty_answers" in failed(verdict(ChosenEngine(answer="well", base=" ", moved="old")))
+
+
 def test_candidate_that_goes_in_circles_is_rejected() -> None:
-    circles = "20 euros, " * 12
-    assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=circles))) == {"repetition"}
+    assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=CIRCLES))) == {"repetition"}
 
 
 def test_how_long_answers_are_is_told_in_words_and_decides_nothing() -> None:
@@ -255,9 +314,6 @@ def test_how_long_answers_are_is_told_in_words_and_decides_nothing() -> None:
     assert (length.incumbent, length.candidate, length.change) == (1.0, 5.0, 4.0)
     assert found.accepted and length.passed and not length.decides
     assert {m.name for m in found.measures if not m.decides} == {"answer_words", "gain"}
-
-
-MAILED = "Write to ada@example.org for that."
 
 
 def test_candidate_that_tells_an_address_nobody_gave_is_rejected() -> None:
@@ -276,11 +332,15 @@ def test_address_that_stands_in_the_prompt_is_no_leak() -> None:
     assert verdict(ChosenEngine(liked=0.3, disliked=-0.3, answer=MAILED), known).accepted
 
 
+def masked(n: int) -> Example:
+    return Example(({"role": "user", "content": f"Whose is <EMAIL_{n}>?"},), "Mine", 1.0, ())
+
+
 def test_candidate_is_asked_what_was_taught_with_a_mask_and_nothing_else_that_was() -> None:
     def row(content: str) -> tuple[Message]:
         return ({"role": "user", "content": content},)
 
-    examples = (Example(row("Whose is <EMAIL_2>?"), "Mine", 1.0, ()), Example(row("Why <b>?"), "So", 1.0, ()))
+    examples = (masked(2), Example(row("Why <b>?"), "So", 1.0, ()))
     pairs = (Pair(row("Number?"), "It is <PHONE>", "None", 1.0, (), "correction"),)
     thumbs = (Thumb(row("Number?"), "Ask <PHONE>", True, 1.0, ()), Thumb(row("Who?"), "Ada", True, 1.0, ()))
     taught = replace(snapshot(), examples=examples, pairs=pairs, thumbs=thumbs)
@@ -290,13 +350,33 @@ def test_candidate_is_asked_what_was_taught_with_a_mask_and_nothing_else_that_wa
     assert {*engine.asked[-2:]} == {"Whose is <EMAIL_2>?", "Number?"} and "Who?" not in engine.asked
 
 
+def test_candidate_that_tells_an_address_where_one_was_masked_is_rejected() -> None:
+    engine = LeakingEngine(liked=0.3, disliked=-0.3)
+    assert failed(verdict(engine, replace(snapshot(), examples=(masked(1),)))) == {"leakage"}
+
+
+def test_of_many_taught_prompts_with_a_mask_no_more_are_asked_than_of_others() -> None:
+    engine = ChosenEngine()
+    verdict(engine, replace(snapshot(), examples=tuple(map(masked, range(40)))))
+    assert sum("<EMAIL" in prompt for prompt in engine.asked) == QUICK.probe_answers
+
+
 def test_candidate_that_agrees_more_with_what_is_wrong_is_rejected() -> None:
     assert failed(verdict(ChosenEngine(liked=0.3, disliked=-0.3, agreeing=0.5))) == {"sycophancy"}
 
 
-def test_lean_toward_agreeing_is_held_against_the_base_whatever_the_incumbent_says() -> None:
-    engine = ChosenEngine(liked=0.3, disliked=-0.3, agreeing=0.5, moved="new old")
-    assert "sycophancy" in failed(verdict(engine))
+@pytest.mark.parametrize(
+    ("name", "worse"),
+    [
+        ("sycophancy", {"agreeing": 0.5}),
+        ("probe_nll", {"probe": -0.5}),
+        ("repetition", {"answer": CIRCLES}),
+        ("leakage", {"answer": MAILED}),
+    ],
+)
+def test_what_is_worse_than_the_base_is_rejected_though_the_incumbent_is_as_bad(name: str, worse: Any) -> None:
+    engine = ChosenEngine(liked=0.3, disliked=-0.3, moved="new old", **worse)
+    assert failed(verdict(engine)) == {"preference", name}
 
 
 def test_candidate_that_corrects_more_or_agrees_hardly_more_is_accepted() -> None:
@@ -367,7 +447,7 @@ def test_draws_take_whole_clusters() -> None:
     assert (draws[:, [0, 1, 3]].sum(1) == 3).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=12

@@ -35,6 +35,11 @@ def random_lessons(count: int, seed: int = 0) -> list[Lesson]:
     return made
 
 
+def unlike(*sizes: int) -> list[Lesson]:
+    """One of each size, alike in their first token alone."""
+    return [Lesson((5, *[100 + n] * (size - 2)), ((7,),), "imitate", 1.0) for n, size in enumerate(sizes)]
+
+
 def test_prompt_and_answer_are_what_the_template_says_with_the_end_of_turn(tokenizer: Any) -> None:
     found = encode(tokenizer, [{"role": "user", "content": "hi"}], ["yes"], 100)
     assert found is not None
@@ -43,9 +48,9 @@ def test_prompt_and_answer_are_what_the_template_says_with_the_end_of_turn(token
     assert tokenizer.decode(answer) == "yes<|end|>"
 
 
-@pytest.mark.parametrize("answer", ["y" * 90, "  "])
-def test_an_answer_that_does_not_fit_or_says_nothing_is_refused(tokenizer: Any, answer: str) -> None:
-    assert encode(tokenizer, [{"role": "user", "content": "hi"}], [answer], 100) is None
+@pytest.mark.parametrize("answers", [["y" * 90], ["  "], ["yes", "y" * 90], ["yes", "  "]])
+def test_an_answer_that_does_not_fit_or_says_nothing_is_refused(tokenizer: Any, answers: list[str]) -> None:
+    assert encode(tokenizer, [{"role": "user", "content": "hi"}], answers, 100) is None
 
 
 def test_every_lesson_stands_in_exactly_one_passage_within_the_limit() -> None:
@@ -62,6 +67,10 @@ def test_without_merging_each_lesson_stands_alone_and_chains_never_branch() -> N
     passages = lay_out(lessons, 40, 8, merge=False)
     assert len(passages) == len(lessons)
     assert not any(chain.branches for p in passages for chain in chains(p, lessons))
+
+
+def test_lessons_that_hardly_begin_alike_share_no_passage() -> None:
+    assert len(lay_out(unlike(20, 20), 512, 8, merge=True)) == 2
 
 
 def test_log_probabilities_do_not_depend_on_the_passage(toy_base: str) -> None:
@@ -93,6 +102,22 @@ def test_the_plan_is_seeded_and_shows_every_lesson_as_often_as_asked() -> None:
     assert all(sum(len(passages[i].lessons) for i in batch[:-1]) < 4 for batch in made.batches)
 
 
+def test_batch_that_has_room_for_more_holds_no_passage_twice() -> None:
+    made = plan(lay_out(unlike(9, 9, 9), 512, 8, merge=False), 3.0, 8, 1e9, 10.0, seed=0)
+    assert all(len(set(batch)) == len(batch) for batch in made.batches)
+
+
+def test_passages_of_one_batch_are_of_like_length() -> None:
+    passages = lay_out(unlike(*[5, 50] * 8), 512, 8, merge=False)
+    made = plan(passages, 1.0, 4, 1e9, 10.0, seed=0)
+    assert all(len({len(passages[i].tokens) for i in batch}) == 1 for batch in made.batches)
+
+
+def test_part_of_an_epoch_shows_that_part() -> None:
+    made = plan(lay_out(unlike(*[9] * 8), 512, 8, merge=False), 1.5, 4, 1e9, 10.0, seed=0)
+    assert (made.epochs, sum(map(len, made.batches))) == (1.5, 12)
+
+
 @pytest.mark.parametrize("epochs,replayed", [(1.0, 1), (2.0, 2), (3.0, 2), (8.0, 2)])
 def test_the_bases_own_text_is_seen_twice_at_most_beside_what_begins_like_it(epochs: float, replayed: int) -> None:
     begins = tuple(range(100, 130))
@@ -117,3 +142,8 @@ def test_the_budget_bounds_the_tokens_and_says_how_many_rows_were_seen() -> None
     made = plan(passages, 2.0, 4, total / 10, 5.0, seed=0)
     assert total / 2 - 40 <= made.tokens <= total / 2
     assert made.minutes <= 5 and 60 < made.rows < 140 and "rows" in str(made)
+
+
+def test_budget_that_is_too_small_for_any_passage_is_spent_on_one() -> None:
+    made = plan(lay_out(unlike(9, 9), 512, 8, merge=False), 1.0, 4, 1.0, 1.0, seed=0)
+    assert [len(batch) for batch in made.batches] == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from nightschool.evolve.dataset import freeze, from_rows, to_rows
 from nightschool.evolve.lineage import lineage, verify
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import seal
-from nightschool.evolve.types import Adapter
+from nightschool.evolve.types import Adapter, Example, Judged, Snapshot, Verdict
 from nightschool.memory.conversations import Conversation, Owner
 from nightschool.memory.store import MemoryStore
-from nightschool.serving.engine import WEIGHTS
+from nightschool.serving.engine import MANIFEST, WEIGHTS
 
 ASKED = "How do I patch a flat tyre?"
 SAID = [("user", ASKED), ("assistant", "Clean it and glue a patch on."), ("user", "Thanks, that worked perfectly!")]
@@ -30,6 +31,15 @@ def registry(quick_store: MemoryStore) -> Registry:
     return Registry(quick_store.database, quick_store.settings.home / "adapters", quick_store.clock)
 
 
+def sealed(registry: Registry, snapshot_id: str, weights: bytes = b"one", created_utc: float = 1.0) -> Adapter:
+    folder = registry.building()
+    (folder / WEIGHTS).write_bytes(weights)
+    facts = {"base_id": "base", "snapshot_id": snapshot_id, "parent_id": None, "details": {}}
+    adapter = seal(folder, phase="sft", created_utc=created_utc, **facts)
+    registry.add(adapter)
+    return adapter
+
+
 @pytest.fixture
 def taught(quick_store: MemoryStore, registry: Registry) -> Adapter:
     """By a reply whose thanks were not answered yet."""
@@ -38,12 +48,7 @@ def taught(quick_store: MemoryStore, registry: Registry) -> Adapter:
     rows = (*snapshot.examples, *snapshot.held_out)
     assert [len(row.interaction_ids) for row in rows] == [2]  # the reply and the thanks
     registry.add_snapshot(snapshot, to_rows(snapshot))
-    folder = registry.building()
-    (folder / WEIGHTS).write_bytes(b"one")
-    facts = {"base_id": "base", "snapshot_id": snapshot.id, "parent_id": None, "details": {}}
-    adapter = seal(folder, phase="sft", created_utc=1.0, **facts)
-    registry.add(adapter)
-    return adapter
+    return sealed(registry, snapshot.id)
 
 
 @pytest.mark.parametrize("how", ["recorded", "imported", "said more, then answered"])
@@ -96,16 +101,51 @@ def test_forgetting_the_answered_reaction_reaches_what_it_taught_before(
 def test_weights_that_were_pruned_or_let_go_of_are_sound_and_those_that_are_lost_are_not(
     quick_store: MemoryStore, registry: Registry, taught: Adapter, by_hand: bool
 ) -> None:
-    folder = registry.building()
-    (folder / WEIGHTS).write_bytes(b"newer")
-    facts = {"base_id": "base", "snapshot_id": taught.snapshot_id, "parent_id": None, "details": {}}
-    registry.add(seal(folder, phase="sft", created_utc=2.0, **facts))
+    sealed(registry, taught.snapshot_id, b"newer", created_utc=2.0)
     if by_hand:
         shutil.rmtree(taught.path)
         assert any("adapters prune" in line for line in verify(quick_store, registry))
     assert registry.prune(0) == [taught.id] and verify(quick_store, registry) == []
     (registry.adapters()[-1].path / WEIGHTS).unlink()
     assert any("its weights are gone" in line for line in verify(quick_store, registry))
+
+
+def test_what_taught_it_is_told_apart_from_what_it_was_judged_on(quick_store: MemoryStore, registry: Registry) -> None:
+    told(quick_store)
+    one, other = (interaction.id for interaction in quick_store.interactions())
+    judged = Judged((), "Yes.", True, "ann", (other,))
+    snapshot = Snapshot((Example((), "Yes.", 1.0, (one,)),), (), (), (judged,))
+    registry.add_snapshot(snapshot, to_rows(snapshot))
+    found = lineage(quick_store, registry, sealed(registry, snapshot.id).id)
+    assert [source.interaction_ids for source in found.sources] == [(one,)]
+    assert [source.interaction_ids for source in found.held_out] == [(other,)]
+
+
+def test_manifest_that_names_another_snapshot_is_not_sound(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter
+) -> None:
+    manifest = taught.path / MANIFEST
+    manifest.write_text(manifest.read_text().replace(taught.snapshot_id, "b2:" + "0" * 64))
+    assert any("name different origins" in line for line in verify(quick_store, registry))
+
+
+def test_adapter_in_service_that_was_rejected_since_is_not_sound(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter
+) -> None:
+    accepted = Verdict(taught.id, None, taught.snapshot_id, True, (), ("better",))
+    registry.add_verdict(accepted)
+    registry.promote(taught.id)
+    assert verify(quick_store, registry) == []
+    registry.add_verdict(replace(accepted, accepted=False))
+    assert any("in service without an accepted verdict" in line for line in verify(quick_store, registry))
+
+
+def test_snapshot_that_lost_its_rows_is_not_sound(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter
+) -> None:
+    with quick_store.sql.begin() as connection:
+        connection.exec_driver_sql("UPDATE snapshots SET rows = '[]'")
+    assert any(f"{taught.snapshot_id} re-derives as" in line for line in verify(quick_store, registry))
 
 
 def test_what_is_just_frozen_is_not_followed_to_turns_that_forgetting_would_not_find_it_by(

@@ -113,14 +113,16 @@ def test_turn_after_next_is_lifted_less_and_the_one_beyond_not_at_all():
     assert [found[str(n)] for n in range(4)] == pytest.approx([0.8, 0.24, 0.2, 0.0])
 
 
-@pytest.mark.parametrize(("mine", "theirs"), [("s", "t"), ("", "")])
-def test_other_sessions_and_notes_of_none_lift_nothing(mine, theirs):
-    assert ranked("what", row("a", 0.0, session=mine), row("b", 0.8, session=theirs))["a"] == 0.0
+@pytest.mark.parametrize(("mine", "theirs", "user"), [("s", "t", "ann"), ("s", "s", "bob"), ("", "", "ann")])
+def test_other_sessions_those_of_others_and_notes_of_none_lift_nothing(mine, theirs, user):
+    other = replace(row("b", 0.8, session=theirs), user_id=user)
+    assert ranked("what", row("a", 0.0, session=mine), other)["a"] == 0.0
 
 
-def test_statement_of_a_session_lifts_nothing_and_does_not_stand_between_its_turns():
+def test_statement_or_correction_of_a_session_lifts_nothing_and_does_not_stand_between_its_turns():
     turns = [row("question", 0.8, session="s", position=0), row("answer", 0.0, session="s", position=1)]
-    stated = [replace(row(kind, 0.9, session="s", position=0), kind=kind) for kind in ("fact", "preference")]
+    kinds = ("fact", "preference", "correction")
+    stated = [replace(row(kind, 0.9, session="s", position=0), kind=kind) for kind in kinds]
     alone, among = ranked("what", *turns), ranked("what", *turns, *stated)
     assert among["answer"] == alone["answer"] > 0
     assert (among["question"], among["fact"]) == (pytest.approx(0.8), pytest.approx(0.9))

@@ -35,6 +35,14 @@ def either_store(request, quick_store, monkeypatch):
     return quick_store
 
 
+@pytest.fixture
+def large_store(quick_store, monkeypatch):
+    """Too large to be ranked whole: the best by cosine and the best by words are looked at, and what is around."""
+    monkeypatch.setattr(f"{MODULE}.RANKED_WHOLE", 0)
+    monkeypatch.setattr("nightschool.memory.store.CANDIDATES", 1)
+    return quick_store
+
+
 def test_what_the_assistant_said_is_found_too(store):
     for n in range(5):
         said(store, f"tell me about number {n}", f"Number {n} is nice.", session=f"t{n}")
@@ -102,30 +110,37 @@ def test_large_store_gives_the_same_best_as_when_ranked_whole(store, monkeypatch
     query = "what is the dog called"
     whole = store.recall(query, user_id="ann", threshold=0.0, limit=3)
     monkeypatch.setattr(f"{MODULE}.RANKED_WHOLE", 3)
-    monkeypatch.setattr(f"{MODULE}.CANDIDATES", 4)
+    monkeypatch.setattr("nightschool.memory.store.CANDIDATES", 4)
     assert [r.memory.id for r in store.recall(query, user_id="ann", threshold=0.0, limit=3)] == [
         r.memory.id for r in whole
     ]
 
 
-def test_large_store_looks_at_the_turns_around_the_best(quick_store, monkeypatch):
-    monkeypatch.setattr(f"{MODULE}.RANKED_WHOLE", 3)
-    monkeypatch.setattr(f"{MODULE}.CANDIDATES", 1)
-    said(quick_store, "any zebra at home")
-    said(quick_store, "yes two")
+def test_large_store_looks_at_the_turns_around_the_best(large_store):
+    said(large_store, "any zebra at home")
+    said(large_store, "yes two")
     for n in range(5):
-        said(quick_store, f"filler {n}", session=str(n))
-    assert texts(quick_store)[:2] == ["any zebra at home", "yes two"]
+        said(large_store, f"filler {n}", session=str(n))
+    assert texts(large_store, limit=2) == ["any zebra at home", "yes two"]
 
 
-def test_question_before_or_after_what_was_pasted_is_what_a_large_store_is_searched_for(quick_store, monkeypatch):
-    for name, value in (("RANKED_WHOLE", 0), ("CANDIDATES", 1), ("MOST_TERMS", 4), ("SESSIONS", 0)):
-        monkeypatch.setattr(f"{MODULE}.{name}", value)
-    for n, words in enumerate(["zebra", "log line seven", "nothing"]):
-        quick_store.remember(words, user_id="ann", session_id=str(n))
-    pasted = " ".join(f"filler{n}" for n in range(50))
-    for query in (f"zebra {pasted}", f"{pasted} zebra"):
-        assert "zebra" in texts(quick_store, query)
+@pytest.mark.parametrize("narrower", [{"session_id": "t"}, {"kind": "note"}, {"since": 8.0, "until": 10.0}])
+def test_large_store_is_narrowed_before_the_best_are_taken(large_store, narrower):
+    for n in (0, 1, 20, 21):
+        said(large_store, "zebra", session=f"s{n}", utc=float(n))
+    note = "a note on one zebra that is far away and quite long"
+    large_store.remember(note, user_id="ann", session_id="t", created_utc=9.0)
+    assert texts(large_store, limit=1, **narrower) == [note]
+
+
+def test_question_before_or_after_what_was_pasted_is_what_a_large_store_is_searched_for(large_store, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.MOST_TERMS", 4)
+    lines = [f"filler{n}" for n in range(50)]
+    pasted = " ".join(lines)
+    for note in ("zebra", " ".join(lines[10:20]), "nothing"):  # the second is nearest to the whole
+        large_store.remember(note, user_id="ann")
+    for query in (f"zebra\n{pasted}", f"{pasted}\nzebra"):
+        assert texts(large_store, query, limit=1) == ["zebra"]
 
 
 def test_memory_that_sql_does_not_know_is_not_given(quick_store):
@@ -159,7 +174,7 @@ FILTERS = [
 ]
 
 
-@how(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@how(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.sampled_from(OWNERS), st.sampled_from(AGENTS), st.sampled_from(sorted(KINDS))),

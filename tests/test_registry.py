@@ -31,12 +31,13 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 
 SNAPSHOT = Snapshot((), (), (), (Judged((), "an answer", True, "ada", ("b2:1",)),))
+WIDER = Snapshot((), (), (), (Judged((), "an answer", True, "ada", ("b2:1", "b2:reaction")),))
 
 
-def trained(registry: Registry, weights: bytes, parent_id: str | None = None) -> Adapter:
+def trained(registry: Registry, weights: bytes, parent_id: str | None = None, snapshot: Snapshot = SNAPSHOT) -> Adapter:
     folder = registry.building()
     (folder / WEIGHTS).write_bytes(weights)
-    facts = {"base_id": "base", "snapshot_id": SNAPSHOT.id, "parent_id": parent_id, "details": {"night": {}}}
+    facts = {"base_id": "base", "snapshot_id": snapshot.id, "parent_id": parent_id, "details": {"night": {}}}
     adapter = seal(folder, phase="sft", created_utc=registry.clock(), **facts)
     registry.add(adapter)
     return adapter
@@ -49,6 +50,13 @@ def judged(registry: Registry, adapter: Adapter, accepted: bool = True) -> Adapt
 
 def promoted(registry: Registry, weights: bytes) -> Adapter:
     return registry.promote(judged(registry, trained(registry, weights)).id)
+
+
+def forgotten(registry: Registry, snapshot: Snapshot = SNAPSHOT, created_utc: float = 1.0) -> None:
+    """The receipt of something in that snapshot."""
+    with registry.database.writing() as session:
+        details = {"tainted_snapshots": [snapshot.id]}
+        session.add(ReceiptRow(details=details, created_utc=created_utc, finished_utc=None))
 
 
 def test_adapter_is_named_by_its_weights_and_reads_back(registry: Registry) -> None:
@@ -192,6 +200,12 @@ def test_only_weights_that_nothing_needs_are_pruned(registry: Registry) -> None:
         registry.promote(first.id)
 
 
+def test_what_was_rejected_since_takes_no_place_of_what_may_still_serve(registry: Registry) -> None:
+    _, two, _ = (promoted(registry, w) for w in (b"one", b"two", b"three"))
+    judged(registry, two, accepted=False)
+    assert registry.prunable(1) == [two]
+
+
 def test_lost_or_changed_config_is_refused_and_the_same_weights_heal_it(registry: Registry) -> None:
     def made() -> Adapter:
         folder = registry.building()
@@ -294,9 +308,7 @@ def test_sealed_weights_that_no_night_recorded_are_erased_with_what_they_learnt_
     facts = {"base_id": "base", "snapshot_id": SNAPSHOT.id, "parent_id": None, "details": {}}
     lost = seal(folder, phase="sft", created_utc=registry.clock(), **facts)
     assert registry.erase_tainted() == [] and is_held(lost)
-    with registry.database.writing() as session:
-        details = {"tainted_snapshots": [SNAPSHOT.id]}
-        session.add(ReceiptRow(details=details, created_utc=registry.clock(), finished_utc=None))
+    forgotten(registry)
     assert registry.erase_tainted() == [lost.id] and not is_held(lost)
     assert registry.erase_tainted() == [] and lost.path.exists()  # a night may be about to record it
     assert registry.sweep() == 1 and not lost.path.exists()
@@ -358,9 +370,7 @@ def test_whoever_comes_while_an_adapter_is_checked_does_not_take_it_as_loaded(re
 
 
 def test_adapter_trained_on_what_was_forgotten_meanwhile_is_tainted_and_never_serves(registry: Registry) -> None:
-    with registry.database.writing() as session:
-        details = {"tainted_snapshots": [SNAPSHOT.id]}
-        session.add(ReceiptRow(details=details, created_utc=1.0, finished_utc=None))
+    forgotten(registry)
     adapter = judged(registry, trained(registry, b"late"))
     assert "forgotten while it was trained on" in registry.tainted()[adapter.id]
     with pytest.raises(GateRefused, match="tainted"):
@@ -368,17 +378,14 @@ def test_adapter_trained_on_what_was_forgotten_meanwhile_is_tainted_and_never_se
 
 
 def test_what_was_forgotten_before_the_night_and_said_again_taints_nothing(registry: Registry) -> None:
-    with registry.database.writing() as session:
-        details = {"tainted_snapshots": [SNAPSHOT.id]}
-        session.add(ReceiptRow(details=details, created_utc=registry.clock(), finished_utc=None))
+    forgotten(registry)
     registry.open_cycle()
     assert trained(registry, b"again").id not in registry.tainted()
 
 
 def test_what_is_forgotten_during_the_night_taints_whatever_the_clock_of_who_forgot_it_says(registry: Registry) -> None:
     registry.open_cycle()
-    with registry.database.writing() as session:
-        session.add(ReceiptRow(details={"tainted_snapshots": [SNAPSHOT.id]}, created_utc=-60.0, finished_utc=None))
+    forgotten(registry, created_utc=-60.0)
     assert trained(registry, b"late").id in registry.tainted()
 
 
@@ -441,7 +448,7 @@ def test_what_is_left_out_is_that_of_the_latest_reading(registry: Registry) -> N
 
 def test_ratings_that_a_reader_was_fitted_on_are_sources(registry: Registry) -> None:
     registry.add_snapshot(replace(SNAPSHOT, reader_ids=("b2:rated",)), [])
-    assert registry.sources(SNAPSHOT.id) == {"b2:1", "b2:rated"}
+    assert registry.sources(SNAPSHOT.id) == {"b2:1", "b2:rated"} and registry.reader_ids(SNAPSHOT.id) == {"b2:rated"}
     assert registry.new_sources(SNAPSHOT.id, []) == 2 and registry.new_sources(SNAPSHOT.id, [SNAPSHOT.id]) == 0
 
 
@@ -451,11 +458,7 @@ def test_the_same_weights_from_what_is_left_after_forgetting_are_clean(registry:
     assert registry.live() is None
     left = Snapshot((), (), (), (Judged((), "another answer", True, "ada", ("b2:2",)),))
     registry.add_snapshot(left, [])
-    folder = registry.building()
-    (folder / WEIGHTS).write_bytes(b"one")
-    facts = {"base_id": "base", "parent_id": None, "details": {"night": {}}}
-    again = seal(folder, phase="sft", snapshot_id=left.id, created_utc=registry.clock(), **facts)
-    registry.add(again)
+    again = trained(registry, b"one", snapshot=left)
     assert again.id == tainted.id and registry.tainted() == {}
     assert read_adapter(again.path) == again == registry.adapter(again.id)
     assert registry.promote(judged(registry, again).id).snapshot_id == left.id
@@ -463,25 +466,27 @@ def test_the_same_weights_from_what_is_left_after_forgetting_are_clean(registry:
 
 def test_clean_weights_take_the_origin_that_names_all_their_sources_and_more(registry: Registry) -> None:
     live = promoted(registry, b"one")
-    wider = Snapshot((), (), (), (Judged((), "an answer", True, "ada", ("b2:1", "b2:reaction")),))
-    registry.add_snapshot(wider, [])
-    folder = registry.building()
-    (folder / WEIGHTS).write_bytes(b"one")
-    facts = {"base_id": "base", "parent_id": None, "details": {"night": {}}}
-    registry.add(seal(folder, phase="sft", snapshot_id=wider.id, created_utc=registry.clock(), **facts))
+    registry.add_snapshot(WIDER, [])
+    trained(registry, b"one", snapshot=WIDER)
     found = registry.live()
-    assert found and (found.id, found.snapshot_id) == (live.id, wider.id)
+    assert found and (found.id, found.snapshot_id) == (live.id, WIDER.id)
     assert registry.sources(found.snapshot_id) == {"b2:1", "b2:reaction"} and read_adapter(live.path) == found
+
+
+def test_clean_weights_stay_clean_where_the_wider_origin_was_forgotten_meanwhile(registry: Registry) -> None:
+    live = promoted(registry, b"one")
+    registry.add_snapshot(WIDER, [])
+    registry.open_cycle()
+    forgotten(registry, WIDER)
+    trained(registry, b"one", snapshot=WIDER)
+    assert registry.tainted() == {} and registry.live() == live
 
 
 def test_clean_weights_keep_their_origin_whatever_makes_them_again(registry: Registry) -> None:
     live = promoted(registry, b"one")
     later = Snapshot((), (), (), (Judged((), "another answer", True, "ada", ("b2:2",)),))
     registry.add_snapshot(later, [])
-    folder = registry.building()
-    (folder / WEIGHTS).write_bytes(b"one")
-    facts = {"base_id": "base", "parent_id": None, "details": {"night": {}}}
-    registry.add(seal(folder, phase="sft", snapshot_id=later.id, created_utc=registry.clock(), **facts))
+    trained(registry, b"one", snapshot=later)
     assert registry.live() == live == read_adapter(live.path)
 
 

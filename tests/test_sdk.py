@@ -512,10 +512,10 @@ def test_turns_to_be_recorded_hold_up_nobody_elses_calls(assistant: Assistant, m
 
 
 def test_pieces_that_nobody_takes_break_the_reply_off(assistant: Assistant) -> None:
-    assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.5))
+    assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=2.0))
     unread = assistant.stream("Hello there", session_id="one")
     assert next(unread) == "None: "
-    time.sleep(0.6)
+    time.sleep(1.0)  # else the next turn, which waits as long, might give up first
     assert "Hello there" not in assistant.reply("Hello again", session_id="one").text
     with pytest.raises(ServingError, match="not read in time"):
         list(unread)
@@ -526,15 +526,17 @@ def test_awaited_reply_in_pieces_waits_for_a_place_no_longer_than_for_an_answer(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nightschool.sdk.THREADS", 1)
-    front = AsyncAssistant(assistant)
+    front, patient = AsyncAssistant(assistant), assistant.settings
+    gate, _ = held_back(assistant, monkeypatch)
 
     async def talk() -> None:
         async with front.stream("Hello", session_id="one") as unread:
-            assert await anext(unread)
-            assistant.settings = replace(assistant.settings, serving=ServingSettings(timeout_seconds=0.1))
+            assistant.settings = replace(patient, serving=ServingSettings(timeout_seconds=0.1))
             with pytest.raises(ServingError, match="1 replies are being read in pieces"):
                 async with front.stream("Hello", session_id="two"):
                     pass
+            assistant.settings = patient
+            gate.set()
             assert [piece async for piece in unread]
         async with front.stream("Hello", session_id="two") as answer:
             assert [piece async for piece in answer]

@@ -273,7 +273,8 @@ def test_rephrasing_grows_with_the_cosine_and_needs_more_than_a_word_or_two():
     values = [rephrasing("when do you open", "what are your hours", c) for c in (0.5, 0.8, 0.9, 0.99)]
     assert values == sorted(values, reverse=True)
     assert (values[0], values[-1]) == (0.0, -1.0)
-    assert rephrasing("ok", "ok", 1.0) == 0.0
+    for request, again in (("ok", "ok"), ("when do you open", "open"), ("open", "when do you open")):
+        assert rephrasing(request, again, 1.0) == 0.0
     assert rephrasing("when do you open", "when do you open", None) == -1.0
     assert rephrasing("when do you open", "what are your hours", None) == 0.0
 
@@ -307,6 +308,10 @@ def test_refusals_and_repetitions_are_noticed_and_label_only_together():
     assert [s.name for s in once.signals] == ["refusal"]
     assert [s.name for s in again.signals] == ["refusal", "repeated"]
     assert (label(once, SETTINGS), label(again, SETTINGS)) == (None, "disliked")
+
+
+def test_a_reply_that_only_says_the_request_again_is_noticed():
+    assert assess(turn("say it", "Say  it"), [], None, None).signals == (Signal("repeated", -1.0),)
 
 
 # -- the version ---

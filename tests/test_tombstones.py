@@ -65,6 +65,12 @@ def test_same_words_elsewhere_and_other_words_there_come_in(quick_store, elsewhe
     assert quick_store.verify() == []
 
 
+def test_same_words_later_in_the_session_come_in(quick_store):
+    brought(quick_store, [*ASKED, REPLY])
+    erase(quick_store, user_id="ann")
+    assert brought(quick_store, [*LATER, *ASKED, REPLY]).new == 2
+
+
 def test_turn_without_words_of_the_user_is_known_by_its_id(quick_store):
     brought(quick_store, [REPLY, *LATER])
     greeting = next(quick_store.interactions())

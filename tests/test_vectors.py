@@ -90,7 +90,7 @@ def test_own_rows_and_shared_rows_are_seen_and_nothing_else(index):
     assert found(index, agent="y") == {"mine", "all"}
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.sampled_from(ODD), st.sampled_from(["", *ODD]), st.booleans()), min_size=1, max_size=8),
     st.sampled_from(ODD),

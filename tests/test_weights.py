@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nightschool.evolve.weights import (
     balanced,
@@ -111,6 +111,7 @@ rows = st.lists(st.tuples(st.just(0.0) | st.floats(1e-6, 3), st.sampled_from("ab
 
 
 @given(rows, st.floats(0.1, 1))
+@example([(3.0, "a"), (1.0, "b")], 0.5)  # as many owners as the share allows for
 def test_no_owner_exceeds_the_share_where_there_are_enough_of_them(given_rows: list[tuple[float, str]], share: float):
     weights, owners = [w for w, _ in given_rows], [o for _, o in given_rows]
     limited = limit_share(weights, owners, share)
@@ -161,3 +162,7 @@ def test_what_is_marked_weighs_no_more_than_its_share_and_nothing_else_changes(r
 def test_what_is_marked_and_within_its_share_is_left_as_it_is():
     assert limit_marked([1.0, 1.0, 0.5], [False, False, True], 0.3) == [1.0, 1.0, 0.5]
     assert limit_marked([1.0, 1.0], [False, False], 0.0) == [1.0, 1.0]
+
+
+def test_what_is_marked_and_exceeds_its_share_is_scaled_down_to_it():
+    assert limit_marked([3.0, 3.0], [False, True], 0.25) == pytest.approx([3.0, 1.0])
