@@ -20,7 +20,8 @@ fold and averaged. Beside it stand that of the rise per token, which the gate lo
 folds and whatever raises or lowers all tokens then counts as preference, and that of the rise over the base, which all
 arms have in common. Accuracy is that of calling as many liked as were. Two baselines need no model: counts (the length
 of answer and prompt, and how far in the talk it is) and TF-IDF of the answer in its context, each by logistic
-regression on the ratings of the other folds.
+regression on the ratings of the other folds. What an arm makes of liked answers, in nats a token before and after, says
+whether it still would say them.
 
 Generations: one answer a held-out opening, drawn with the same seed from phase 1, from `sft` and from `full`, and which
 is better by two scorers (TF-IDF and logistic regression): one fitted on people's ratings in the other folds, which are
@@ -309,7 +310,8 @@ def summary(folds: Sequence[dict[str, Any]], name: str, arms: Sequence[str]) -> 
     areas = {arm: _areas(folds, [_rise(f, arm) for f in folds], draws) for arm in arms}
     print(
         f"\n{name}, {len(folds)} folds:"
-        " arm | AUC [95 %] | full minus it | per token | over the base | accuracy | seconds a fold"
+        " arm | AUC [95 %] | full minus it | per token | over the base | accuracy | nats a token of liked answers,"
+        " before and after | seconds a fold"
     )
     result: dict[str, Any] = {}
     for arm in arms:
@@ -321,12 +323,15 @@ def summary(folds: Sequence[dict[str, Any]], name: str, arms: Sequence[str]) -> 
         told = " | ".join(_told(values) for values in others.values())
         right = np.mean([accuracy(_rise(f, arm), np.array(f["full"]["liked"])) for f in folds])
         seconds = np.mean([f[arm]["seconds"] for f in folds])
+        cost = [float(np.mean([_cost(f[arm], stage) for f in folds])) for stage in ("start", "after")]
         print(
-            f"{arm} | {_told(areas[arm])} | {less[0]:+.3f} {interval(less[1:])} | {told} | {right:.3f} | {seconds:.0f}"
+            f"{arm} | {_told(areas[arm])} | {less[0]:+.3f} {interval(less[1:])} | {told} | {right:.3f}"
+            f" | {cost[0]:.2f}, {cost[1]:.2f} | {seconds:.0f}"
         )
         key = f"{name}_auc" if arm == "full" else f"{name}_auc_{arm}"
         result[key] = round(areas[arm][0], 4)
         result |= {f"{key}_{what}": round(values[0], 4) for what, values in others.items()}
+        result[f"{key}_nll_liked"] = [round(nats, 4) for nats in cost]
         if arm != "full":
             result[f"{name}_full_minus_{arm}"] = interval(less[1:])
     for what in BASELINES:
@@ -337,6 +342,12 @@ def summary(folds: Sequence[dict[str, Any]], name: str, arms: Sequence[str]) -> 
     most = np.mean([max(np.mean(f["full"]["liked"]), 1 - np.mean(f["full"]["liked"])) for f in folds])
     print(f"calling all the same is right in {most:.3f}")
     return result
+
+
+def _cost(found: dict[str, Any], stage: str) -> float:
+    """Nats a token of the liked answers: a scorer that ranks well may have forgotten how to say them."""
+    liked = np.array(found["liked"])
+    return float(-np.array(found[stage])[liked].sum() / np.array(found["tokens"])[liked].sum())
 
 
 def _draws(cluster: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
