@@ -12,7 +12,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-LEAST_OF_ID = 9  # letters of an id that name it in place of the whole: b2: and six
 Role = Literal["system", "user", "assistant", "tool"]
 
 

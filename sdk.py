@@ -55,7 +55,7 @@ log = logging.getLogger("nightschool")
 AT_HAND = 2000  # characters of a session's end that every base has room for, beside notes
 LOOK_S = 0.2  # between two looks whether a reply that waits is still wanted
 MOST_WAITING = 8  # turns of one session, the one that is answered with them
-THREADS = 40  # of `AsyncAssistant` for replies, and as many for all else
+THREADS = 40  # of `AsyncAssistant` for each kind of call
 
 
 @dataclass
@@ -400,9 +400,9 @@ def _opened(serving: ServingSettings) -> Engine:
 class AsyncAssistant:
     """`Assistant` for asyncio and trio: the same calls, each run in a worker thread.
 
-    Anything else that blocks goes by `call`: `await front.call(assistant.store.counts)`. Replies and what is recorded,
-    which wait for their turn, have threads of their own and hold up nothing else. Use it in one event loop; close the
-    `Assistant`.
+    Anything else that blocks goes by `call`: `await front.call(assistant.store.counts)`. Replies and what is recorded
+    wait for their turn, each in threads of their own, and hold up no call of another kind. Use it in one event loop;
+    close the `Assistant`.
     """
 
     def __init__(self, assistant: Assistant) -> None:

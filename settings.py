@@ -79,10 +79,8 @@ class MemorySettings:
 
     def __post_init__(self) -> None:
         _require("memory", self, "0 or more", lambda x: x >= 0, "recall_limit")
-        if re.match(r"\w{2,}:/?(?!/)", self.index_url):  # else a folder of that name
-            raise SettingsError(
-                f"memory.index_url is {without_user(self.index_url)!r}; it is a folder, or SCHEME://PLACE"
-            )
+        if not isinstance(self.index_url, str) or re.match(r"(s3|gs|az):/?(?!/)", self.index_url):
+            raise SettingsError(f"memory.index_url is {self.index_url!r}; it is a folder, or SCHEME://PLACE")
         _require("memory", self, "a cosine, from -1 to 1", lambda x: -1 <= x <= 1, "recall_threshold", "topic_cosine")
 
 
@@ -211,10 +209,8 @@ class ServingSettings:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.base.strip():  # a path without a name is the working directory
-            raise SettingsError("serving.base is empty; it is seedling, a folder, or a hub id")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise SettingsError(f"serving.device is {self.device!r}; it is auto, cpu, cuda, or cuda:N")
+        if not isinstance(self.base, str) or not self.base.strip():  # an empty path is the working directory
+            raise SettingsError(f"serving.base is {self.base!r}; it is seedling, a folder, or a hub id, as text")
         _require_one_of("serving", self, "engine", "local", "vllm")
         _require_one_of("serving", self, "weights", "auto", "fp8", "full")
         _require("serving", self, "above 0", lambda x: x > 0, "parity_tolerance")

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import InputError, NightschoolError, ServingError, SettingsError, StoreError
-from ..settings import Settings, load_settings, make_home, with_environment, with_values, without_user
+from ..settings import Settings, load_settings, make_home, with_environment, with_values
 from .printing import AsJson, Home, assistant, at, err, is_home, out, show
 
 bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
@@ -138,7 +138,7 @@ def serve(
             f"no home at {settings.home}, where the server would look for adapters; run `nightschool init{at(home)}`"
         )
     command = vllm_command(settings, context.args, _in_service(settings))
-    _check_key(settings, command)
+    _check_key(command)
     if dry_run:
         typer.echo(" ".join([*(f"{key}={value}" for key, value in ENVIRONMENT.items()), shlex.join(command)]))
         return
@@ -151,17 +151,24 @@ def serve(
     os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})
 
 
-def _check_key(settings: Settings, command: Sequence[str]) -> None:
+def _check_key(command: Sequence[str]) -> None:
     """Whoever reaches the server may load adapters, so beyond this machine it asks for a key."""
-    host = command[command.index("--host") + 1]
+    host, key = _option(command, "--host"), _option(command, "--api-key") or os.environ.get("VLLM_API_KEY")
     with suppress(ValueError):
         if ip_address(host).is_loopback:
             return
-    if host != "localhost" and "--api-key" not in command and not os.environ.get("VLLM_API_KEY"):
+    if host != "localhost" and not key:
         raise SettingsError(
-            f"serving.url is {without_user(settings.serving.url)}, which others may reach, and anybody could load"
-            " adapters there; set VLLM_API_KEY here and where nights and applications run"
+            f"the server would listen at {host}, where others may reach it, and anybody could load adapters; set"
+            " VLLM_API_KEY here and where nights and applications run"
         )
+
+
+def _option(command: Sequence[str], name: str) -> str:
+    """What the server takes it to be: the last one counts, in one word or in two, with dashes or underscores."""
+    words = [word.partition("=") for word in command]
+    given = [n for n, (word, *_) in enumerate(words) if word.replace("_", "-") == name]
+    return words[given[-1]][2] or "".join(command[given[-1] + 1 : given[-1] + 2]) if given else ""
 
 
 def _in_service(settings: Settings) -> list[tuple[int, str]]:

@@ -241,9 +241,9 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
         n = nightschool
         try:
             cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
-        except NightschoolError as error:
+        except Exception as error:
             if as_json:
-                show_done({"outcome": "failed", "error": str(error)}, True, [])
+                show_done({"outcome": "failed", "error": f"{type(error).__name__}: {error}"}, True, [])
             raise
         verdict = n.registry.cycle_verdict(cycle)
     value = {**asdict(cycle), "outcome": cycle.outcome, "verdict": asdict(verdict) if verdict else None}

@@ -98,7 +98,8 @@ def _shown(settings: Settings) -> dict[str, Any]:
     found = {name: plain(section) for name, section in settings.to_json().items()}
     if url := settings.memory.database_url:
         found["memory"]["database_url"] = without_password(url)
-    found["memory"]["index_url"] = without_user(settings.memory.index_url)
+    if "://" in (place := settings.memory.index_url):
+        found["memory"]["index_url"] = without_user(place)
     found["serving"]["url"] = without_user(settings.serving.url)
     return found
 

@@ -57,8 +57,8 @@ def at(home: Path | None) -> str:
 def assistant(home: Path | None, *, make: bool = False, begin: bool = False) -> Iterator[Assistant]:
     """The memory of a home. Only what brings something in may `make` one: of a home that nobody made, "nothing is
     held" would be a wrong answer to an audit or to who asks to be forgotten. And only `init` may `begin` anew in one
-    whose database is there and empty: it may have been lost."""
-    from ..memory.database import in_working_memory
+    whose file of a database is there and empty: it may have been lost."""
+    from ..memory.database import file_of, in_working_memory
     from ..sdk import open as open_assistant
 
     settings = load_settings(home)
@@ -67,7 +67,7 @@ def assistant(home: Path | None, *, make: bool = False, begin: bool = False) -> 
             f"memory.database_url is {settings.database_url}, which is gone with this command; name a file, as in"
             " sqlite:////var/lib/nightschool.db"
         )
-    begins = begin or (make and not is_home(settings))
+    begins = begin or (make and (file_of(settings.database_url) is None or not is_home(settings)))
     with open_assistant(settings=settings if begins else checked_home(settings)) as opened:
         yield opened
 
@@ -118,7 +118,7 @@ def show(value: Any, as_json: bool, lines: list[str]) -> None:
 
 def none_found(none: str, nightschool: Assistant, user: str) -> str:
     """`none`, or that the user is unknown: the name may be mistyped."""
-    return none if user in nightschool.store.users() else f"nothing is held of user {user!r}"
+    return none if nightschool.store.knows(user) else f"nothing is held of user {user!r}"
 
 
 def show_done(value: Any, as_json: bool, lines: list[str]) -> None:

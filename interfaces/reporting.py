@@ -176,10 +176,13 @@ def check_page(path: Path) -> None:
     """InputError if what stands there is no page of ours, which alone is replaced."""
     if path.is_dir():
         raise InputError(f"--html is {path}, which is a folder; name a file in it, such as {path / 'night.html'}")
-    if path.exists() and MARK not in path.read_bytes()[:1000]:
-        raise InputError(
-            f"--html is {path}, which is there and is no report; it was left as it is, so give another name"
-        )
+    if not path.exists():
+        return
+    if path.is_file():
+        with path.open("rb") as file:
+            if not (head := file.read(1000)) or MARK in head:
+                return
+    raise InputError(f"--html is {path}, which is there and is no report; it was left as it is, so give another name")
 
 
 def pictures(report: Report) -> list[str]:

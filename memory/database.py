@@ -30,6 +30,7 @@ VERSIONS = "nightschool_version"  # as in migrations/env.py: the database may be
 FORMER_VERSIONS = "alembic_version"  # as the table was called
 MOVED = "see nightschool_version"  # there, so that an older version refuses the database
 FIRST_TABLES = {"interactions", "feedback", "memories", "topics", "snapshots", "adapters"}
+UNWRITTEN = ("unable to open database file", "attempt to write a readonly database")
 UNWRITABLE = "; SQLite writes a log beside it even to read it: copy a home that is read-only elsewhere"
 DIALECTS = {  # whose locks and erasing we know, and what brings the driver
     "sqlite": "begin the URL with sqlite:///",
@@ -138,7 +139,7 @@ class _ServerLock:
 
 class Database:
     def __init__(self, url: str) -> None:
-        self.url = without_password(_checked(url))
+        self.url, self._url = without_password(_checked(url)), url
         self._closed, self._process = False, os.getpid()
         with self._translated("open"):
             self.sql = open_engine(url)
@@ -262,9 +263,8 @@ class Database:
             yield
         except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-            hint = (
-                UNWRITABLE if cause in ("unable to open database file", "attempt to write a readonly database") else ""
-            )
+            file = file_of(self._url)
+            hint = UNWRITABLE if file and file.exists() and cause in UNWRITTEN else ""
             raise StoreError(f"cannot {action} the database {self.url}: {cause}{hint}") from error
 
 

@@ -44,12 +44,17 @@ class Facts:
         with self.database.reading() as session:
             return reading.newest(session, limit, user_id)
 
+    def knows(self, user_id: str) -> bool:
+        """Whether anything is held of that user."""
+        of = [select(row.id).where(row.user_id == user_id).limit(1) for row in (InteractionRow, MemoryRow)]
+        with self.database.reading() as session:
+            return any(session.scalars(rows).first() is not None for rows in of)
+
     def users(self) -> set[str]:
         """Of whom something is held."""
+        of = [select(row.user_id).distinct() for row in (InteractionRow, MemoryRow)]
         with self.database.reading() as session:
-            return {
-                user for row in (InteractionRow, MemoryRow) for user in session.scalars(select(row.user_id).distinct())
-            }
+            return {user for rows in of for user in session.scalars(rows)}
 
     def interactions(self) -> Iterator[Interaction]:
         """Every interaction of everybody, session by session, in order; read in pages."""

@@ -8,7 +8,6 @@ from typing import TypeVar
 from sqlalchemy import ColumnElement, Select, String, Subquery, cast, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from ..content import LEAST_OF_ID
 from ..errors import NotFound
 from ..settings import DatasetSettings
 from .conversations import Owner, checked_text, request_of
@@ -20,6 +19,7 @@ from .topic_rows import earliest_request
 from .topics import TopicState, recurrence
 from .types import Draft, Feedback, Interaction, Memory, Topic
 
+LEAST_OF_ID = 9  # letters of an id that name it in place of the whole: b2: and six
 Named = TypeVar("Named", InteractionRow, AdapterRow)
 PLACE = (InteractionRow.user_id, InteractionRow.agent_id, InteractionRow.session_id, InteractionRow.position)
 

@@ -160,11 +160,7 @@ class Restoring:
             self._ended = values["lines"] == self._lines
 
     def _head(self, tombstones: Tombstones, values: dict[str, Any]) -> None:
-        if values["version"] != VERSION:
-            raise InputError(f"version is {values['version']}; this nightschool reads exports of version {VERSION}")
-        if not re.fullmatch(r"([0-9a-f]{2}){16,64}", values["salt"]):
-            raise InputError("salt is not 16 to 64 bytes in hexadecimal")
-        self._foreign = not tombstones.adopt(values["salt"])
+        self._foreign = not tombstones.adopt(_checked_salt(values))
 
     def _topic(self, session: Session, values: dict[str, Any]) -> None:
         named = _checked_id("topic", values["id"])
@@ -250,8 +246,21 @@ def check_head(path: Path) -> None:
         return
     with path.open("rb") as file:
         first = _line(file.readline())
-    if first.kind != "nightschool":
-        raise InputError(f"{path.name}:1: {first.error or NO_HEAD}; nothing was imported")
+    try:
+        if first.kind != "nightschool":
+            raise InputError(first.error or NO_HEAD)
+        _checked_salt(first.values)
+    except InputError as error:
+        raise InputError(f"{path.name}:1: {error}; nothing was imported") from None
+
+
+def _checked_salt(head: dict[str, Any]) -> str:
+    """Of the head of an export that can be read here."""
+    if head["version"] != VERSION:
+        raise InputError(f"version is {head['version']}; this nightschool reads exports of version {VERSION}")
+    if not re.fullmatch(r"([0-9a-f]{2}){16,64}", head["salt"]):
+        raise InputError("salt is not 16 to 64 bytes in hexadecimal")
+    return str(head["salt"])
 
 
 def batches(path: Path) -> Iterator[list[Line]]:

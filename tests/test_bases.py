@@ -76,13 +76,16 @@ def test_server_that_others_reach_wants_a_key(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     monkeypatch.setenv("NIGHTSCHOOL_SERVING_URL", "http://0.0.0.0:8000")
     assert "set VLLM_API_KEY" in str(run(app, ["serve", "--dry-run"]).exception)
-    assert run(app, ["serve", "--dry-run", "--", "--api-key", "k"]).exit_code == 0
+    for key in (["--api-key", "k"], ["--api-key=k"], ["--api_key", "k"]):
+        assert run(app, ["serve", "--dry-run", "--", *key]).exit_code == 0
     monkeypatch.setenv("VLLM_API_KEY", "k")
     assert run(app, ["serve", "--dry-run"]).exit_code == 0
     monkeypatch.delenv("VLLM_API_KEY")
     for url in ("http://localhost:8000", "http://127.0.0.1:1", "http://[::1]:8000"):
         monkeypatch.setenv("NIGHTSCHOOL_SERVING_URL", url)
         assert run(app, ["serve", "--dry-run"]).exit_code == 0
+    for host in (["--host", "0.0.0.0"], ["--host=0.0.0.0"]):  # what goes to vLLM wins
+        assert "set VLLM_API_KEY" in str(run(app, ["serve", "--dry-run", "--", *host]).exception)
 
 
 def test_use_writes_to_what_a_link_names_and_reads_a_mark_of_byte_order(tmp_path: Path, toy_base: str) -> None:

@@ -372,6 +372,9 @@ def test_export_that_is_none_and_an_empty_database_make_no_home(run: Run, tmp_pa
     assert "wrong.txt:1: not JSON; nothing was imported" in str(
         run("memory", "import", str(tmp_path / "wrong.txt")).exception
     )
+    head = {"type": "nightschool", "version": 99, "created_utc": 1.0, "salt": "00" * 16}
+    (tmp_path / "later.jsonl").write_text(json.dumps(head) + "\n")
+    assert "version is 99" in str(run("memory", "import", str(tmp_path / "later.jsonl")).exception)
     assert not (tmp_path / "home").exists()
     run("remember", "Tea is at four.")
     (tmp_path / "home" / "nightschool.db").write_bytes(b"")  # a copy that failed

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from nightschool.content import LEAST_OF_ID
 from nightschool.errors import NotFound
 from nightschool.memory import reading
 from nightschool.memory.database import Database
 from nightschool.memory.facts import Facts
+from nightschool.memory.reading import LEAST_OF_ID
 
 
 def said(store, words, session="s", user="ann"):

@@ -236,6 +236,8 @@ def test_page_stands_alone_and_escapes_what_people_wrote(
     write_html(found, compared, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o600  # it holds what people said
     write_html(found, compared, tmp_path / "page.html")  # a page of ours is made anew
+    (tmp_path / "page.html").write_bytes(b"")  # as of a name that was made to be written to
+    write_html(found, compared, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 2 and "&lt;i&gt;wheel" in page and "<i>wheel" not in page and "<b>base" not in page
     assert not re.search(r"<script|<link|src=|href=\"http", page)
@@ -249,6 +251,9 @@ def test_page_that_cannot_be_written_leaves_nothing_of_it(
     (tmp_path / "precious.db").write_bytes(b"SQLite format 3")
     with pytest.raises(InputError, match="is no report; it was left as it is"):
         write_html(report(quick_store, registry), [], tmp_path / "precious.db")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no report"):
+        write_html(report(quick_store, registry), [], tmp_path / "pipe")
     page = tmp_path / "pages" / "page.html"
     page.parent.mkdir()
     monkeypatch.setattr(os, "replace", lambda *_: os.stat("/nowhere/at/all"))

@@ -110,8 +110,7 @@ def test_home_comes_from_the_environment_when_not_given(tmp_path: Path) -> None:
         ("[serving]\nbase = 3\n", "serving.base must be str, not 3"),
         ("[night\n", "not valid TOML"),
         (f"[night]\nbudget_minutes = 1{400 * '0'}\n", "night.budget_minutes must be float"),
-        ("[serving]\nbase = ''\n", "serving.base is empty"),
-        ("[serving]\ndevice = 'gpu'\n", "serving.device is 'gpu'; it is auto, cpu, cuda"),
+        ("[serving]\nbase = ''\n", "serving.base is ''; it is seedling, a folder"),
         ("[memory]\nindex_url = 's3:/bucket'\n", "memory.index_url is 's3:/bucket'; it is a folder, or SCHEME://"),
     ],
 )
