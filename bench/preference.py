@@ -51,7 +51,7 @@ import learning
 import loop
 import numpy as np
 import sources
-from nightschool.evolve.gate import weighted_auc
+from nightschool.evolve.gate import cluster_draws, weighted_auc
 from nightschool.evolve.types import RECIPE
 from numpy.typing import NDArray
 from stock import STOCK, TIMES, stock
@@ -101,10 +101,8 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     learning.keep_replay()
     conversations = PARTS[args.part](args)
     held = sources.folds([c["user_id"] for c in conversations], 5)[args.number]
-    train, test = (
-        [c for c in conversations if c["user_id"] not in held],
-        rated([c for c in conversations if c["user_id"] in held]),
-    )
+    train = [c for c in conversations if c["user_id"] not in held]
+    test, elsewhere = rated([c for c in conversations if c["user_id"] in held]), rated(train)
     people = {name: n for n, name in enumerate(dict.fromkeys(r["cluster"] for r in test))}
     test = [r | {"cluster": people[r["cluster"]]} for r in test]
     with tempfile.TemporaryDirectory() as folder:
@@ -112,9 +110,9 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
         found, adapters = taught.stock(args) if args.arm in STOCK else taught.ours(args.arm)
         found["seconds"] = round(time.monotonic() - began, 1)
         speakers = dict(zip(SPEAKERS.get(args.arm, ()), adapters, strict=False)) if args.part == "tm4" else {}
-        spoken = better(rated(train), test, {name: a.path for name, a in speakers.items()}, taught.settings)
+        spoken = better(elsewhere, test, {name: a.path for name, a in speakers.items()}, taught.settings)
     told = {"liked": [r["liked"] for r in test], "cluster": [r["cluster"] for r in test]}
-    baselines = {name: list(map(_short, of(rated(train))(test))) for name, of in BASELINES.items()}
+    baselines = {name: list(map(_short, of(elsewhere)(test))) for name, of in BASELINES.items()}
     return told | found | {"better": spoken, "baselines": baselines, "commit": loop.commit()}
 
 
@@ -305,8 +303,7 @@ BASELINES = {"counts": by_counts, "tfidf": by_words}
 
 def summary(folds: Sequence[dict[str, Any]], name: str, arms: Sequence[str]) -> dict[str, Any]:
     """AUC and accuracy by arm, ours minus each other arm, with intervals; prints the table."""
-    rng = np.random.default_rng(0)
-    draws = [_draws(np.array(f["full"]["cluster"]), rng) for f in folds]
+    draws = [_draws(f, seed) for seed, f in enumerate(folds)]
     areas = {arm: _areas(folds, [_rise(f, arm) for f in folds], draws) for arm in arms}
     print(
         f"\n{name}, {len(folds)} folds:"
@@ -350,11 +347,10 @@ def _cost(found: dict[str, Any], stage: str) -> float:
     return float(-np.array(found[stage])[liked].sum() / np.array(found["tokens"])[liked].sum())
 
 
-def _draws(cluster: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _draws(fold: dict[str, Any], seed: int) -> NDArray[np.int64]:
     """How often each row counts, (1 + DRAWS, rows): once each, then in samples of whole clusters."""
-    names, index = np.unique(cluster, return_inverse=True)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    return np.vstack([np.ones((1, len(cluster)), int), drawn[:, index]])
+    cluster = fold["full"]["cluster"]
+    return np.vstack([np.ones((1, len(cluster)), int), cluster_draws(cluster, DRAWS, seed)])
 
 
 def _rise(fold: dict[str, Any], arm: str, over: str = "start") -> NDArray[np.float64]:

@@ -29,6 +29,7 @@ from typing import Any
 
 import learning
 import numpy as np
+from loop import write_whole
 from nightschool.evolve import gate
 from nightschool.evolve.sealing import ensure_loaded
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
@@ -189,7 +190,7 @@ def main() -> None:
         args.keep = args.keep or Path(scratch)
         args.keep.mkdir(parents=True, exist_ok=True)
         if args.part is not None:
-            learning.write_whole(kept(args, args.part), one(args.part, args.nights))
+            write_whole(kept(args, args.part), one(args.part, args.nights))
             return
         seeds = [int(seed) for seed in args.seeds.split(",")]
         with ThreadPoolExecutor(args.jobs) as pool:

@@ -343,10 +343,10 @@ def words(text: str) -> list[str]:
 # -- arithmetic ---
 
 
-def cluster_draws(clusters: Sequence[str], count: int) -> NDArray[np.int64]:
+def cluster_draws(clusters: Sequence[str], count: int, seed: int = 0) -> NDArray[np.int64]:
     """`count` bootstrap draws of whole clusters, as a weight per row: shape (count, rows)."""
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
     return drawn[:, index]
 

@@ -241,7 +241,7 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
         n = nightschool
         try:
             cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
-        except Exception as error:
+        except Exception as error:  # whatever it was, as the night records it
             if as_json:
                 show_done({"outcome": "failed", "error": f"{type(error).__name__}: {error}"}, True, [])
             raise

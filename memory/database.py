@@ -139,12 +139,12 @@ class _ServerLock:
 
 class Database:
     def __init__(self, url: str) -> None:
-        self.url, self._url = without_password(_checked(url)), url
+        self.url, self._named = without_password(_checked(url)), file_of(url)
         self._closed, self._process = False, os.getpid()
         with self._translated("open"):
             self.sql = open_engine(url)
-            if file := file_of(url):
-                _make_private(file)
+            if self._named:
+                _make_private(self._named)
             self._writer = self.sql.execution_options(**{WRITING: True})
             try:
                 self._upgrade()
@@ -263,8 +263,7 @@ class Database:
             yield
         except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-            file = file_of(self._url)
-            hint = UNWRITABLE if file and file.exists() and cause in UNWRITTEN else ""
+            hint = UNWRITABLE if self._named and self._named.exists() and cause in UNWRITTEN else ""
             raise StoreError(f"cannot {action} the database {self.url}: {cause}{hint}") from error
 
 
