@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..errors import InputError, SettingsError, StoreError
+from ..errors import InputError, StoreError
 from ..settings import load_settings
 
 if TYPE_CHECKING:
@@ -58,15 +58,10 @@ def assistant(home: Path | None, *, make: bool = False, begin: bool = False) -> 
     """The memory of a home. Only what brings something in may `make` one: of a home that nobody made, "nothing is
     held" would be a wrong answer to an audit or to who asks to be forgotten. And only `init` may `begin` anew in one
     whose file of a database is there and empty: it may have been lost."""
-    from ..memory.database import file_of, in_working_memory
+    from ..memory.database import file_of
     from ..sdk import open as open_assistant
 
     settings = load_settings(home)
-    if in_working_memory(settings.database_url):
-        raise SettingsError(
-            f"memory.database_url is {settings.database_url}, which is gone with this command; name a file, as in"
-            " sqlite:////var/lib/nightschool.db"
-        )
     begins = begin or (make and (file_of(settings.database_url) is None or not is_home(settings)))
     with open_assistant(settings=settings if begins else checked_home(settings)) as opened:
         yield opened

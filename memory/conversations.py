@@ -17,7 +17,8 @@ from .types import FeedbackEvent, Interaction
 
 ROLES: tuple[str, ...] = get_args(Role)
 EVENTS: tuple[str, ...] = get_args(FeedbackEvent)
-NAME_LENGTH = 255
+NAME_LENGTH = 255  # bytes: PostgreSQL has to find room for three of them in a row of an index
+ID_LENGTH = 64
 CALLS = "tool_calls"  # a reply that is nothing else is JSON with this key
 AHEAD = 86_400.0  # seconds that the clock of another machine may be ahead of the one here
 TOO_LATE = "more than a day ahead of the clock of this machine"
@@ -98,9 +99,15 @@ def request_of(turn: Sequence[Message]) -> str:
 
 
 def leaves_memory(interaction: Interaction) -> bool:
-    """Whether it is remembered: the user said something, or tools did and were answered in more than further calls."""
+    """Whether it is remembered: the user said something, or what tools said, or a reply before, was followed by words.
+
+    Not what the assistant greets with, and no further calls of tools.
+    """
     answered = bool(interaction.reply.strip()) and not interaction.reply.startswith(f'{{"{CALLS}":')
-    return bool(request_of(interaction.turn)) or (answered and any(m["role"] == "tool" for m in interaction.turn))
+    again = not interaction.turn and interaction.position > 0
+    return bool(request_of(interaction.turn)) or (
+        answered and (again or any(m["role"] == "tool" for m in interaction.turn))
+    )
 
 
 def turn_memory_text(interaction: Interaction) -> str:
@@ -186,10 +193,10 @@ def plan(
             new.append(made)
         elif mine.id == made.id:
             known += 1
-        elif _answers(made, mine):
+        elif answers(made, mine):
             known += 1  # an older copy, from before the answer
             continue
-        elif _answers(mine, made) and mine.id not in rated:
+        elif answers(mine, made) and mine.id not in rated:
             new.append(made)
             replaced[mine.id] = made.id
         else:
@@ -202,7 +209,7 @@ def plan(
     return Planned(tuple(new), replaced, known, tuple(reviews), left_out)
 
 
-def _answers(unanswered: Interaction, later: Interaction) -> bool:
+def answers(unanswered: Interaction, later: Interaction) -> bool:
     """Whether `unanswered` has no reply and `later` is the same turn, or more of it."""
     return unanswered.reply == "" and later.turn[: len(unanswered.turn)] == unanswered.turn
 
@@ -224,9 +231,8 @@ def continued(last: Interaction | None, open_ended: bool, owner: Owner, made: In
 
 def checked_owner(user_id: str, agent_id: str, session_id: str) -> Owner:
     for where, value in (("user_id", user_id), ("agent_id", agent_id), ("session_id", session_id)):
-        checked_text(where, value)
-        if len(value) > NAME_LENGTH:
-            raise InputError(f"{where} has {len(value)} characters; at most {NAME_LENGTH}")
+        if (size := len(checked_text(where, value).encode())) > NAME_LENGTH:
+            raise InputError(f"{where} has {size} bytes; at most {NAME_LENGTH}")
     if not user_id:
         raise InputError("user_id is empty")
     return Owner(user_id, agent_id, session_id)
@@ -271,6 +277,13 @@ def checked_text(where: str, value: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{where} holds half of a surrogate pair at {error.start}; take it out") from None
+    return value
+
+
+def checked_id(where: str, value: str) -> str:
+    """One that the tables have room for, of whatever kind."""
+    if len(checked_text(where, value)) > ID_LENGTH:
+        raise InputError(f"{where} has {len(value)} characters; at most {ID_LENGTH}")
     return value
 
 

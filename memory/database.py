@@ -54,12 +54,6 @@ def file_of(url: str) -> Path | None:
     return Path(name)
 
 
-def in_working_memory(url: str) -> bool:
-    """Whether it is an SQLite database that no other process will find again."""
-    found = _parsed(url)
-    return found.get_backend_name() == "sqlite" and (found.database or ":memory:").startswith(":memory:")
-
-
 def _parsed(url: str) -> URL:
     try:
         return make_url(url)
@@ -68,10 +62,15 @@ def _parsed(url: str) -> URL:
 
 
 def _checked(url: str) -> str:
-    """The same, if it is of a kind of database that we know; SettingsError otherwise."""
+    """The same, if it is of a kind of database that can hold a memory; SettingsError otherwise."""
     kind = _parsed(url).get_backend_name()
     if kind not in DIALECTS:
         raise SettingsError(f"memory.database_url is of {kind!r}; only {' and '.join(DIALECTS)} hold a memory")
+    if kind == "sqlite" and (_parsed(url).database or ":memory:").startswith(":memory:"):
+        raise SettingsError(
+            f"memory.database_url is {url}, which every thread would have one of its own of, and which is gone with"
+            " this process; name a file, as in sqlite:////var/lib/nightschool.db"
+        )
     return url
 
 
@@ -268,8 +267,11 @@ class Database:
 
 
 def open_engine(url: str) -> Engine:
-    # a traceback would hold what people said; a server may have closed what stood idle
-    careful = {"hide_parameters": True, "pool_pre_ping": _parsed(url).get_backend_name() != "sqlite"}
+    # a traceback would hold what people said
+    careful: dict[str, Any] = {"hide_parameters": True}
+    if _parsed(url).get_backend_name() != "sqlite":
+        # a server may have closed what stood idle, and who waited for another writer has to see what that one wrote
+        careful |= {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"}
     try:
         engine = create_engine(url, **careful)
     except (ImportError, NoSuchModuleError) as error:

@@ -38,7 +38,7 @@ OWNER_KEYS, TIME_KEYS = ("user_id", "agent_id", "session_id"), ("created_utc",)
 MISNAMED = 0.83  # the same for these, without case and underscores; `used` and `sessions` are less alike
 OTHER_NAMES = {
     **{"user": "user_id", "username": "user_id", "agent": "agent_id", "session": "session_id"},
-    **dict.fromkeys(("createdat", "timestamp"), "created_utc"),
+    **dict.fromkeys(("createdat", "timestamp", "created", "createtime", "date", "datetime"), "created_utc"),
 }
 # What ChatGPT shows to nobody, or keeps beside the talk.
 NOT_SAID = {"thoughts", "reasoning_recap", "user_editable_context", "model_editable_context"}
@@ -51,6 +51,8 @@ def conversation_of(record: object, now: float, user_id: str = DEFAULT_USER, age
     """
     if not isinstance(record, dict):
         raise InputError(f"the record is {_kind(record)}, not an object")
+    if record.get("user_id") == "":
+        raise InputError("user_id is empty; leave it out, or name somebody")
     if (made := _read(record, now)) is None:
         return None
     named = {"user_id": _name(record, "user_id") or user_id, "agent_id": _name(record, "agent_id") or agent_id}

@@ -5,9 +5,10 @@
     score  = S' / 1.5
 
 over the windows v of the query and w of the memory. `cover` is the idf mass of the query's terms in the window over
-that of the query, with idf over what the asker can see. It is absolute: a text with one of four words gets about a
-quarter, however poor the others are, so that a threshold means the same for every query, and where the query's words
-do not tell memories apart the cosine decides. A turn carries only its neighbours' excess, so that a short answer is
+that of the query, with idf over what the asker can see; a query of stop words alone has none, and its sum is divided
+by 1. It is absolute: a text with one of four words gets about a quarter, however poor the others are, so that a
+threshold means the same for every other query, and where the query's words do not tell memories apart the cosine
+decides. A turn carries only its neighbours' excess, so that a short answer is
 found by its question and a memory without neighbours loses nothing. What the assistant said counts a little less,
 unless the query is about that. Not covered: supersession, recency beyond equal scores.
 """
@@ -31,6 +32,7 @@ from .words import stem, terms, words
 
 Array = NDArray[np.float32]
 
+REACH = 2  # turns to either side
 ALONE = (*get_args(StatementKind), "correction")  # what repeats a turn has no neighbours in its session
 _SIGNS = re.compile(r"(?<!\w)-(?=\d)|(?<=\w)[+#]+|[%<>=≠≤≥]")
 _OF_EMOJI = re.compile("[\ufe00-\ufe0f\u20e3]")
@@ -148,11 +150,11 @@ def _excess(scores: Array, rows: Sequence[IndexRow], weights: Weights) -> Array:
     """What each gains from the better of its neighbours in its session."""
     alone = [row.kind in ALONE or not row.session_id for row in rows]
     order = sorted(range(len(rows)), key=lambda n: (alone[n], rows[n].session, rows[n].created_utc, rows[n].position))
-    sessions = [n if alone[n] else rows[n].session for n in order]
+    places = [(n, 0) if alone[n] else (rows[n].session, _place(rows[n])) for n in order]
     ordered = scores[order]
     gained = np.zeros_like(ordered)
     for distance, weight in ((1, weights.next), (2, weights.after_next)):
-        together = np.array([a == b for a, b in zip(sessions, sessions[distance:], strict=False)], dtype=bool)
+        together = np.array([_near(a, b) for a, b in zip(places, places[distance:], strict=False)], dtype=bool)
         rise = np.where(together, ordered[distance:] - ordered[:-distance], 0.0)
         best = np.zeros_like(ordered)
         best[:-distance] = np.maximum(rise, 0.0)
@@ -161,3 +163,14 @@ def _excess(scores: Array, rows: Sequence[IndexRow], weights: Weights) -> Array:
     result = np.empty_like(gained)
     result[order] = gained
     return result
+
+
+def _place(row: IndexRow) -> int | None:
+    """That of a turn in its session. A note has none: it stands among the turns by its time."""
+    return None if row.kind == "note" else row.position
+
+
+def _near(a: tuple[object, int | None], b: tuple[object, int | None]) -> bool:
+    """Whether both are of one session, and what was said between them is not merely missing among the rows."""
+    (session, place), (other, its_place) = a, b
+    return session == other and (place is None or its_place is None or abs(place - its_place) <= REACH)

@@ -1,21 +1,22 @@
 """From a query to the memories that fit it: what is asked, which rows are looked at, and what is given back.
 
 A store of some thousand memories is ranked whole. Of a larger one, the best by cosine and the best by words are, with
-the sessions that those at the top stand in. The invariant: every row comes through the condition of who may see it.
+what stands around them in the sessions of those at the top. The invariant: every row comes through the condition of
+who may see it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import nextafter
+from math import inf, nextafter
 from typing import TYPE_CHECKING, get_args
 
 from ..errors import InputError
 from .conversations import checked_past, checked_time
 from .embed import Embedder
 from .passages import IndexRow, windows
-from .ranking import Fit, Query, Weights, folded, rank
+from .ranking import REACH, Fit, Query, Weights, folded, rank
 from .types import OF_TURNS, Memory, MemoryKind, Recall
 from .words import terms
 
@@ -26,7 +27,8 @@ RANKED_WHOLE = 2000  # a store of at most so many memories
 CANDIDATES = 200  # of a larger one: by cosine, and as many by words
 MOST_TERMS = 400  # that a larger one is searched for
 SESSIONS = 20  # whose other turns are looked at too
-ROWS_OF_SESSIONS = 2000
+PLACED = 400  # of the best, around which is looked
+ROWS_AROUND = 4000
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ def candidates(
     index: VectorIndex, query: Query, user_id: str, agent_id: str, filters: Filters, most: int
 ) -> Candidates:
     """What may fit: of a large store at most `most` by cosine, as many by words, and what stands around the best."""
-    from .vectors import narrowed, visible
+    from .vectors import beside, narrowed, visible
 
     # What came at that very moment is known then.
-    until = None if filters.as_of is None else nextafter(filters.as_of, float("inf"))
-    scope = narrowed(visible(user_id, agent_id), until=until)
+    until = inf if filters.as_of is None else nextafter(filters.as_of, inf)
+    scope = narrowed(visible(user_id, agent_id), until=until if until < inf else None)
     count = index.count_where(scope)
     if count <= RANKED_WHOLE:
         return Candidates(query, index.rows(scope, 2 * RANKED_WHOLE), count)
@@ -82,10 +84,20 @@ def candidates(
     condition = narrowed(scope, sessions=sessions, kind=filters.kind, since=filters.since, until=filters.until)
     near = index.near(query.vectors[0], condition, most)
     found = _joined(near, index.matching(_searched(query.text), condition, most))
-    first = (fit.row.session_id for fit in rank(query, found, count) if fit.row.session_id)
-    around = list(dict.fromkeys(first))[:SESSIONS]
-    more = index.rows(narrowed(scope, sessions=around), ROWS_OF_SESSIONS) if around else []
+    places = _around(rank(query, found, count))
+    more = index.rows(beside(scope, places), ROWS_AROUND) if places else []
     return Candidates(query, _joined(found, more), count)
+
+
+def _around(fits: Sequence[Fit]) -> dict[str, list[int]]:
+    """The places within reach of those that fit, in the sessions of the best."""
+    within = [fit.row for fit in fits[:PLACED] if fit.row.session_id]
+    sessions = list(dict.fromkeys(row.session_id for row in within))[:SESSIONS]
+    places: dict[str, set[int]] = {session: set() for session in sessions}
+    for row in within:
+        if row.session_id in places:
+            places[row.session_id].update(range(row.position - REACH, row.position + REACH + 1))
+    return {session: sorted(some) for session, some in places.items()}
 
 
 def _searched(text: str) -> list[str]:

@@ -27,6 +27,8 @@ from ..errors import InputError
 from .conversations import (
     Owner,
     Review,
+    answers,
+    checked_id,
     checked_messages,
     checked_owner,
     checked_review,
@@ -43,17 +45,16 @@ from .exporting import FEEDBACK, VERSION
 from .forgetting import inherit_again
 from .passages import of_turn
 from .reading import of_session, owner_of
-from .rows import ROWS_A_PAGE, from_interaction, from_memory, turn_memory
+from .rows import ROWS_A_PAGE, from_interaction, from_memory, to_interaction, turn_memory
 from .stated_rows import add_statements
 from .tables import FeedbackRow, InteractionRow, MemoryRow, TopicRow
 from .tombstones import Tombstones
 from .topic_rows import join, relabel
 from .types import Interaction, Memory
-from .writing import add_sources
+from .writing import add_sources, rated, remove_replaced
 
 Vector = NDArray[np.float32]
 NO_HEAD = 'the first line, and no other, is the head of an export ("type": "nightschool")'
-ID_LENGTH = 64  # as the tables have room for
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "nightschool": {"version": int, "salt": str},
     "topic": {"id": str, "label": str, "created_utc": (int, float)},
@@ -99,6 +100,8 @@ class Restoring:
         self.report = Restored()
         self.fresh: list[Interaction] = []  # of the last batch, to be indexed
         self.stale: list[str] = []  # memories that its transaction took away, and may be in the index
+        self.replaced: list[Interaction] = []  # unanswered turns that it took away
+        self._vectors: Mapping[str, Vector] = {}  # of the batch, by text
         self._topics: dict[str, dict[str, Any]] = {}  # of the file; a row is written with the first turn of its own
         self._joined: defaultdict[str, list[str]] = defaultdict(list)  # the requests of the batch by topic
         self._corrected: set[str] = set()  # turns of the batch's feedback
@@ -114,7 +117,7 @@ class Restoring:
         """`vectors` by text, of all `new_texts(session, lines)`."""
         tombstones = Tombstones(session)
         wordless: set[Owner] = set()
-        self.fresh = []
+        self.fresh, self.replaced, self._vectors = [], [], vectors
         self._joined.clear()
         self._corrected.clear()
         for line in lines:
@@ -130,7 +133,7 @@ class Restoring:
             inherit_again(session, owner)
         remember_corrections(session, self._corrected)
         self._told.update(interaction.id for interaction in self.fresh)
-        self.stale = add_statements(session, self.fresh, named=self._told)
+        self.stale = add_statements(session, self.fresh, self.replaced, named=self._told)
 
     def finish(self, session: Session) -> None:
         """Name topics anew of which a turn stayed out, and say so if the file was cut off."""
@@ -163,7 +166,7 @@ class Restoring:
         self._foreign = not tombstones.adopt(_checked_salt(values))
 
     def _topic(self, session: Session, values: dict[str, Any]) -> None:
-        named = _checked_id("topic", values["id"])
+        named = checked_id("topic", values["id"])
         label, created = checked_text("label", values["label"]), checked_time("created_utc", values["created_utc"])
         if session.get(TopicRow, named) is not None:  # else it is new with the first turn of it
             self.report.known["topic"] += 1
@@ -179,9 +182,11 @@ class Restoring:
             self._robbed.add(made.topic_id or "")
             self.report.forgotten += 1
             return
-        place = of_session(owner_of(made)).where(InteractionRow.position == made.position)
-        held = session.scalars(place).first()
-        if held is not None and held.id != made.id:
+        held = _in_its_place(session, made)
+        if held is not None and answers(made, held):
+            self.report.known["interaction"] += 1  # an older copy, from before the answer
+            return
+        if held is not None and (not answers(held, made) or rated(session, [held.id])):
             raise InputError(f"interaction {made.id}: its session has something else at position {made.position}")
         request = request_of(made.turn)
         topic_id = made.topic_id or ""
@@ -192,6 +197,8 @@ class Restoring:
         if request and session.get(TopicRow, topic_id) is None:
             session.execute(insert(TopicRow), [self._topics[topic_id]])
             self.report.new["topic"] += 1
+        if held is not None:
+            self._replace(session, held, made)
         session.execute(insert(InteractionRow), [from_interaction(made)])
         if leaves_memory(made):
             session.execute(insert(MemoryRow), [from_memory(turn_memory(made))])
@@ -201,19 +208,26 @@ class Restoring:
         else:
             wordless.add(owner_of(made))
 
+    def _replace(self, session: Session, held: Interaction, made: Interaction) -> None:
+        """The held turn had no answer yet."""
+        vectors = {held.id: self._vectors[held.text]} if request_of(held.turn) else {}
+        remove_replaced(session, [held], {held.id: made.id}, vectors)
+        self.replaced.append(held)
+
     def _feedback(self, session: Session, values: dict[str, Any]) -> None:
         said = (values.get(name) for name in ("rating", "correction", "comment", "event"))
         review = checked_review(Review(*said))
-        derived = feedback_id(values["interaction_id"], review)
-        _same_id("feedback", values["id"], derived)
-        checked_time("created_utc", values["created_utc"])
-        if values["interaction_id"] in self._left_out:
+        about = checked_id("interaction_id", values["interaction_id"])
+        _same_id("feedback", values["id"], feedback_id(about, review))
+        row = {name: values.get(name) for name in FEEDBACK}
+        row["created_utc"] = checked_time("created_utc", values["created_utc"])
+        if about in self._left_out:
             self.report.forgotten += 1
-        elif session.get(InteractionRow, values["interaction_id"]) is None:
-            raise InputError(f"feedback {values['id']}: its interaction {values['interaction_id']} is not in the store")
+        elif session.get(InteractionRow, about) is None:
+            raise InputError(f"feedback {values['id']}: its interaction {about} is not in the store")
         elif self._is_new(session, FeedbackRow, "feedback", values["id"]):
-            session.execute(insert(FeedbackRow), [{name: values.get(name) for name in FEEDBACK}])
-            self._corrected.add(values["interaction_id"])
+            session.execute(insert(FeedbackRow), [row])
+            self._corrected.add(about)
 
     def _note(self, session: Session, tombstones: Tombstones, values: dict[str, Any]) -> None:
         note = _note(values)
@@ -231,7 +245,7 @@ class Restoring:
     def _tombstone(self, tombstones: Tombstones, values: dict[str, Any]) -> None:
         if self._foreign:
             raise InputError("this store has tombstones of its own, and those of another store mean nothing to it")
-        tombstones.add_keys({_checked_id("key", values["key"])})
+        tombstones.add_keys({checked_id("key", values["key"])})
         self.report.new["tombstone"] += 1
 
     def _is_new(self, session: Session, kind: type[Any], name: str, row_id: str) -> bool:
@@ -275,9 +289,18 @@ def new_texts(session: Session, lines: Sequence[Line]) -> list[str]:
     for values in (line.values for line in lines if line.kind == "interaction"):
         with suppress(InputError):  # told when the line's turn comes
             made = _interaction(values)
-            new = leaves_memory(made) and session.get(InteractionRow, made.id) is None
-            found += of_turn(made).texts if new else ()
+            if session.get(InteractionRow, made.id) is None:
+                found += of_turn(made).texts if leaves_memory(made) else ()
+                held = _in_its_place(session, made)
+                found += [held.text] if held else ()
     return found
+
+
+def _in_its_place(session: Session, made: Interaction) -> Interaction | None:
+    """What its session has at its position, other than itself."""
+    place = of_session(owner_of(made)).where(InteractionRow.position == made.position, InteractionRow.id != made.id)
+    row = session.scalars(place).first()
+    return to_interaction(row) if row else None
 
 
 def _line(line: bytes) -> Line:
@@ -313,7 +336,7 @@ def _interaction(values: dict[str, Any]) -> Interaction:
     ids = tuple(checked_text("memory_ids", i) for i in values["memory_ids"])
     time = checked_time("created_utc", values["created_utc"])
     adapter_id, topic_id = (
-        None if (value := values[name]) is None else _checked_id(name, value) for name in ("adapter_id", "topic_id")
+        None if (value := values[name]) is None else checked_id(name, value) for name in ("adapter_id", "topic_id")
     )
     given = adapter_id, ids, topic_id if request_of(turn) else None
     return Interaction(values["id"], *owner, values["position"], turn, request_of(turn), reply, time, *given)
@@ -327,12 +350,6 @@ def _note(values: dict[str, Any]) -> Memory:
     return Memory(
         values["id"], *owner, "note", text, checked_time("created_utc", values["created_utc"]), sources, shared
     )
-
-
-def _checked_id(where: str, value: str) -> str:
-    if len(checked_text(where, value)) > ID_LENGTH:
-        raise InputError(f"{where} has {len(value)} characters; at most {ID_LENGTH}")
-    return value
 
 
 def _same_id(kind: str, given: str, derived: str) -> None:

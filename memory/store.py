@@ -32,6 +32,7 @@ from .conversations import (
     Owner,
     Review,
     checked_conversation,
+    checked_id,
     checked_ids,
     checked_messages,
     checked_owner,
@@ -178,6 +179,10 @@ class MemoryStore(Facts):
                 " conversation to store.record_conversation"
             )
         now = self._moment(created_utc)
+        if not said and not reply:
+            raise InputError("turn and reply are both empty: nothing was said")
+        if adapter_id is not None:
+            checked_id("adapter_id", adapter_id)
         made = made_interaction(owner, 0, said, request_of(said), reply, now)
         made = replace(made, adapter_id=adapter_id, memory_ids=checked_ids("memory_ids", memory_ids) or ())
         vectors = self._vectors(of_turn(made).texts if leaves_memory(made) else ())
@@ -241,7 +246,7 @@ class MemoryStore(Facts):
                 except InputError as error:
                     errors[i] = error
             written, stale = self._insert(session, list(held.new.values()), held.replaced, vectors)
-            for owner in held.with_gaps:
+            for owner in held.unlike:
                 inherit_again(session, owner)
             feedback_new = insert_reviews(session, held.reviews, self.clock())
         self._indexing.written(written, held.replaced, vectors, stale)
@@ -308,7 +313,7 @@ class MemoryStore(Facts):
         named = note_id(user_id, agent_id, shared, text)
         now = self._moment(created_utc)
         self.require_index()
-        note = Memory(named, *owner, "note", text, now, tuple(source_ids), shared)
+        note = Memory(named, *owner, "note", text, now, checked_ids("source_ids", source_ids) or (), shared)
         with self._writing() as session:
             check_sources(session, note)
             if known := add_sources(session, note):
@@ -505,7 +510,7 @@ class MemoryStore(Facts):
             vectors = self._vectors(texts)
             with self._writing() as session:
                 restoring.batch(session, lines, vectors)
-            self._indexing.written(restoring.fresh, (), vectors, restoring.stale)
+            self._indexing.written(restoring.fresh, {i.id for i in restoring.replaced}, vectors, restoring.stale)
         with self._writing() as session:
             restoring.finish(session)
         self._topics.reload()

@@ -28,7 +28,7 @@ from ..errors import StoreError
 from .passages import IndexRow
 
 TABLE = "memories"
-LAYOUT = "2"  # of the columns; raised whenever an older index cannot be read as this one
+LAYOUT = "3"  # of the columns; raised whenever an older index cannot be read as this one
 SHARED = "shared"  # the scope of rows that everybody sees; a private one is a JSON list
 IDS_A_FILTER = 500
 ADDS_BEFORE_GATHER = 40  # every add leaves a fragment, and ten of them slow a search down by a millisecond
@@ -47,7 +47,12 @@ INDEXES = {
     "kind": Bitmap(),
     # The words come as stems that ranking counts too: nothing is left for the index to change.
     "words": FTS(
-        base_tokenizer="whitespace", stem=False, remove_stop_words=False, lower_case=False, ascii_folding=False
+        base_tokenizer="whitespace",
+        max_token_length=None,
+        stem=False,
+        remove_stop_words=False,
+        lower_case=False,
+        ascii_folding=False,
     ),
 }
 
@@ -262,8 +267,8 @@ class VectorIndex:
 
     def _schema(self) -> pa.Schema:
         fields = [pa.field(name, pa.string()) for name in ("id", "scope", "session_id", "kind", "words")]
-        fields += [pa.field("created_utc", pa.float64()), pa.field("payload", pa.large_binary())]
-        fields += [pa.field("vector", pa.list_(pa.float32(), self.dimension))]
+        fields += [pa.field("created_utc", pa.float64()), pa.field("position", pa.int64())]
+        fields += [pa.field("payload", pa.large_binary()), pa.field("vector", pa.list_(pa.float32(), self.dimension))]
         made = {"layout": LAYOUT, "embedder": self.embedder_name, "dimension": str(self.dimension)}
         made["store"] = self.store_id
         return pa.schema(fields, metadata=made)
@@ -271,6 +276,7 @@ class VectorIndex:
     def _arrow(self, rows: Sequence[IndexRow]) -> pa.Table:
         columns: dict[str, Any] = {name: [getattr(r, name) for r in rows] for name in ("id", "session_id", "kind")}
         columns["created_utc"] = [row.created_utc for row in rows]
+        columns["position"] = [row.position for row in rows]
         columns["scope"] = [SHARED if row.shared else _private(row.user_id, row.agent_id) for row in rows]
         columns["words"] = [" ".join(row.lines) for row in rows]
         columns["payload"] = [_packed(row) for row in rows]
@@ -301,6 +307,15 @@ def narrowed(
         parts.append(f"kind = {_quoted(kind)}")
     parts += [f"created_utc {sign} {float(time)!r}" for sign, time in ((">=", since), ("<", until)) if time is not None]
     return " AND ".join(parts)
+
+
+def beside(scope: str, places: Mapping[str, Iterable[int]]) -> str:
+    """`scope` narrowed to these places, by session, and the notes of those sessions, which have no place."""
+    parts = [
+        f"(session_id = {_quoted(session)} AND (kind = 'note' OR position IN ({', '.join(map(str, some))})))"
+        for session, some in places.items()
+    ]
+    return f"{scope} AND ({' OR '.join(parts)})"
 
 
 def _private(user_id: str, agent_id: str) -> str:

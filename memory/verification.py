@@ -21,6 +21,7 @@ from sqlalchemy import inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from ..content import content_id
 from ..errors import StoreError
 from .conversations import draft_id, feedback_id, interaction_id, leaves_memory, note_id, request_of, turn_memory_id
 from .corrections import every_correction
@@ -82,7 +83,7 @@ def _at_a_moment(database: Database, indexing: Indexing) -> list[str]:
 
 def _wrong_rows(session: Session) -> list[str]:
     found: list[str] = []
-    expected: dict[str, str] = {}  # memory id: text, of every turn that leaves one
+    expected: dict[str, str] = {}  # memory id: the id of its text, of every turn that leaves one
     known: set[str] = set()
     turns: Counter[str] = Counter()
     made: dict[Subject, list[Interaction]] = defaultdict(list)  # the turns in which a user stated something of it
@@ -91,7 +92,7 @@ def _wrong_rows(session: Session) -> list[str]:
         for interaction in said:
             known.add(interaction.id)
             if leaves_memory(interaction):
-                expected[turn_memory_id(interaction.id)] = turn_memory(interaction).text
+                expected[turn_memory_id(interaction.id)] = content_id(turn_memory(interaction).text)
             if request := request_of(interaction.turn):
                 text, topic_id = request, interaction.topic_id
                 turns[topic_id or ""] += 1
@@ -143,7 +144,7 @@ def _wrong_memories(session: Session, known: set[str], expected: dict[str, str])
     for row in session.scalars(select(MemoryRow).order_by(MemoryRow.id)).yield_per(ROWS_A_PAGE):
         if row.kind == "note" and row.id != note_id(row.user_id, row.agent_id, row.shared, row.text):
             yield f"memory {row.id}: its content has another id"
-        if row.kind == "turn" and missing.pop(row.id, None) != row.text:
+        if row.kind == "turn" and missing.pop(row.id, None) != content_id(row.text):
             yield f"memory {row.id}: it is not the memory of its turn"
         for source in row.source_ids:
             if source not in known:

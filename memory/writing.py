@@ -73,7 +73,7 @@ class Held:
         self.reviews: list[tuple[str, Review, float]] = []
         self.known = self.left_out = 0
         self.forgotten: Collection[str] = ()
-        self.with_gaps: set[Owner] = set()  # sessions of which some turns are left out
+        self.unlike: set[Owner] = set()  # sessions in which turns of tools may have another request before them
         for found in _of_sessions(session, self._sessions):
             self.rows(owner_of(found))[found.position] = found
         self.rated = rated(session, [i.id for rows in self._sessions.values() for i in rows.values() if not i.reply])
@@ -83,8 +83,9 @@ class Held:
 
     def take(self, planned: Planned) -> None:
         self.known, self.left_out = self.known + planned.known, self.left_out + planned.forgotten
-        if planned.forgotten:
-            self.with_gaps |= {owner_of(interaction) for interaction in planned.new}
+        for made in planned.new:
+            if planned.forgotten or made.position < max(self.rows(owner_of(made)), default=0):
+                self.unlike.add(owner_of(made))
         for old, new in planned.replaced.items():
             if self.new.pop(old, None) is None:
                 self.replaced[old] = new
@@ -228,10 +229,11 @@ def _follow_snapshots(session: Session, replaced: Mapping[str, str]) -> None:
 
     Their rows keep the id that it had, since they are hashed: `answered_since` finds the turn by it.
     """
-    old = select(SnapshotSourceRow).where(SnapshotSourceRow.interaction_id.in_(replaced))
-    for row in session.scalars(old).all():
-        session.merge(SnapshotSourceRow(snapshot_id=row.snapshot_id, interaction_id=replaced[row.interaction_id]))
-        session.delete(row)
+    for some in chunks(list(replaced)):
+        old = select(SnapshotSourceRow).where(SnapshotSourceRow.interaction_id.in_(some))
+        for row in session.scalars(old).all():
+            session.merge(SnapshotSourceRow(snapshot_id=row.snapshot_id, interaction_id=replaced[row.interaction_id]))
+            session.delete(row)
 
 
 def check_shown(session: Session, last: Interaction | None, after: Sequence[str], memory_ids: Sequence[str]) -> None:

@@ -193,8 +193,8 @@ def test_first_turn_of_a_session_stays_as_it_is():
     ("owner", "reason"),
     [
         (("", "", "s"), "user_id is empty"),
-        (("u" * 256, "", "s"), "user_id has 256 characters"),
-        (("u", "a" * 256, "s"), "agent_id has 256 characters"),
+        (("u" * 256, "", "s"), "user_id has 256 bytes"),
+        (("u", "a" * 256, "s"), "agent_id has 256 bytes"),
         (("u", "", 5), "session_id is of type int"),
         (("u\0", "", "s"), "user_id holds a NUL"),
     ],

@@ -251,3 +251,30 @@ def test_correcting_costs_the_same_however_much_is_held(quick_store, executed):
             quick_store.rate(turn.id, correction=RIGHT)
         counts.append(len(statements))
     assert counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_correction_of_what_nobody_asked_is_kept_and_leaves_no_memory(quick_store, hash_embedder, settings, due):
+    messages = ({"role": "assistant", "content": "Hello there."}, {"role": "user", "content": ASKED})
+    talk = Conversation(Owner("ann", "", "s"), messages, (5.0, 5.0), {0: Review(correction="Good morning.")})
+    assert quick_store.record_many([talk]).feedback_new == 1
+    (greeting, *_) = quick_store.interactions()
+    quick_store.rate(greeting.id, correction="Good evening.")
+    with quick_store.database.writing() as session:
+        session.add_all([StateRow(name="corrections", value="due")] * due)
+    quick_store.close()
+    with MemoryStore(settings, embedder=hash_embedder) as again:
+        assert found(again, kind="correction") == []
+        assert again.rebuild_index() == 1
+        assert again.verify() == []
+
+
+def test_of_two_corrections_of_a_turn_dated_ahead_the_later_holds(quick_store, clock):
+    turn = [{"role": "user", "content": ASKED}]
+    for n in range(6):  # their ids are in an order of chance
+        owner = {"user_id": f"u{n}", "session_id": "s"}
+        ahead = quick_store.record(turn, WRONG, created_utc=clock.now + 600, **owner)
+        for reply in ("It is 14 euros.", RIGHT):
+            clock.now += 1
+            quick_store.rate(ahead.id, correction=reply)
+        assert found(quick_store, user_id=f"u{n}") == corrected(RIGHT)

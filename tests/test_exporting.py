@@ -378,3 +378,38 @@ def test_what_a_killed_export_left_is_removed_by_the_next_and_nothing_else(told,
     (tmp_path / "b.jsonl.abcd1236.partial").symlink_to(tmp_path / "nowhere")
     told.export(tmp_path / "b.jsonl")
     assert [what for what, path in paths.items() if path.exists()] == ["new", "other"]
+
+
+def test_later_export_brings_the_answer_to_what_was_open_and_an_older_one_takes_nothing(quick_store, other, tmp_path):
+    said(quick_store, "My name is Ada. Where is Rome?", "")
+    older, _ = quick_store.export(tmp_path / "older.jsonl")
+    answered = said(quick_store, "please", "In Italy.")
+    quick_store.rate(answered.id, rating=1)
+    later, _ = quick_store.export(tmp_path / "later.jsonl")
+    other.restore(older)
+    restored = other.restore(later)
+    assert (restored.errors, restored.new["interaction"], restored.new["feedback"]) == ({}, 1, 1)
+    assert facts(other) == facts(quick_store)
+    restored = other.restore(older)
+    assert (restored.errors, restored.known["interaction"]) == ({}, 1)
+    assert facts(other) == facts(quick_store)
+    assert other.verify() == []
+    assert other.recall("Rome", user_id="ann", threshold=0)[0].memory.text.endswith("In Italy.")
+
+
+def test_open_turn_that_was_rated_is_not_answered_by_an_export(quick_store, other):
+    said(quick_store, "Where is Rome?", "In Italy.")
+    rated = said(other, "Where is Rome?", "")
+    other.rate(rated.id, rating=-1)
+    errors = other.restore(quick_store.export()[0]).errors
+    assert any("something else at position 0" in error for error in errors.values())
+    assert [i.reply for i in other.interactions()] == [""]
+
+
+def test_odd_id_in_a_line_of_feedback_is_told_of_that_line(told, other):
+    def odd(record):
+        return record | {"interaction_id": "\ud800"} if record["type"] == "feedback" else record
+
+    report = other.restore(rewritten(told.export()[0], odd))
+    assert sum("half of a surrogate pair" in error for error in report.errors.values()) == 2
+    assert report.new["interaction"] == 3

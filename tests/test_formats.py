@@ -51,7 +51,7 @@ def test_what_is_missing_is_the_default_user_the_hash_of_the_content_and_now():
     read_back = read({"messages": HI})
     assert read_back.owner == Owner("default", "", content_id(HI))
     assert (read_back.created_utc, read_back.reviews) == ((NOW, NOW), {})
-    assert read({"messages": HI, "created_utc": 9, "user_id": "", "session_id": ""}).owner == read_back.owner
+    assert read({"messages": HI, "created_utc": 9, "agent_id": "", "session_id": ""}).owner == read_back.owner
     assert read({"messages": HI, "id": 0}).owner == read_back.owner  # many files count their lines so
 
 
@@ -253,6 +253,7 @@ def test_circle_of_parents_ends():
         ({"mapping": 5}, "mapping is 5, not an object"),
         ({"mapping": {"a": {}}, "current_node": "b"}, "current_node is not in mapping"),
         ({"mapping": {"a": 5}, "current_node": "a"}, "a node of mapping is 5"),
+        ({"messages": HI, "user_id": ""}, "user_id is empty; leave it out"),
         (chatgpt({"author": 1}), "a message of mapping has no author or no content"),
         (chatgpt(spoken("martian", "x")), "author.role is none of system"),
         (chatgpt(spoken("user", 5)), "content.parts[0] is 5"),
@@ -270,7 +271,19 @@ def test_refusal_names_the_field_and_the_kind_of_its_value(record, reason):
         *((key, "user_id") for key in ("userid", "user", "userId", "User-ID", "user_id ", "usr_id", "username")),
         *((key, "agent_id") for key in ("agent", "agentId", "agents_id")),
         *((key, "session_id") for key in ("session", "sessionid", "sesion_id")),
-        *((key, "created_utc") for key in ("created_at", "createdAt", "timestamp", "create_utc", "created_utc_ms")),
+        *(
+            (key, "created_utc")
+            for key in (
+                "created_at",
+                "createdAt",
+                "timestamp",
+                "create_utc",
+                "created_utc_ms",
+                "created",
+                "create_time",
+                "date",
+            )
+        ),
     ],
 )
 def test_mistyped_owner_or_time_is_refused_unless_the_right_one_is_given(key, meant):
@@ -281,7 +294,7 @@ def test_mistyped_owner_or_time_is_refused_unless_the_right_one_is_given(key, me
 
 
 def test_keys_that_no_owner_and_no_time_is_lost_by_are_left_alone():
-    named = {"id": "a", "conversation_id": "b", "name": "c", "created": 1, "updated_at": 2, "used": 3, "sessions": 4}
+    named = {"id": "a", "conversation_id": "b", "name": "c", "time": 1, "updated_at": 2, "used": 3, "sessions": 4}
     open_ai = {"object": "chat.completion", "model": "x", "agentic": True, "users": ["ann"], "user": None}
     message = HI[1] | {"name": "ann", "user": "ann", "session": "s", "update_time": 5}
     assert read({"messages": [HI[0], message]} | named | open_ai).owner.user_id == "default"

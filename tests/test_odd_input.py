@@ -45,7 +45,7 @@ def test_naughty_strings_are_kept_as_they_are_asked_for_and_forgotten(quick_stor
 
 def test_naughty_names_own_what_is_theirs_and_no_more(quick_store):
     strings = json.loads(public("blns/blns.json").read_text(encoding="utf-8"))
-    names = list(dict.fromkeys(s for s in strings if 0 < len(s) <= 255))
+    names = list(dict.fromkeys(s for s in strings if 0 < len(s.encode()) <= 255))
     recorded = quick_store.record_many([conversation(name, name, f"zebra {n}") for n, name in enumerate(names)])
     assert (recorded.new, recorded.errors) == (len(names), {})
     for n, name in list(enumerate(names))[::8]:
@@ -116,7 +116,7 @@ def test_ancient_and_future_times_are_kept_and_shown(quick_store, clock, time):
     [
         ({"user_id": "a\0"}, "user_id holds a NUL"),
         ({"session_id": "\ud800"}, "session_id holds half of a surrogate pair"),
-        ({"user_id": "a" * 256}, "user_id has 256 characters"),
+        ({"user_id": "a" * 256}, "user_id has 256 bytes"),
         ({"created_utc": float("nan")}, "created_utc is not a finite number"),
         ({"created_utc": float("inf")}, "created_utc is not a finite number"),
     ],

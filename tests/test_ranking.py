@@ -212,3 +212,12 @@ def test_scores_are_between_zero_and_one_and_sorted(query, given, visible):
     assert len(scores) == len(given)
     assert all(0 <= score <= 1 + 1e-6 for score in scores)
     assert scores == sorted(scores, reverse=True)
+
+
+def test_what_stood_far_off_is_no_neighbour_where_nothing_between_is_looked_at():
+    near, gap = row("zebra", 1.0, session="s", position=4), replace(row("a", session="s", position=6), kind="turn")
+    far = replace(row("b", session="s", position=7, utc=1.0), kind="turn")
+    turns = [replace(near, kind="turn"), gap]
+    assert ranked("zebra", *turns)["a"] > 0.2  # the turn between may be forgotten
+    assert ranked("zebra", turns[0], far)["b"] == 0.0
+    assert ranked("zebra", turns[0], replace(far, kind="note"))["b"] > 0.2  # which stands where it was made

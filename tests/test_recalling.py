@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from uuid import uuid4
 
 import numpy as np
@@ -229,3 +230,33 @@ def test_time_of_another_kind_of_number_narrows_as_well(either_store, until):
     for n in range(5):
         said(either_store, f"zebra {n}", session=str(n), utc=float(n))
     assert sorted(texts(either_store, since=np.float64(3.0), until=until)) == ["zebra 3", "zebra 4"]
+
+
+def test_large_store_lifts_the_neighbours_of_what_fits_and_no_others(quick_store, monkeypatch):
+    """In one session of many turns, of which some fit: as where all of it is ranked."""
+    for n in range(40):
+        said(quick_store, {12: "any zebra at home", 13: "yes two", 30: "a zebra"}.get(n, f"filler {n}"), utc=float(n))
+    found = []
+    for whole in (2000, 0):
+        monkeypatch.setattr(f"{MODULE}.RANKED_WHOLE", whole)
+        monkeypatch.setattr("nightschool.memory.store.CANDIDATES", 8)
+        monkeypatch.setattr(f"{MODULE}.ROWS_AROUND", 45)
+        recalls = quick_store.recall("zebra", user_id="ann", threshold=0.0, limit=40)
+        found.append({r.memory.created_utc for r in recalls if r.parts["neighbours"] > 0.05})
+    assert found[0] == found[1] == {10.0, 11.0, 13.0, 14.0, 28.0, 29.0, 31.0, 32.0}
+
+
+def test_second_reply_to_the_same_is_found_beside_the_first(quick_store):
+    said(quick_store, "Do you repair wheels?", "No.")
+    second = quick_store.record([], "Yes, in two days.", user_id="ann", session_id="s")
+    found = quick_store.recall("Do you repair wheels?", user_id="ann", threshold=0.1)
+    assert [r.memory.text for r in found] == ["Do you repair wheels?\nNo.", "Yes, in two days."]
+    assert found[1].memory.source_ids == (second.id,)
+    assert quick_store.verify() == []
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[second.id]))
+    assert texts(quick_store, query="Yes, in two days.") == ["Do you repair wheels?\nNo."]
+
+
+def test_latest_moment_that_can_be_named_is_asked_like_any_other(large_store):
+    said(large_store, "zebra")
+    assert texts(large_store, as_of=sys.float_info.max) == ["zebra"]

@@ -6,6 +6,8 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from string import ascii_letters
 from threading import Thread
 from uuid import uuid4
 
@@ -80,7 +82,7 @@ def test_turn_of_tools_has_text_topic_and_vector_of_its_request_and_a_memory_of_
     asked = said(quick_store, "weather in Leeds?", "[calls]")
     answer = quick_store.record([{"role": "tool", "content": "rain"}], "It rains.", **ANN)
     assert (answer.text, answer.topic_id) == (asked.text, asked.topic_id)
-    quick_store.record([], "Anything else?", **ANN)
+    quick_store.record([], " ", **ANN)
     quick_store.record([{"role": "tool", "content": "7 degrees"}], '{"tool_calls":[{"id":"1"}]}', **ANN)
     assert quick_store.counts()["memories"] == 2
     assert "It rains." in [found.memory.text for found in quick_store.recall("It rains.", user_id="ann")]
@@ -845,7 +847,6 @@ def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path
 @pytest.mark.parametrize(
     "url",
     [
-        "sqlite://",
         "sqlite:///file::memory:?uri=true",
         "sqlite:///file:/one?vfs=memdb&uri=true",
     ],
@@ -917,3 +918,54 @@ def test_night_whose_lock_was_lost_with_its_connection_is_told(tmp_path):
                         still_alone()
         one.close()
         two.close()
+
+
+def test_turn_that_comes_back_in_front_of_tools_is_their_request_again(quick_store):
+    first = said(quick_store, "weather in Leeds?", "[calls]")
+    quick_store.record([{"role": "tool", "content": "rain"}], "It rains.", **ANN)
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[first.id]))
+    messages = [("user", "weather in York?"), ("assistant", "[calls]"), ("tool", "rain"), ("assistant", "It rains.")]
+    given = [{"role": role, "content": content} for role, content in messages]
+    assert quick_store.record_conversation(given, **ANN).new == 1
+    assert [i.text for i in quick_store.interactions()] == ["weather in York?"] * 2
+    assert quick_store.verify() == []
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_database_that_every_thread_would_have_of_its_own_is_refused(tmp_path, hash_embedder, url):
+    settings = Settings(home=tmp_path, memory=MemorySettings(database_url=url))
+    with pytest.raises(SettingsError, match="name a file"):
+        MemoryStore(settings, embedder=hash_embedder)
+
+
+def test_feedback_of_very_many_is_read(quick_store):
+    rated = said(quick_store, "a")
+    quick_store.rate(rated.id, rating=1)
+    assert quick_store.feedback([*(f"b2:{n}" for n in range(260_000)), rated.id]).keys() == {rated.id}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"turn": [], "reply": ""}, "turn and reply are both empty"),
+        ({"turn": [], "reply": "a", "adapter_id": "b" * 65}, "adapter_id has 65 characters; at most 64"),
+    ],
+)
+def test_what_is_no_turn_is_refused(quick_store, given, reason):
+    with pytest.raises(InputError, match=reason):
+        quick_store.record(given.pop("turn"), given.pop("reply"), **given, **ANN)
+    assert quick_store.counts()["interactions"] == 0
+
+
+@pytest.mark.postgres
+def test_long_names_have_room_on_postgresql_and_its_isolation_is_ours(tmp_path, hash_embedder):
+    with postgres_schema() as url:
+        loose = url + "%20-cdefault_transaction_isolation%3Drepeatable%5C%20read"
+        settings = Settings(home=tmp_path, memory=MemorySettings(database_url=loose))
+        with MemoryStore(settings, embedder=hash_embedder) as store:
+            names = ["".join(Random(n).choices(ascii_letters, k=255)) for n in range(3)]  # nothing makes them smaller
+            store.record([{"role": "user", "content": "a"}], "b", **dict(zip(OWNER._fields, names, strict=True)))
+            with store.database.reading() as session:
+                assert session.scalars(text("SHOW transaction_isolation")).one() == "read committed"
+        with pytest.raises(InputError, match="user_id has 256 bytes"), MemoryStore(settings) as store:
+            store.record([], "b", user_id="🐦" * 64, session_id="s")

@@ -272,3 +272,11 @@ def test_damaged_index_is_a_store_error_that_names_the_command(index, tmp_path):
             path.write_bytes(b"damaged")
     with pytest.raises(StoreError, match=r"cannot .* the index: .*nightschool memory rebuild"):
         found(VectorIndex(index.url, DIMENSION, "test"))
+
+
+def test_word_of_any_length_is_found_by_it(index):
+    digest = "a9993e364706816aba3e25717850c26c9cd0d89d" * 2
+    index.add([row("a", f"the sum is {digest}"), row("b", "the sum is known")])
+    for _ in range(2):
+        assert [r.id for r in index.matching([digest], visible("ann", ""), 9)] == ["a"]
+        index.optimize()
