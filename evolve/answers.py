@@ -24,6 +24,7 @@ from .types import Excluded
 
 Vectors = Mapping[str, NDArray[np.float32]]  # unit vectors of requests by interaction id
 ClusterOf = Callable[[Interaction], str]
+DISPUTED = "people disagree on this answer"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ NOTHING = Reading()
 
 @dataclass(frozen=True)
 class Exclusions:
-    """Why interactions that carried feedback are left out, collected along the way."""
+    """Why an answer to these interactions is left out, collected along the way."""
 
     found: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
@@ -198,7 +199,10 @@ class _Gathering:
         """Why nothing can be learnt from it, if so."""
         if self._prompts.missing_memories(interaction):
             return "a memory that the reply was given is forgotten"
-        return None if interaction.position or interaction.turn else "a greeting that answers nobody"
+        if self._prompts.missing_turns(interaction):
+            return "a turn that the reply was given is forgotten"
+        asked = any(m["role"] != "assistant" for m in self._prompts.prompt(interaction))
+        return None if asked else "a greeting that answers nobody"
 
     def _in_place(self, interaction: Interaction) -> str | None:
         in_place = interaction.id in self._instead
@@ -305,7 +309,7 @@ def fold(
     for group in groups.values():
         answer = _fold(group)
         if settings.disliked_below < answer.score < settings.liked_above:
-            excluded.add("people disagree on this answer", (a.interaction.id for a in group))
+            excluded.add(DISPUTED, (a.interaction.id for a in group))
         else:
             folded.append(answer)
     return sorted(folded, key=lambda a: (a.interaction.created_utc, a.interaction.id, a.correction_id or ""))

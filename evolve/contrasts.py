@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +47,6 @@ class Contrast:
     def asked(self) -> Answer:
         """The one whose prompt is the pair's: of two replies to the same, what should have been said at once."""
         return self.rejected if self.source in ("regeneration", "rephrasing") else self.chosen
-
-    @property
-    def corrects(self) -> bool:
-        """Whether `chosen` is what should have been said instead of `rejected`."""
-        return self.how == "correction"
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -108,7 +104,23 @@ def find_contrasts(answers: Sequence[Answer], vectors: Vectors, cosine: float, o
     for liked, disliked in groups.values():
         if liked and disliked:
             found += _near(liked, disliked, vectors, cosine)
-    return _bounded(found)
+    return bounded([contrast for _, contrast in sorted(found, key=_rank)])
+
+
+def _rank(found: tuple[float, Contrast]) -> tuple[float, float, str, str, str]:
+    closeness, c = found
+    return -closeness, -c.weight, c.chosen.interaction.id, c.rejected.interaction.id, c.chosen.completion
+
+
+def bounded(contrasts: Sequence[Contrast], rank: Callable[[Contrast], Any] = lambda _: 0) -> list[Contrast]:
+    """As they stand, PAIRS_PER_PROMPT of a prompt on either side at most: the first by `rank`."""
+    chosen, rejected, kept = Counter[str](), Counter[str](), list[int]()
+    for i, contrast in sorted(enumerate(contrasts), key=lambda found: (rank(found[1]), found[0])):
+        if max(chosen[contrast.chosen.key], rejected[contrast.rejected.key]) < PAIRS_PER_PROMPT:
+            chosen[contrast.chosen.key] += 1
+            rejected[contrast.rejected.key] += 1
+            kept.append(i)
+    return [contrasts[i] for i in sorted(kept)]
 
 
 def _near(
@@ -133,17 +145,3 @@ def _matrix(answers: list[Answer], vectors: Vectors) -> NDArray[np.float32]:
     width = next((len(v) for v in vectors.values()), 1)
     missing = np.zeros(width, dtype=np.float32)
     return np.stack([vectors.get(a.interaction.id, missing) for a in answers]).astype(np.float32, copy=False)
-
-
-def _bounded(found: list[tuple[float, Contrast]]) -> list[Contrast]:
-    def rank(pair: tuple[float, Contrast]) -> tuple[float, float, str, str, str]:
-        closeness, c = pair
-        return -closeness, -c.weight, c.chosen.interaction.id, c.rejected.interaction.id, c.chosen.completion
-
-    chosen, rejected, kept = Counter[str](), Counter[str](), list[Contrast]()
-    for _, contrast in sorted(found, key=rank):
-        if max(chosen[contrast.chosen.key], rejected[contrast.rejected.key]) < PAIRS_PER_PROMPT:
-            chosen[contrast.chosen.key] += 1
-            rejected[contrast.rejected.key] += 1
-            kept.append(contrast)
-    return kept

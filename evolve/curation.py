@@ -81,7 +81,8 @@ class _Reasons:
 
     def _is_suspected(self, interaction_id: str) -> bool:
         if interaction_id not in self._suspected:
-            turn = self._prompts.interactions[interaction_id].turn
+            known = self._prompts.interactions.get(interaction_id)  # none where the source of a note is dated later
+            turn = known.turn if known else ()
             self._suspected[interaction_id] = any_injection([m["content"] for m in turn if m["role"] != "system"])
         return self._suspected[interaction_id]
 

@@ -21,6 +21,7 @@ from ..memory.types import Feedback, Interaction, Memory
 from ..serving.base import load_tokenizer
 from ..settings import DatasetSettings, Settings
 from .answers import (
+    DISPUTED,
     NOTHING,
     Answer,
     ClusterOf,
@@ -33,7 +34,7 @@ from .answers import (
     hold_out,
     recurrences,
 )
-from .contrasts import Contrast, Order, find_contrasts, find_rephrased, fold_contrasts
+from .contrasts import Contrast, Order, bounded, find_contrasts, find_rephrased, fold_contrasts
 from .curation import BOUNDED, CURATION, Fits, Said, any_length, as_taught, curate
 from .expansion import Author, Expansion
 from .lessons import short_enough
@@ -148,7 +149,9 @@ def build(
     corrections += [Contrast(*pair, "regeneration") for pair in again]
     near = find_contrasts(taught, vectors, settings.dataset.same_prompt_cosine, order)
     found = [*corrections, *find_rephrased(ours, prompts, vectors), *near]
-    contrasts = fold_contrasts(_telling(found, said, excluded), said.contrast)
+    disputed = {*map(said, ours)} - {*map(said, taught)}
+    told = fold_contrasts(_telling(found, said, disputed, excluded), said.contrast)
+    contrasts = bounded(told, _rank(order))
     sure = {a.interaction.id for a in parts.sure}
     guesses = (
         a.interaction.id for a in gathered.answers if not teaches(a.interaction) and a.interaction.id not in sure
@@ -164,7 +167,7 @@ def build(
     limit = settings.dataset.max_rows
     liked, rated, heard = (_first(part, order, limit) for part in ([a for a in taught if a.liked], taught, judged))
     pairs = _first(contrasts, _rank(order), limit)
-    given = _ids(taught, judged) | {i for c in contrasts if c.how != "synthetic" for i in c.heads}
+    given = _ids(taught, judged) | {i for c in told for i in c.heads}
     excluded.add("over the budget of rows", given - _ids(liked, rated, heard) - {i for c in pairs for i in c.heads})
     examples, thumbs = _examples(liked, said, settings.dataset), _thumbs(rated, said, settings.dataset)
     preferred = _pairs(pairs, prompts, settings.dataset)
@@ -182,15 +185,17 @@ def build(
     )
 
 
-def _telling(contrasts: Sequence[Contrast], said: Said, excluded: Exclusions) -> list[Contrast]:
-    """Those whose answers differ in more than what is masked in them."""
+def _telling(contrasts: Sequence[Contrast], said: Said, disputed: Set[Words], excluded: Exclusions) -> list[Contrast]:
+    """Those whose answers differ in more than what is masked in them, and are not `disputed`."""
     telling: list[Contrast] = []
     for c in contrasts:
         _, chosen, rejected = said.contrast(c.asked, c.chosen, c.rejected)
-        if chosen != rejected:
+        if chosen == rejected:
+            excluded.add("the better answer differs only in what is masked", c.heads)
+        elif disputed.isdisjoint((said(c.chosen), said(c.rejected))):
             telling.append(c)
         else:
-            excluded.add("the better answer differs only in what is masked", c.heads)
+            excluded.add(DISPUTED, c.heads)
     return telling
 
 
@@ -218,7 +223,8 @@ def _unseen(judged: Sequence[Answer], taught: Set[Words], said: Said, excluded: 
 def _open(prompts: Prompts, teaches: Callable[[Interaction], bool], judged: Set[str], said: Said) -> list[Interaction]:
     """Answered interactions of nobody held out, whose prompt is whole and not among those `judged`, either."""
     ours = (i for i in prompts.interactions.values() if i.reply.strip() and teaches(i))
-    return [i for i in ours if not prompts.missing_memories(i) and said.prompt(i) not in judged]
+    whole = (i for i in ours if not (prompts.missing_memories(i) or prompts.missing_turns(i)))
+    return [i for i in whole if said.prompt(i) not in judged]
 
 
 def _fit(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSettings, fits: Fits) -> list[Contrast]:
@@ -233,7 +239,7 @@ def _fit(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSetti
 
 def _rank(order: Order) -> Callable[[Contrast], tuple[bool, bool, float]]:
     """Corrections first, what nobody gave last."""
-    return lambda c: (c.how == "synthetic", not c.corrects, order(c.chosen))
+    return lambda c: (c.how == "synthetic", c.how != "correction", order(c.chosen))
 
 
 def _recent_first(prompts: Prompts, settings: DatasetSettings) -> Order:
@@ -272,8 +278,13 @@ def _weighing(rows: Sequence[Weighed]) -> tuple[Weighed, ...]:
 
 def _heads(rows: Iterable[Example | Pair | Thumb]) -> set[str]:
     """The interactions whose answers these rows are; none of what nobody gave."""
-    given = (row for row in rows if not (isinstance(row, Pair) and row.how == "synthetic"))
-    return {i for row in given for i in row.interaction_ids[: 1 + (isinstance(row, Pair) and row.how != "correction")]}
+    hows = ((row, row.how if isinstance(row, Pair) else None) for row in rows)
+    return {i for row, how in hows if how != "synthetic" for i in _answered(row.interaction_ids, how)}
+
+
+def _answered(ids: Sequence[str], how: str | None) -> Sequence[str]:
+    """Of the interactions that a row names, those whose answers it has: of most pairs two."""
+    return ids[: 1 if how in (None, "correction", "synthetic") else 2]
 
 
 def _weighted(weights: Sequence[float], settings: DatasetSettings, *sides: Sequence[Answer]) -> list[float]:
@@ -426,27 +437,26 @@ def _text(row: Mapping[str, Any], prompts: Prompts, texts: Mapping[str, str]) ->
     version = row.get("curation", 0)
     if version > CURATION:
         raise StoreError(f"the snapshot was curated by version {version}, this is {CURATION}; upgrade nightschool")
-    head = asked = prompts.interactions[row["interaction_ids"][0]]
+    answered = [prompts.interactions[i] for i in _answered(row["interaction_ids"], row.get("how"))]
+    head, last = answered[0], answered[-1]
+    asked = last if row.get("how") in ("regeneration", "rephrasing") else head
     text = (texts[row["correction_id"]] if row["correction_id"] else head.reply).strip()
     words = {"completion": text}
     if row.get("draft_ids"):
         words = dict(zip(("chosen", "rejected"), (texts[i] for i in row["draft_ids"]), strict=True))
     elif row["part"] == "pairs":
-        other = head if row["how"] == "correction" else prompts.interactions[row["interaction_ids"][1]]
-        asked = other if row["how"] in ("regeneration", "rephrasing") else head
-        words = {"chosen": text, "rejected": other.reply.strip()}
+        words = {"chosen": text, "rejected": last.reply.strip()}
     return as_taught(version, prompts.prompt(asked, whole=version < BOUNDED), words)
 
 
 def _require_remembered(rows: Sequence[Mapping[str, Any]], prompts: Prompts, texts: Mapping[str, str]) -> None:
-    heads = {
-        i for row in rows for i in row["interaction_ids"][: 2 if row["part"] == "pairs" else 1]
-    } & prompts.interactions.keys()
+    known = prompts.interactions
+    heads = {i for row in rows for i in _answered(row["interaction_ids"], row.get("how"))}
     missing = {
-        "interaction": _named(rows) - prompts.interactions.keys(),
+        "interaction": _named(rows) - known.keys(),
         "correction": {row["correction_id"] for row in rows if row["correction_id"]} - texts.keys(),
         "draft": {i for row in rows for i in row.get("draft_ids", ())} - texts.keys(),
-        "memory": {m for i in heads for m in prompts.missing_memories(prompts.interactions[i])},
+        "memory": {m for i in heads if i in known for m in prompts.missing_memories(known[i])},
     }
     gone = [f"{kind} {name}" for kind, names in missing.items() for name in sorted(names)]
     if gone:

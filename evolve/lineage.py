@@ -96,12 +96,13 @@ def lineage(store: MemoryStore, registry: Registry, adapter_id: str) -> Lineage:
         parents.append(registry.adapter((parents[-1] if parents else adapter).parent_id or ""))
     rows, named = registry.snapshot_rows(adapter.snapshot_id), registry.sources(adapter.snapshot_id)
     taught = {i for row in rows if row["part"] != "held_out" for i in row["interaction_ids"]}
+    taught |= registry.reader_ids(adapter.snapshot_id)  # through the reader
     judged = {i for row in rows if row["part"] == "held_out" for i in row["interaction_ids"]}
-    # what taught it through the reader is in no row; before that was kept, what is in none
-    taught |= registry.reader_ids(adapter.snapshot_id) | (named - judged)
     interactions = list(store.interactions())
-    ids_now = answered_since(named | taught, interactions)
-    wanted, taught = ({ids_now.get(i, i) for i in ids} for ids in (named, taught))
+    # `named` have the ids of now where a turn was answered since, rows those of then
+    ids_now = answered_since(named | taught | judged, interactions)
+    wanted, taught, judged = ({ids_now.get(i, i) for i in ids} for ids in (named, taught, judged))
+    taught |= wanted - judged  # of before it was kept what the reader was fitted on, which is in no row
     held = [i for i in interactions if i.id in wanted]
     return Lineage(
         adapter=adapter,

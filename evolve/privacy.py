@@ -6,7 +6,7 @@ address `<EMAIL_2>`. The invariant: masking is a function of the row's words alo
 words, and the same id, whenever it is read back.
 
 Covered: e-mail and IP addresses, URLs, phone and card numbers, IBANs, US social security numbers, passwords and keys
-(of passwords, what `passwords` covers).
+(of passwords, what `passwords` covers, and those in the address of a server).
 Not covered, since no pattern tells them from other words: names of people, organisations and places, streets, ages,
 dates, titles, nationalities, postal codes, driving licences.
 """
@@ -25,9 +25,13 @@ Span = tuple[int, int, str]  # start, end, kind
 Check = Callable[[re.Match[str]], bool]
 
 # Versions of the curation. From `PLAIN` on a password is masked whatever it is made of; from `SHORTENED` on a card
-# number or IBAN whatever stands behind it, and a key without digits where it is given as one.
-PLAIN, SHORTENED = 3, 4
-LATEST = SHORTENED
+# number or IBAN whatever stands behind it, and a key without digits where it is given as one; from `TYPESET` on numbers
+# whatever spaces and hyphens they are set with, a phone number right after a colon, and the password of a connection.
+PLAIN, SHORTENED, TYPESET = 3, 4, 5
+LATEST = TYPESET
+
+# No-break spaces and the hyphens that no keyboard has; a dash only between digits, since elsewhere it is punctuation.
+_SET = re.compile(r"[\u00a0\u202f]|[\u2010\u2011]|(?<=\d)\u2013(?=\d)")
 
 _DIGITS, _GAP = re.compile(r"\d"), re.compile("[ -]")
 _YEARS = re.compile(r"(?:(?:19|20)\d\d[ -]){3}")
@@ -83,7 +87,11 @@ def _luhn(digits: str) -> bool:
 def _is_iban(match: re.Match[str]) -> bool:
     """ISO 13616: the first four characters moved to the end, letters as 10 to 35, the whole 1 modulo 97."""
     code = match.group().replace(" ", "")
-    return int("".join(str(int(c, 36)) for c in code[4:] + code[:4])) % 97 == 1
+    try:
+        digits = "".join(str(int(c, 36)) for c in code[4:] + code[:4])
+    except ValueError:  # of ı, İ, ſ and the sign of kelvins, which are letters from a to z where case is ignored
+        return False
+    return int(digits) % 97 == 1
 
 
 def _is_phone(match: re.Match[str]) -> bool:
@@ -135,6 +143,12 @@ _PLACEHOLDER = re.compile(
     r"(?i)(?:^|[_.-])(?:key|token|secret|your|example|placeholder|changeme|x{3,}|undefined)(?:[_.-]|$)"
 )
 
+_CONNECTION = re.compile(r"(?<![\w+.-])[\w+.-]{1,20}://[^\s:/@]{0,64}:(?P<value>(?!\$?\{|<)[^\s@]{1,200})@")
+_PHONE = r"(?:\+ ?|\()?\d(?:[ .()/-]{0,3}\d){6,14}(?:\s?(?:x|ext\.?)\s?\d{1,5})?(?![\w]|[.:/-]\d)"
+_CALLED = re.compile(rf"(?<![\w./-])(?<![\W\d_]:){_PHONE}")
+# What stood in place of a pattern before `TYPESET`.
+_OLDER = {_CONNECTION: re.compile(r"(?!)"), _CALLED: re.compile(rf"(?<![\w.:/-]){_PHONE}")}
+
 # In the order in which they claim their characters.
 _PATTERNS: tuple[tuple[str, re.Pattern[str], Check], ...] = (
     (
@@ -156,19 +170,14 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], Check], ...] = (
         re.compile(rf"(?i)\b(?:https?|ftp)://{_REST}|\bwww\.[\w-]{{1,63}}(?:\.[\w-]{{1,63}}){{1,8}}(?:/{_REST})?"),
         _anything,
     ),
+    ("SECRET", _CONNECTION, _anything),
     ("EMAIL", re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"), _anything),
     ("IBAN", re.compile(r"(?i)\b[a-z]{2}\d{2}(?: ?[a-z0-9]{4}){2,7}(?: ?[a-z0-9]{1,3})?\b"), _is_iban),
     ("IP", re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)"), _is_ip),
     ("IP", re.compile(r"(?i)(?<![\w:.])(?=[0-9a-f:]{0,39}:[0-9a-f]*:)[0-9a-f:]{3,39}(?![\w:])"), _is_ip),
     ("SSN", re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"), _anything),
     ("CARD", re.compile(r"(?<![\w.-])\d(?:[ -]?\d){11,18}(?![\w]|[.-]\d)"), _is_card),
-    (
-        "PHONE",
-        re.compile(
-            r"(?<![\w.:/-])(?:\+ ?|\()?\d(?:[ .()/-]{0,3}\d){6,14}(?:\s?(?:x|ext\.?)\s?\d{1,5})?(?![\w]|[.:/-]\d)"
-        ),
-        _is_phone,
-    ),
+    ("PHONE", _CALLED, _is_phone),
 )
 MASK = re.compile(rf"<(?:{'|'.join(sorted({kind for kind, *_ in _PATTERNS}))})(?:_\d+)?>")
 
@@ -177,15 +186,21 @@ def spans(text: str, version: int = LATEST) -> list[Span]:
     """The personal data and secrets in `text`, in order, without overlaps; by the rules of that version."""
     taken: list[Span] = []
     claimed = bytearray(len(text))
-    for start, end, kind in _proposed(text, version):
+    for start, end, kind in _proposed(_typed(text, version), version):
         if not any(claimed[start:end]):
             claimed[start:end] = b"\1" * (end - start)
             taken.append((start, end, kind))
     return sorted(taken)
 
 
+def _typed(text: str, version: int = LATEST) -> str:
+    """The same text, a character for a character, with the spaces and hyphens of a keyboard."""
+    return _SET.sub(lambda found: " " if found[0].isspace() else "-", text) if version >= TYPESET else text
+
+
 def _proposed(text: str, version: int) -> Iterator[Span]:
-    for kind, pattern, check in _PATTERNS:
+    for kind, newest, check in _PATTERNS:
+        pattern = newest if version >= TYPESET else _OLDER.get(newest, newest)
         if version >= SHORTENED and kind == "IBAN":
             found: Iterable[re.Match[str]] = _shortened(pattern, check, text)
         elif version >= SHORTENED and kind == "CARD":
@@ -231,7 +246,7 @@ def mask(texts: Iterable[str], version: int = LATEST) -> list[str]:
     def masked(text: str) -> Iterator[str]:
         at = 0
         for start, end, kind in _spans(text, version):
-            value = kind, _canonical(text[start:end])
+            value = kind, _canonical(_typed(text[start:end], version))
             if value not in masks:
                 counts[kind] = counts.get(kind, 0) + 1
                 masks[value] = f"<{kind}>" if counts[kind] == 1 else f"<{kind}_{counts[kind]}>"
@@ -245,9 +260,9 @@ def mask(texts: Iterable[str], version: int = LATEST) -> list[str]:
 
 def unasked(prompt: Iterable[str], answer: str) -> list[str]:
     """The personal data and secrets in `answer` that do not stand in `prompt`, however they are spaced there."""
-    known = [_canonical(text) for text in prompt]
+    known = [_canonical(_typed(text)) for text in prompt]
     values = [answer[start:end] for start, end, _ in spans(answer)]
-    return [value for value in values if not any(_canonical(value) in text for text in known)]
+    return [value for value in values if not any(_canonical(_typed(value)) in text for text in known)]
 
 
 def _canonical(value: str) -> str:

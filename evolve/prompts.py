@@ -91,7 +91,7 @@ class Prompts:
 
     def is_last(self, interaction: Interaction) -> bool:
         """Whether its session ends with it."""
-        return self._next(interaction) is None
+        return self._sessions[session_key(interaction)][-1].id == interaction.id
 
     def earlier_replies(self, interaction: Interaction) -> list[str]:
         index = self._index[interaction.id]
@@ -121,17 +121,31 @@ class Prompts:
     def missing_memories(self, interaction: Interaction) -> list[str]:
         return [m for m in interaction.memory_ids if m not in self.memories]
 
+    def missing_turns(self, interaction: Interaction) -> set[int]:
+        """The places in the session, as far as the prompt reaches back, of which the turn is forgotten."""
+        held = {i.position for i in self._earlier(interaction, REACH)}
+        return set(range(max(0, interaction.position - REACH), interaction.position)) - held
+
     def sources(self, interaction: Interaction) -> tuple[str, ...]:
         """The interaction and every other whose words are in its prompt: earlier turns, what its notes were made of."""
         found = [interaction.id, *(i.id for i in self._earlier(interaction, REACH))]
         for memory_id in interaction.memory_ids:
-            found += [s for s in self.memories[memory_id].source_ids if s in self.interactions]
+            found += self._made_of(self.memories[memory_id], interaction.created_utc)
         return tuple(dict.fromkeys(found))
 
+    def _made_of(self, memory: Memory, shown_utc: float) -> Iterable[str]:
+        """Its sources; of a statement the turn whose words it has, and those that had repeated it when it was shown."""
+        if not memory.subject:
+            return memory.source_ids
+        first, *repeated = memory.source_ids
+        known = (self.interactions[i] for i in repeated if i in self.interactions)
+        return [first, *(i.id for i in known if i.created_utc <= shown_utc)]
+
     def _next(self, interaction: Interaction) -> Interaction | None:
-        session = self._sessions[session_key(interaction)]
+        """The next turn of the session; None where that is forgotten."""
         following = self._index[interaction.id] + 1
-        return session[following] if following < len(session) else None
+        later = self._sessions[session_key(interaction)][following : following + 1]
+        return next((i for i in later if i.position == interaction.position + 1), None)
 
     def _earlier(self, interaction: Interaction, reach: int | None) -> list[Interaction]:
         index = self._index[interaction.id]

@@ -52,6 +52,21 @@ def read(
 
     A reader is fitted on ratings of what `teaches` alone: what is held out shall reach nothing that is taught.
     """
+    reading = _read(store, prompts, feedback, vectors, settings, teaches)
+    if not reading.fitted_on:
+        for old in readers_in(store.settings.home):
+            old.unlink(missing_ok=True)  # who forgets erases it, too
+    return reading
+
+
+def _read(
+    store: MemoryStore,
+    prompts: Prompts,
+    feedback: Given,
+    vectors: Vectors,
+    settings: CensorSettings,
+    teaches: Callable[[Interaction], bool],
+) -> Reading:
     shipped = shipped_reader()
     if not settings.read_turns or store.embedder.name != shipped.embedder:
         return NOTHING
@@ -69,9 +84,6 @@ def read(
     fitted_on = frozenset(i for t in taught for i in prompts.exchanged(t)) if reader.at_home else frozenset()
     if reader.at_home:
         store.keep_reader(reader, fitted_on)
-    else:
-        for old in readers_in(store.settings.home):
-            old.unlink(missing_ok=True)  # who forgets erases it, too
     reading = _reading(reader, {i.id: exchanges[i.id] for i in unread}, vector_of)
     return replace(reading, fitted_on=fitted_on)
 

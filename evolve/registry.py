@@ -443,7 +443,8 @@ class Registry:
             if row is None:
                 raise NotFound(f"no cycle {cycle_id}; `nightschool report` lists the nights")
             verdict = session.get(VerdictRow, row.verdict_id) if row.verdict_id else None
-            accepted = verdict.accepted if verdict else None
+            decided = row.deployment_id or row.finished_utc is not None  # else it may have been killed in between
+            accepted = verdict.accepted if verdict and decided else None
             error = None if row.deployment_id else row.error  # whatever came after it
             return Cycle(row.id, row.started_utc, row.finished_utc, row.snapshot_id, row.candidate_id, accepted, error)
 

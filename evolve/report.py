@@ -128,8 +128,9 @@ def _new_turns(registry: Registry, cycle: Cycle, earlier: Sequence[Cycle]) -> in
 def _topics(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> tuple[TaughtTopic, ...]:
     """What was taught about what, the weightiest first; a row belongs to the topic of its first turn."""
     taught = [(row["interaction_ids"][0], float(row["weight"])) for row in rows if row["part"] in TAUGHT]
-    founded = store.topic_requests({interaction_id for interaction_id, _ in taught})
-    topic_of = {i: _masked_label(request) for i, request in founded.items()}
+    ids = {interaction_id for interaction_id, _ in taught}
+    topic_of = dict.fromkeys(store.held(ids), "no request")  # as a turn of the system alone
+    topic_of |= {i: _masked_label(request) for i, request in store.topic_requests(ids).items()}
     weights: dict[str, list[float]] = defaultdict(list)
     for interaction_id, weight in taught:
         weights[topic_of.get(interaction_id, "forgotten since")].append(weight)

@@ -79,7 +79,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Excluded:
-    """Why interactions that carried feedback are not in the snapshot."""
+    """Why an answer to each of these interactions is not in the snapshot; what corrects that answer may be."""
 
     reason: str
     interaction_ids: tuple[str, ...]

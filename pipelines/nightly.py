@@ -114,6 +114,8 @@ def _night(
     with for_now(engine, registry):
         for _ in range(JUDGINGS):
             seen = registry.newest_deployment()
+            if reason := _taken_out(candidate, registry):  # meanwhile
+                raise GateRefused(reason)
             verdict = _judge(candidate, snapshot, probes, store, registry, engine, settings, progress)
             registry.add_verdict(verdict, cycle_id)
             still_alone()

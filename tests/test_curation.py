@@ -1,6 +1,6 @@
 import pytest
 from nightschool.evolve.curation import BOUNDED, CURATION, MASKED, as_taught, fault
-from nightschool.evolve.privacy import PLAIN, SHORTENED
+from nightschool.evolve.privacy import PLAIN, SHORTENED, TYPESET
 from nightschool.evolve.types import Prompt
 
 PROMPT: Prompt = ({"role": "user", "content": "I am ada@example.org"},)
@@ -47,3 +47,10 @@ def test_older_versions_miss_a_number_with_more_behind_it():
     assert older == prompt
     newer = as_taught(SHORTENED, prompt, {"completion": "ok"})["prompt"]
     assert newer[0]["content"] == "pay <IBAN> by Friday, API_KEY=<SECRET>"
+
+
+def test_older_versions_know_the_spaces_and_hyphens_of_a_keyboard_alone():
+    prompt: Prompt = ({"role": "user", "content": "Phone:555-123-4567, 555\u2011123\u20114567, ssh://app:s3cret@db"},)
+    assert as_taught(SHORTENED, prompt, {"completion": "ok"})["prompt"] == prompt
+    newer = as_taught(TYPESET, prompt, {"completion": "ok"})["prompt"]
+    assert newer[0]["content"] == "Phone:<PHONE>, <PHONE>, ssh://app:<SECRET>@db"

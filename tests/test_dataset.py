@@ -185,6 +185,52 @@ def test_a_reply_given_a_forgotten_memory_is_left_out_with_the_reason():
     assert reasons(snapshot) == {"a memory that the reply was given is forgotten": (left_out,)}
 
 
+def test_a_reply_given_a_forgotten_turn_is_left_out_with_the_reason_and_one_out_of_its_reach_is_not():
+    world = World()
+    forgotten = world.says("my diagnosis is lupus", "noted", session="a")
+    left_out = world.says("what shall I eat?", "with lupus, fish", 1.0, session="a")
+    for n in range(REACH - 1):
+        world.says(f"turn {n}", f"reply {n}", session="a")
+    world.says("the bell?", "ten euros", 1.0, session="a")
+    world.forgets(forgotten)
+    snapshot = world.freeze()
+    assert [e.completion for e in snapshot.examples] == ["ten euros"]
+    assert reasons(snapshot) == {"a turn that the reply was given is forgotten": (left_out,)}
+
+
+def test_a_turn_after_a_forgotten_one_judges_no_reply_before_it():
+    world = World()
+    world.says("the bell?", "ten euros", session="a")
+    forgotten = world.says("the lamp?", "buy a fish", session="a")
+    world.says("No, that is wrong.", "sorry", session="a")
+    assert [t.completion for t in world.freeze().thumbs] == ["buy a fish"]
+    world.forgets(forgotten)
+    assert world.freeze().thumbs == ()
+    known = Prompts(world.interactions, {})
+    assert [known.is_last(i) for i in world.interactions] == [False, True]
+
+
+def test_a_note_of_a_turn_that_is_dated_later_than_now_names_it():
+    world = World()
+    ahead = world.says("my tyre is 28 inch", "noted", age_days=-0.2)
+    world.says("which tyre?", "a 28 inch one", 1.0, memories=(world.knows("m1", "my tyre is 28 inch", ahead),))
+    snapshot = world.freeze()
+    assert [e.interaction_ids for e in snapshot.examples] == [("i00001", ahead)]
+    assert world.load(to_rows(snapshot)).id == snapshot.id
+
+
+def test_a_statement_names_the_turn_that_made_it_and_those_that_had_repeated_it():
+    world = World()
+    made, repeated, later = (world.says("I live in Oslo.", "noted", age_days=age) for age in (3, 2, 0))
+    answered_later = replace(world.interactions[0], created_utc=NOW)  # an open turn has the time of its answer
+    world.interactions[0] = answered_later
+    world.knows("m1", "I live in Oslo.", made, repeated, later)
+    world.memories["m1"] = replace(world.memories["m1"], kind="fact", subject="home")
+    asked = world.says("which tyre?", "a studded one", 1.0, memories=("m1",), age_days=1)
+    (example,) = world.freeze().examples
+    assert example.interaction_ids == (asked, made, repeated)
+
+
 def test_one_user_who_asks_again_and_again_makes_no_topic_weigh_more_than_the_bound():
     def weights(**dataset: object) -> list[float]:
         world = World()
@@ -422,9 +468,9 @@ def test_a_regenerated_reply_with_an_injected_instruction_is_quarantined():
 
 def test_a_memory_without_events_freezes_to_the_ids_and_rows_that_it_had_before_there_were_any():
     snapshot = busy().freeze(held_out_share=0.2)
-    assert snapshot.id == "b2:77e00aa13221a6a5a804811b54a7bee2"
+    assert snapshot.id == "b2:4723cf80b891719b8fb422d488573e7a"  # of 29 pairs 22, since corrections are bounded, too
     rows = [{**row, "curation": 1} for row in to_rows(snapshot)]
-    assert content_id(rows) == "b2:d265cfedd0a0e10161b996814657faa2"
+    assert content_id(rows) == "b2:89b259e50af19860821b2e276d289b66"
 
 
 def test_a_snapshot_names_the_censor_that_scored_it_and_that_is_no_part_of_its_id():
@@ -456,6 +502,24 @@ def test_a_greeting_that_answers_nobody_is_left_out_with_the_reason():
     assert [(e.reason, e.interaction_ids) for e in snapshot.excluded] == [
         ("a greeting that answers nobody", (greeting,))
     ]
+
+
+def test_a_second_greeting_answers_nobody_either():
+    world = World()
+    world.says("", "Hi.", session="a")
+    world.interactions[-1] = replace(world.interactions[-1], turn=())
+    greeting = world.answers_again("I am Fern.", 1.0, session="a")
+    assert reasons(world.freeze()) == {"a greeting that answers nobody": (greeting,)}
+
+
+def test_a_second_reply_without_its_request_is_not_taught_to_an_empty_prompt():
+    world = World()
+    forgotten = world.says("the bell?", "no idea", session="a")
+    second = world.answers_again("ten euros", 1.0, session="a")
+    assert len(world.freeze().examples) == 1
+    world.forgets(forgotten)
+    snapshot = world.freeze()
+    assert snapshot.interaction_ids() == set() and second in next(iter(reasons(snapshot).values()))
 
 
 def test_an_empty_reply_is_never_a_row_but_its_correction_is():
@@ -504,6 +568,15 @@ def test_no_prompt_makes_more_than_its_share_of_pairs():
     pairs = world.freeze().pairs
     assert len(pairs) == PAIRS_PER_PROMPT
     assert {p.rejected.split()[0] for p in pairs} == {"bad"}  # the very same prompt comes first
+
+
+def test_no_prompt_makes_more_than_its_share_of_corrections_and_the_rest_are_examples():
+    world = World()
+    for n in range(12):
+        world.says("the bell?", "no", None, f"yes {n}", age_days=400.0 if n % 2 else 0.0)
+    snapshot = world.freeze()
+    assert len(snapshot.pairs) == PAIRS_PER_PROMPT and len(snapshot.examples) == 12
+    assert all(int(p.chosen.split()[1]) % 2 == 0 for p in snapshot.pairs)  # the recent ones
 
 
 def test_pairs_need_no_vectors_where_the_prompts_are_equal():
@@ -576,6 +649,15 @@ def test_an_answer_on_which_people_disagree_teaches_nothing():
     ids = [world.says("the bell?", "ten euros", rating) for rating in (1.0, -1.0)]
     snapshot = world.freeze()
     assert (snapshot.thumbs, snapshot.pairs) == ((), ())
+    assert reasons(snapshot) == {"people disagree on this answer": tuple(ids)}
+
+
+def test_an_answer_that_as_many_like_as_correct_is_the_worse_one_of_no_pair():
+    world = World()
+    ids = [world.says("the bell?", "no", 1.0, user=f"u{n}") for n in range(3)]
+    ids += [world.says("the bell?", "no", None, f"yes, {n} euros", user=f"v{n}") for n in range(3)]
+    snapshot = world.freeze()
+    assert snapshot.pairs == () and {t.completion for t in snapshot.thumbs} == {f"yes, {n} euros" for n in range(3)}
     assert reasons(snapshot) == {"people disagree on this answer": tuple(ids)}
 
 
@@ -1003,6 +1085,15 @@ def test_an_earlier_turn_that_is_forgotten_is_missed_as_well():
     world.forgets("i00000")
     with pytest.raises(NotFound, match="i00000"):
         world.load(rows)
+
+
+def test_a_correction_after_a_turn_that_was_shown_what_is_forgotten_loads():
+    world = World()
+    world.says("hello", "hi", session="a", memories=("m9",))
+    world.says("the bell?", "no idea", None, "ten euros", session="a")
+    snapshot = world.freeze()
+    assert [(p.how, p.interaction_ids) for p in snapshot.pairs] == [("correction", ("i00001", "i00000"))]
+    assert world.load(to_rows(snapshot)).id == snapshot.id
 
 
 def test_the_reaction_that_judged_an_unrated_reply_is_among_its_sources():

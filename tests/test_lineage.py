@@ -121,6 +121,20 @@ def test_what_taught_it_is_told_apart_from_what_it_was_judged_on(quick_store: Me
     assert [source.interaction_ids for source in found.held_out] == [(other,)]
 
 
+def test_what_it_was_judged_on_did_not_teach_it_once_it_is_answered(
+    quick_store: MemoryStore, registry: Registry
+) -> None:
+    told(quick_store)
+    judged = Judged((), "Yes.", True, "ann", tuple(interaction.id for interaction in quick_store.interactions()))
+    snapshot = Snapshot((), (), (), (judged,))
+    registry.add_snapshot(snapshot, to_rows(snapshot))
+    adapter = sealed(registry, snapshot.id)
+    told(quick_store, ("assistant", "You are welcome."))
+    found = lineage(quick_store, registry, adapter.id)
+    assert found.sources == () and found.forgotten == ()
+    assert {i for s in found.held_out for i in s.interaction_ids} == {i.id for i in quick_store.interactions()}
+
+
 def test_manifest_that_names_another_snapshot_is_not_sound(
     quick_store: MemoryStore, registry: Registry, taught: Adapter
 ) -> None:

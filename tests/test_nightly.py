@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from nightschool.content import plain
-from nightschool.errors import NightschoolError, ServingError, TrainingError
+from nightschool.errors import GateRefused, NightschoolError, ServingError, TrainingError
 from nightschool.evolve import dataset, dpo, lineage, sft
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import read_adapter, seal
@@ -531,6 +531,22 @@ def test_what_is_put_into_service_while_a_night_judges_has_it_judge_again(
     assert (second.outcome, serving) == ("promoted", [first.candidate_id, None])
     live = assistant.registry.live()
     assert live and live.id == second.candidate_id != first.candidate_id
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_what_is_rolled_back_from_while_it_is_judged_again_stays_out_of_service(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, judge = night(assistant), nightly._judge
+
+    def judged(*given: Any) -> Verdict:
+        assistant.registry.rollback()
+        return judge(*given)
+
+    monkeypatch.setattr(nightly, "_judge", judged)  # by other rules, since those of the first time have no id
+    with pytest.raises(GateRefused, match=f"adapters promote {first.candidate_id}"):
+        night(assistant)
+    assert assistant.registry.live() is None and assistant.registry.latest_cycle().outcome == "failed"
 
 
 @pytest.mark.usefixtures("toy_nights")

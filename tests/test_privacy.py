@@ -58,6 +58,12 @@ from nightschool.evolve.privacy import MASK, mask, spans, unasked
         ("make my pin 1234", "make my pin <SECRET>"),
         ("my password is ada@example.org", "my password is <EMAIL>"),
         ("https://example.org/?password=hunter", "<URL>"),
+        ("Phone:555-123-4567", "Phone:<PHONE>"),
+        ("Ring +49\u00a030\u00a01234567", "Ring <PHONE>"),
+        ("555\u2011123\u20114567, 555\u2010123\u20104568, 555\u2013123\u20134569", "<PHONE>, <PHONE_2>, <PHONE_3>"),
+        ("card 4111\u202f1111\u00a01111\u00a01111", "card <CARD>"),
+        ("postgres://app:s3c!ret@db.example.org/shop", "postgres://app:<SECRET>@db.example.org/shop"),
+        ("redis://:hunter@cache and https://app:hunter@example.org", "redis://:<SECRET>@cache and <URL>"),
     ],
 )
 def test_personal_data_is_masked_by_its_kind(text: str, masked: str):
@@ -110,6 +116,8 @@ def test_keys_are_masked_whole(secret: str):
         "Client(access_token=access_token), api_key = undefined, auth_token = response",
         "API_KEY=API_KEY_OF_ADA, API_KEY=settings.key",
         "Authorization: Bearer authentication is wanted, the client key = combination of name and day",
+        "Adres no12 kırk altı sokak, bt21 ſechs kilo",  # letters that are no others without regard to case
+        "1990\u20131994, from 10\u00a0000 \u2013 12\u00a0000, at 1:2345678 of postgres://app:${SECRET}@db",
         " ".join(map(str, range(1, 31))),
         " ".join(map(str, range(1990, 2027))),
         "0 1 1 2 3 5 8 13 21 34 55 89 144 233 377 610 987 1597 2584 4181 6765",
@@ -123,6 +131,7 @@ def test_what_only_looks_like_it_stays(text: str):
 def test_a_value_has_the_same_mask_in_every_text_of_a_row_and_others_have_others():
     row = ["I am a@x.org, she is b@x.org", "Noted: B@x.org and a@x.org."]
     assert mask(row) == ["I am <EMAIL>, she is <EMAIL_2>", "Noted: <EMAIL_2> and <EMAIL>."]
+    assert mask(["call 555\u2011123\u20114567", "call 555-123-4567"]) == ["call <PHONE>", "call <PHONE>"]
 
 
 @given(st.text(max_size=200), st.text(max_size=50))
@@ -151,6 +160,8 @@ def test_masking_is_a_function_of_the_words_and_spans_never_overlap(a: str, b: s
         "sk-",
         "www.",
         "http://",
+        "x://a:",
+        "1\u2013",
         "4 ",
         "4111 1111 1111 1111 ",
         "BE68 ",
@@ -184,6 +195,7 @@ def test_masks_are_known_again_and_tags_are_none():
         ("Call 020 7946 0019.", ["020 7946 0019"]),
         ("Write to ADA@example.org or bob@example.org", ["bob@example.org"]),
         ("Call <PHONE>, we have 12 bikes.", []),
+        ("Call 020\u20117946\u20110018.", []),
     ],
 )
 def test_values_that_stand_in_the_prompt_are_not_unasked(answer: str, found: list[str]):

@@ -92,6 +92,21 @@ def test_a_reader_of_what_is_forgotten_while_it_is_fitted_is_not_kept(rated: Mem
     assert not kept.exists()
 
 
+def test_no_reader_outlives_the_night_after_it_that_uses_none(rated: MemoryStore):
+    def kept() -> int:
+        return len(list(rated.settings.home.glob("censor-*.safetensors")))
+
+    reading(rated)
+    assert kept() == 1
+    reading(rated, replace(LOW, read_turns=0))
+    assert kept() == 0
+    reading(rated)
+    for interaction in list(rated.interactions()):
+        rated.rate(interaction.id, rating=1.0)
+    assert kept() == 1 and reading(rated) == Reading()  # nothing is left to be read
+    assert kept() == 0
+
+
 def test_being_liked_as_often_as_is_usual_is_no_evidence(store: MemoryStore):
     for n in range(40):
         talk(store, f"u{n}", f"question {n}", f"answer {n}", thumbs={1: -1.0 if n % 10 == 0 else 1.0})

@@ -280,6 +280,14 @@ def test_outcome_of_a_cycle_follows_from_what_exists(registry: Registry) -> None
     assert [c.outcome for c in registry.cycles()] == ["promoted"]
 
 
+def test_night_that_was_killed_between_its_verdict_and_its_promotion_has_promoted_nothing(registry: Registry) -> None:
+    cycle, adapter = registry.open_cycle(), trained(registry, b"one")
+    registry.add_verdict(Verdict(adapter.id, None, SNAPSHOT.id, True, (), ("better",)), cycle)
+    assert registry.cycle(cycle).outcome == "running"
+    registry.close_interrupted()
+    assert registry.cycle(cycle).outcome == "failed"
+
+
 def test_nights_keep_their_order_and_verdicts_where_the_clock_is_set_back(registry: Registry) -> None:
     first, ticks = registry.open_cycle(), count(-100)
     registry.clock = lambda: float(next(ticks))

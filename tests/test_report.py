@@ -189,6 +189,17 @@ def test_what_was_forgotten_since_is_named_so(quick_store: MemoryStore, registry
     assert [topic.label for topic in report(quick_store, registry).topics] == ["forgotten since"]
 
 
+def test_turns_without_a_request_are_named_so_and_not_as_forgotten(
+    quick_store: MemoryStore, registry: Registry
+) -> None:
+    for i in range(10):
+        turn: list[Message] = [{"role": "system", "content": f"Greet rider {i}."}]
+        made = quick_store.record(turn, f"Welcome, rider {i}!", user_id=f"user {i}", session_id="s")
+        quick_store.rate(made.id, rating=1)
+    rejected(quick_store, registry)
+    assert [topic.label for topic in report(quick_store, registry).topics] == ["no request"]
+
+
 def test_examples_are_answered_by_both(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
     found = side_by_side(quick_store, registry, NamingEngine(), night, 2, 0.1)
     assert [(c.before, c.after) for c in found] == [("<b>base</b>", f"<b>{night.candidate_id}</b>")] * len(found)
