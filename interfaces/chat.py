@@ -16,7 +16,7 @@ def chat(home: Home = None, user: User = "default", agent: Agent = "", session: 
     """Talk. /good and /bad rate the last answer, /fix TEXT corrects it, /remember TEXT keeps a note, /quit leaves."""
     with assistant(home, make=True) as nightschool:
         err.print("loading the base", style="dim")
-        assert nightschool.engine
+        _ = nightschool.engine
         last = None
         while (line := _prompt()) not in (None, "/quit"):
             if not line:

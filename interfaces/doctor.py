@@ -70,11 +70,14 @@ def _device() -> str:
 
 def _base(settings: Settings, problems: list[str]) -> str:
     from ..serving.checking import check
+    from ..serving.engine import LEAST_PROMPT
 
     serving, found = settings.serving, check(settings.serving.base, settings.night.lora_rank, settings.serving.engine)
     problems += [f"base: {problem}" for problem in found.problems]
     if settings.night.lora_targets not in found.lora_modules:
         problems.append(f"base: night.lora_targets is {settings.night.lora_targets!r}, which does not fit it")
+    if serving.max_tokens > (most := found.context - LEAST_PROMPT):
+        problems.append(f"base: serving.max_tokens is {serving.max_tokens}, and its context takes at most {most}")
     return f"{serving.base} = {found.base_id}"
 
 

@@ -190,15 +190,14 @@ def notes_message(texts: Sequence[str]) -> Message:
 
 
 def with_notes(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:
-    """`messages` with the notes at the end of their first system message, or as a new first message.
+    """`messages` with the notes at the end of the system message that opens them, or as a new first message.
 
-    The one place that decides this: what a reply was given by day is what its training row is given by night.
+    The one place that decides this: what a reply was given by day is what its training row is given by night. A system
+    message further on is no place for them: it is left out where a conversation is too long.
     """
     if not texts:
         return list(messages)
     notes = notes_message(texts)
-    system = next((i for i, m in enumerate(messages) if m["role"] == "system"), None)
-    if system is None:
+    if not messages or messages[0]["role"] != "system":
         return [notes, *messages]
-    joined: Message = {"role": "system", "content": f"{messages[system]['content']}\n\n{notes['content']}"}
-    return [*messages[:system], joined, *messages[system + 1 :]]
+    return [{"role": "system", "content": f"{messages[0]['content']}\n\n{notes['content']}"}, *messages[1:]]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from contextlib import suppress
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,9 +28,15 @@ if TYPE_CHECKING:
 SEEDLING = Path(__file__).parent / "seedling"
 CONFIG = "config.json"
 DESCRIBING = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # config, tokenizer, chat template
+NAMING = [  # what a base answers by; other files, as a night's or a trainer's beside it, may come and go
+    *(CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.json", "*.jinja", "*.model", "merges.txt", "vocab.*", "*.safetensors"),
+]
 WEIGHTS = "model.safetensors"  # of a checkpoint without an index
 INDEX = "model.safetensors.index.json"
 DEQUANTISED = ("fp8", "mxfp4")  # on loading, of the methods of transformers
+WRONG = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError)
+OVER_FILES = (OSError, ImportError, RuntimeError, *WRONG)  # what transformers raises, beside errors of its own
 PASSED_BY = "kv_b_proj"  # of latent attention: vLLM splits its weight at load, and never sees what LoRA adds to it
 MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
 
@@ -45,9 +53,12 @@ def locate(spec: str, weights: bool = False) -> Path:
         if not (folder / CONFIG).exists():
             raise ServingError(f"base {spec}: {folder} has no config.json; give the folder of a checkpoint")
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", spec) or spec.startswith("."):
-        raise ServingError(f"base {spec}: no such folder; set serving.base to seedling, a folder or a hub id")
-    return _from_hub(spec, weights)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", spec):
+        from huggingface_hub.errors import HFValidationError
+
+        with suppress(HFValidationError):
+            return _from_hub(spec, weights)
+    raise ServingError(f"base {spec}: no such folder; set serving.base to seedling, a folder or a hub id")
 
 
 def _on_disk(spec: str) -> Path:
@@ -109,14 +120,14 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def base_id(spec: str) -> str:
-    """`b2:` and a hash over config, weights and tokenizer; of a hub id, whose commits never change, the commit."""
+    """`b2:` and a hash over config, weights, tokenizer and chat template; of a hub id, whose commits never change, the
+    commit."""
     folder = locate(spec)
     if folder != _on_disk(spec):
         return f"hub:{spec.partition('@')[0]}@{folder.name}"
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return f"hub:{spec}@{folder.name}"  # a folder of the hub's own cache
-    paths = [folder / name for name in (CONFIG, "tokenizer.json", "chat_template.jinja")]
-    paths = [*filter(Path.exists, paths), *sorted(folder.glob("*.safetensors"))]
+    paths = sorted({path for pattern in NAMING for path in folder.glob(pattern)})
     return _hashed(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
 
 
@@ -135,29 +146,37 @@ def disk_bytes(spec: str) -> int:
     return sum((folder / name).stat().st_size for name in _weights(folder) if (folder / name).exists())
 
 
-# -- loading ---
+# -- loading; nothing but safetensors is read, and no code that comes with a base is run ---
+
+
+@contextmanager
+def _refusing(problem: str) -> Iterator[None]:
+    """ServingError that begins with `problem` for whatever is raised over a file that is damaged or odd."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (StrictDataclassError, SafetensorError, *OVER_FILES) as error:
+        missing = "; run `pip install 'nightschool[serve]'`" if isinstance(error, ImportError) else ""
+        raise ServingError(f"{problem}: {type(error).__name__}: {error}{missing}") from error
 
 
 def load_config(spec: str) -> Any:
     """The model's config; nothing else of it is read."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     folder = locate(spec)
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise ServingError(f"base {spec}: its config.json cannot be used: {error}") from error
+    with _refusing(f"base {spec}: its config.json cannot be used"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_tokenizer(spec: str) -> Any:
     from transformers import AutoTokenizer
 
     folder = locate(spec)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ServingError(f"base {spec}: its tokenizer cannot be loaded: {error}") from error
+    with _refusing(f"base {spec}: its tokenizer cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise ServingError(f"base {spec}: the tokenizer has no chat template; take the instruct version of the model")
     return tokenizer
@@ -166,29 +185,59 @@ def load_tokenizer(spec: str) -> Any:
 def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
     """The dequantised model in `dtype` on `device`, in eval mode."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from . import blocks
 
     folder = locate(spec, weights=True)
-    with loading():
-        try:
-            config = load_config(spec)
-            if reason := why_not_dequantised(spec, config):
-                raise ServingError(reason)
-            _set_to_dequantise(config)
-            fp8 = is_fp8(config)
-            # the FP8 loader writes bfloat16 and stumbles over any other dtype
-            with blocks.of_size(_block_size(config)):
-                kind = torch.bfloat16 if fp8 else dtype
-                model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=kind)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            missing = "; run `pip install 'nightschool[serve]'`" if isinstance(error, ImportError) else ""
-            raise ServingError(f"base {spec}: cannot be loaded from {folder}: {error}{missing}") from error
-        if fp8 and dtype != torch.bfloat16:
-            model = _in_dtype(model, dtype)
+    with loading(), _refusing(f"base {spec}: cannot be loaded from {folder}"):
+        config = _dequantising(spec)
+        # the FP8 loader writes bfloat16 and stumbles over any other dtype
+        kind = torch.bfloat16 if is_fp8(config) else dtype
+        how: dict[str, Any] = {"config": config, "dtype": kind, "trust_remote_code": False, "use_safetensors": True}
+        with blocks.of_size(_block_size(config)):
+            model, told = AutoModelForCausalLM.from_pretrained(folder, **how, output_loading_info=True)
+        _require_whole(spec, told)
+        model = model if kind == dtype else _in_dtype(model, dtype)
     return model.to(choose_device(device)).eval()
+
+
+def require_tensors(spec: str) -> None:
+    """ServingError where its files lack something that the model is made of. Of them only the heads are read."""
+    import torch
+    from transformers.modeling_utils import load_state_dict
+
+    from . import blocks
+
+    folder = locate(spec)
+    with loading(), _refusing(f"base {spec}: cannot be loaded from {folder}"):
+        config = _dequantising(spec)
+        heads = [load_state_dict(folder / name, map_location="meta") for name in _weights(folder)]
+        how: dict[str, Any] = {"config": config, "dtype": torch.bfloat16, "device_map": "meta"}
+        how |= {"state_dict": dict(ChainMap(*heads)), "output_loading_info": True}
+        with blocks.of_size(_block_size(config)):
+            _, told = type(_unloaded(config)).from_pretrained(None, **how)
+    _require_whole(spec, told)
+
+
+def _require_whole(spec: str, told: Mapping[str, Any]) -> None:
+    """What a checkpoint lacks is drawn at random by transformers, at each load anew."""
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ServingError(
+            f"base {spec}: its weights lack {', '.join(missing[:3])}{more}; copy or download it anew, or take the"
+            " checkpoint of a causal language model"
+        )
+
+
+def _dequantising(spec: str) -> Any:
+    """The config under which its weights are loaded."""
+    config = load_config(spec)
+    if reason := why_not_dequantised(spec, config):
+        raise ServingError(reason)
+    if quantised_by(config):
+        config.quantization_config = {**config.quantization_config, "dequantize": True}
+    return config
 
 
 def context_of(config: Any) -> int:
@@ -207,16 +256,17 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def choose_device(device: str) -> str:
+    """As torch names it; a CPU is always "cpu", whatever number it is given."""
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        kind = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(f"serving.device is {device!r}, which torch cannot use here: {reason}") from error
-    return device
+    return kind if kind == "cpu" else device
 
 
 def is_fp8(config: Any) -> bool:
@@ -244,11 +294,6 @@ def why_not_dequantised(spec: str, config: Any) -> str:
         f"base {spec}: its weights are quantised by {method}, which is not undone here; take the checkpoint in full"
         f" precision, or one with quant_method {' or '.join(DEQUANTISED)}"
     )
-
-
-def _set_to_dequantise(config: Any) -> None:
-    if quantised_by(config):
-        config.quantization_config = {**config.quantization_config, "dequantize": True}
 
 
 def _in_dtype(model: Any, dtype: torch.dtype) -> Any:
@@ -300,15 +345,19 @@ class Modules:
 def modules_of(config: Any) -> Modules:
     """What a model of `config` is made of; nothing is allocated."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    try:
-        with loading(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise ServingError(f"a {config.model_type} is no causal language model that transformers knows") from error
+    model = _unloaded(config)
     linear = {n: (m.in_features, m.out_features) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     return Modules(linear, {name: p.numel() for name, p in model.named_parameters()})
+
+
+def _unloaded(config: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    problem = f"base {config.name_or_path}: no causal language model can be made of a {config.model_type}"
+    with loading(), _refusing(problem), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def expert_share(config: Any) -> float:

@@ -2,11 +2,12 @@
 
 The invariant: only that thread uses the model, and between two steps it takes in what has come meanwhile, so nobody
 waits for another's answer to end. A row that fails, is late or is given up leaves the others as they were. The thread
-starts with the first piece of work and ends when nothing is left.
+starts with the first piece of work and ends when nothing is left, or with the step in which the process ends.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from .decoding import Batch, Forward, Layers, Row
 from .engine import Limit
 
 T = TypeVar("T")
+THREAD = "nightschool-engine"
 BATCH_ROWS = 32
 BATCH_TOKENS = 8192  # that one forward pass reads, padding included
 PREFIX_TOKENS = 8192  # kept for prompts that go on where an earlier one ended
@@ -76,13 +78,13 @@ class Request(Row):
         self.deliver()
 
     def goes_on(self) -> bool:
-        """False when it is done, given up, cancelled or late."""
+        """False when it is done, given up, cancelled or late, or the process ends."""
         try:
             self._require_time()
         except ServingError as error:
             if not self.answer.done:
                 self.fail(error)
-        return not (self.answer.done or self.given_up)
+        return not (self.answer.done or self.given_up or _process_ends())
 
     def _require_time(self) -> None:
         try:
@@ -109,12 +111,8 @@ class Batcher:
             self._wake()
             self._waiting += requests
 
-    def call(self, job: Callable[[], T]) -> T:
-        """What `job` returns; it may use the model, and runs between two steps."""
-        return self.hand_in(job).result()
-
     def hand_in(self, job: Callable[[], T]) -> Future[T]:
-        """As `call`, but nobody waits, so the thread itself may do it."""
+        """What `job` will return; it may use the model, and runs between two steps. Only others may wait for it."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -136,7 +134,8 @@ class Batcher:
         """Before anything is queued: the thread waits for the lock that the caller holds."""
         if not self._working:
             try:
-                Thread(target=self._work, name="nightschool-engine").start()
+                # whoever starts it: a daemon would die inside of torch when the process ends, which aborts it
+                Thread(target=self._work, name=THREAD, daemon=False).start()
             except RuntimeError as error:  # no more threads in this container
                 raise ServingError(f"the engine cannot start its thread: {error}") from error
             self._working = True
@@ -232,6 +231,14 @@ class Batcher:
             if host is None or not _joins(host, batch):
                 joined.append(batch)
         self._batches = joined
+
+
+def _process_ends() -> bool:
+    """Whether it waits for nothing but engines: who still wants an answer will not live to see it."""
+    main = threading.main_thread()
+    if main.is_alive():
+        return False
+    return all(thread.daemon or thread is main or thread.name == THREAD for thread in threading.enumerate())
 
 
 def _request(row: Row) -> Request:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from ..content import Message
@@ -28,12 +29,13 @@ FINAL = "<|channel|>final<|message|>"  # of Harmony, which else begins with an a
 
 
 def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
-    """The templated prompt in at most `room` ids: the oldest turns go first, the system message last.
+    """The templated prompt in at most `room` ids: the oldest turns go first, the system messages that open it last.
 
     InputError if there is no message, ServingError if the template refuses the conversation.
     """
-    system = [m for m in prompt[:1] if m["role"] == "system"]
-    turns = list(prompt[len(system) :])
+    system = list(takewhile(lambda message: message["role"] == "system", prompt))
+    turns = _end(tokenizer, prompt[len(system) :], room)
+    system = _end(tokenizer, system, room)
     # where what is kept may begin: with a request, and where not even the last one fits, with what followed it
     starts = [0, *(i for i, m in enumerate(turns) if i and m["role"] == "user")]
     starts += range(starts[-1] + 1, len(turns))
@@ -51,6 +53,26 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message], room: int) -> Ids:
     return ids[:kept] + ids[len(ids) - (room - kept) :]
 
 
+def _end(tokenizer: Any, messages: Sequence[Message], room: int) -> list[Message]:
+    """Their end, where it alone is more than `room` ids can show: nobody waits until megabytes are read to be cut."""
+    characters = 16 * room
+    while sum(len(message["content"]) for message in messages) > characters:
+        end = _last(messages, characters)
+        if len(_templated(tokenizer, end)) > 2 * room:  # the first of them are not those of the whole
+            return end
+        characters *= 2
+    return list(messages)
+
+
+def _last(messages: Sequence[Message], characters: int) -> list[Message]:
+    found: list[Message] = []
+    for message in reversed(messages):
+        if characters > 0:
+            found.insert(0, {"role": message["role"], "content": message["content"][-characters:]})
+        characters -= len(message["content"])
+    return found
+
+
 def _opening(tokenizer: Any, ids: Ids, system: list[Message], most: int) -> int:
     """How many ids stand before the words of the first turn, with the system message if that is short enough."""
     empty: Message = {"role": "user", "content": ""}
@@ -59,7 +81,10 @@ def _opening(tokenizer: Any, ids: Ids, system: list[Message], most: int) -> int:
 
 
 def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
-    """What follows the generation prompt, up to the first end of turn."""
+    """What follows the generation prompt, up to the end of the turn: no control token stands within the answer itself.
+
+    Where that is not the eos_token, as in Gemma's templates, more may follow that nobody generates.
+    """
     said: Message = {"role": "assistant", "content": answer}
     head = _text(tokenizer, prompt, add_generation_prompt=True)
     whole = _text(tokenizer, [*prompt, said])
@@ -67,10 +92,10 @@ def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
         text = whole[len(head) :]
     else:  # a template that opens a thought for the model, or drops one of earlier turns
         text = _inert_messages(tokenizer, [said])[0]["content"] + tokenizer.eos_token
-    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    if tokenizer.eos_token_id in ids:
-        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-    return tuple(ids)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    controls = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = controls - {tokenizer.unk_token_id} | {tokenizer.eos_token_id}
+    return tuple(ids[: next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))])
 
 
 def _templated(tokenizer: Any, messages: Sequence[Message]) -> Ids:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from .base import (
     lora_targets,
     modules_of,
     quantised_by,
+    require_tensors,
     why_not_dequantised,
 )
 from .chat import answer_ids
@@ -70,8 +72,7 @@ def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
     sizes = modules_of(config)
     parameters = sum(sizes.parameters.values())
     on_disk = disk_bytes(spec) / GIB
-    problems = _problems(spec, on_disk)
-    problems += filter(None, [why_not_dequantised(spec, config)])
+    problems = _problems(spec, config, on_disk)
     patterns = _patterns(config, engine, problems)
     trained = max((_lora_parameters(sizes.linear, pattern, rank) for pattern in patterns.values()), default=0)
     text, share = config.get_text_config(), expert_share(config)
@@ -105,16 +106,23 @@ def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
     )
 
 
-def _problems(spec: str, on_disk: float) -> list[str]:
+def _problems(spec: str, config: Any, on_disk: float) -> list[str]:
+    whole = has_weights(locate(spec))
     found = [] if on_disk else [f"base {spec}: no *.safetensors in {locate(spec)}"]
-    if on_disk and os.environ.get("HF_HUB_OFFLINE") and not has_weights(locate(spec)):
+    if on_disk and os.environ.get("HF_HUB_OFFLINE") and not whole:
         found.append(f"base {spec}: not all its weights are in {locate(spec)}, and HF_HUB_OFFLINE is set")
-    found += damaged(spec)
-    try:
-        answer_ids(load_tokenizer(spec), [{"role": "user", "content": "?"}], "!")
-    except ServingError as error:
-        found.append(str(error))
+    found += [*damaged(spec), *filter(None, [why_not_dequantised(spec, config)])]
+    looks: list[Callable[[str], object]] = [_try_tokenizer] if found or not whole else [require_tensors, _try_tokenizer]
+    for look in looks:
+        try:
+            look(spec)
+        except ServingError as error:
+            found.append(str(error))
     return found
+
+
+def _try_tokenizer(spec: str) -> None:
+    answer_ids(load_tokenizer(spec), [{"role": "user", "content": "?"}], "!")
 
 
 def _patterns(config: Any, engine: str, problems: list[str]) -> dict[str, str]:
@@ -161,6 +169,8 @@ def _is_by_position(config: Any) -> bool:
 def _cache_bytes(text: Any) -> int:
     if latent := getattr(text, "kv_lora_rank", None):
         return int(2 * text.num_hidden_layers * (latent + text.qk_rope_head_dim))
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if not (queries := getattr(text, "num_attention_heads", None)):
+        return 0  # it keeps states (RWKV), or parts of it have heads of their own (BLT)
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    size = getattr(text, "head_dim", None) or text.hidden_size // queries
     return int(2 * 2 * text.num_hidden_layers * heads * size)

@@ -55,6 +55,8 @@ class Answer:
         if stops:
             self.text, self.ended = self.text[: min(stops)], True
         self.done = self.ended or len(self.ids) >= self.sampling.max_tokens
+        if self.done and not self.ended:
+            self.text = self.text.rstrip(HALF)  # its rest does not come any more
 
     def fail(self, error: ServingError) -> None:
         self.error, self.done = error, True

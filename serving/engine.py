@@ -117,7 +117,7 @@ def room_for_prompt(context: int, reserved: int) -> int:
     if room < LEAST_PROMPT:
         raise ServingError(
             f"an answer of {reserved} tokens leaves no room for a prompt in the context of {context}; ask for a shorter"
-            " one"
+            " one (for replies serving.max_tokens)"
         )
     return room
 

@@ -71,7 +71,7 @@ class LocalEngine:
 
     def close(self) -> None:
         """Let go of the model and the adapters. What is asked later, or not answered yet, is a ServingError."""
-        self._batcher.call(self._let_go)
+        self._batcher.hand_in(self._let_go).result()
 
     def _let_go(self) -> None:
         self._model, self._graphs, self._expansion = None, None, None

@@ -12,10 +12,10 @@ import logging
 import os
 import re
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, RLock
 from typing import Any, TypeVar
@@ -51,7 +51,7 @@ class VLLMEngine:
         if not (key.isascii() and key.isprintable()):  # an error of httpx would show it
             raise SettingsError(f"{KEY} has characters that no key of a server can have")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        address = httpx.URL(settings.url.rstrip("/"))  # without name and password, as httpx logs it
+        address = _address(settings.url.rstrip("/"))  # without name and password, as httpx logs it
         # no proxy of the environment: what people say goes to this address and nowhere else
         self._client = client or httpx.Client(
             base_url=address.copy_with(userinfo=b""),
@@ -71,11 +71,12 @@ class VLLMEngine:
             raise
         self._paths: dict[str, Path] = {}  # adapter id → its folder; what should be loaded
         self._leases: Counter[str] = Counter()
+        self._abandoned: deque[ExitStack] = deque()  # leases of streams that nobody read to their end
         self._leaving: set[str] = set()
-        self._lock = RLock()  # of the three above, never held while the server is asked
+        self._lock = RLock()  # of the paths, leases and those that leave, never held while the server is asked
         self._checks: dict[str, Event] = {}  # of adapters that were loaded again and are being checked
         self._refused: set[str] = set()  # of those
-        self._changing = RLock()  # one load or unload at a time; a dropped stream may end inside of one
+        self._changing = RLock()  # one load or unload at a time
 
     def close(self) -> None:
         self._client.close()
@@ -112,12 +113,13 @@ class VLLMEngine:
         body = {**self._asked(prompt, sampling, 0), "stream": True}
         lease = ExitStack()
         pieces = self._streamed({**body, "model": lease.enter_context(self._lease(adapter))}, lease, limit)
-        weakref.finalize(pieces, lease.close)  # a generator that nobody begins to read does not come to its end
+        # one that is left does not come to its end; the collector may find it where a lock is held, so that it waits
+        weakref.finalize(pieces, self._abandoned.append, lease)
         return pieces
 
     def _streamed(self, body: dict[str, Any], lease: ExitStack, limit: Limit) -> Pieces:
-        with lease:
-            yield from self._pieces(body, limit)
+        yield from self._pieces(body, limit)
+        lease.close()
 
     def score(
         self,
@@ -184,6 +186,7 @@ class VLLMEngine:
 
     def unload(self, adapter_id: str) -> None:
         """Answer no new call with it; the server drops it when the running ones have ended."""
+        self._give_back()
         with self._lock:
             self._require(adapter_id)
             self._leaving.add(adapter_id)
@@ -191,6 +194,7 @@ class VLLMEngine:
 
     @contextmanager
     def _lease(self, adapter: str | None) -> Iterator[str]:
+        self._give_back()
         if adapter is None:
             yield self._model
             return
@@ -206,6 +210,12 @@ class VLLMEngine:
                 self._drop_unused(adapter)
             except ServingError as error:  # an answer that is whole is not lost by it
                 log.warning("adapter %s could not be unloaded: %s", adapter, error)
+
+    def _give_back(self) -> None:
+        """What streams had that were left before their end."""
+        while self._abandoned:
+            with suppress(IndexError):  # another thread was first
+                self._abandoned.popleft().close()
 
     def _require(self, adapter_id: str) -> None:
         if adapter_id not in self.adapters():
@@ -225,7 +235,8 @@ class VLLMEngine:
                 del self._paths[adapter_id]
 
     def _drop_left(self) -> None:
-        """What the server did not unload when it was asked to."""
+        """What the server did not unload when it was asked to, or could not be asked to."""
+        self._give_back()
         with self._lock:
             left = list(self._leaving)
         for adapter_id in left:
@@ -441,6 +452,13 @@ class VLLMEngine:
             return [call(row) for row in rows]
         with ThreadPoolExecutor(min(CALLS, len(rows))) as pool:
             return list(pool.map(call, rows))
+
+
+def _address(url: str) -> httpx.URL:
+    try:
+        return httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"serving.url is {without_user(url)!r}; it is http://HOST:PORT") from error
 
 
 def _manifest(adapter_id: str, path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -67,7 +67,10 @@ def logits(model) -> torch.Tensor:
 # -- finding ---
 
 
-@pytest.mark.parametrize("spec", ["/tmp/nowhere/at/all", "~nobody-of-that-name/base", "long" * 100])
+NOWHERE = ["/tmp/nowhere/at/all", "~nobody-of-that-name/base", "long" * 100]
+
+
+@pytest.mark.parametrize("spec", [*NOWHERE, "Qwen/Qwen3--0.6B", "foo/bar.git", "a/..", "./x", "a/" + "b" * 97])
 def test_unknown_folder_is_refused_by_name(spec: str) -> None:
     with pytest.raises(ServingError, match=rf"base {spec}: no such folder"):
         base.locate(spec)
@@ -93,6 +96,17 @@ def test_base_id_follows_the_content_and_not_the_name(toy_base: str, tmp_path: P
     tensors = load_file(copy / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert base.base_id(str(copy)) != before
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "merges.txt", "tokenizer.model"])
+def test_base_id_follows_whatever_a_base_answers_by(toy_base: str, tmp_path: Path, name: str) -> None:
+    copy = copy_base(toy_base, tmp_path / "copy")
+    before = base.base_id(str(copy))
+    (copy / "trainer_state.json").write_text("{}")
+    assert base.base_id(str(copy)) == before
+    with (copy / name).open("a") as file:
+        file.write(" ")
     assert base.base_id(str(copy)) != before
 
 
@@ -242,6 +256,67 @@ def test_device_that_torch_cannot_use_is_named() -> None:
         base.choose_device("gpu")
 
 
+@pytest.mark.parametrize("rename", [lambda name: name.replace("layers.1.", "left.out."), lambda name: f"other.{name}"])
+def test_weights_that_lack_tensors_are_neither_served_nor_passed(
+    toy_base: str, tmp_path: Path, rename: Callable[[str], str]
+) -> None:
+    """transformers draws what is missing at random."""
+    folder = copy_base(toy_base, tmp_path / "lacking")
+    tensors = {rename(name): value for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    lacking = rf"base {folder}: its weights lack .*, .* and \d+ more; "
+    with pytest.raises(ServingError, match=lacking):
+        base.load_base(str(folder), dtype=torch.float32, device="cpu")
+    (problem,) = check(str(folder), rank=4).problems
+    assert re.match(lacking, problem)
+
+
+def test_weights_of_other_shapes_are_told_by_their_heads(toy_base: str, tmp_path: Path) -> None:
+    folder = copy_base(toy_base, tmp_path / "narrow")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": torch.ones(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    (problem,) = check(str(folder), rank=4).problems
+    assert problem.startswith(f"base {folder}: cannot be loaded from")
+
+
+@pytest.mark.parametrize("spec", ["seedling", "fp8_base"])
+def test_heads_of_a_whole_base_tell_nothing_missing(spec: str, fp8_base: Path) -> None:
+    base.require_tensors(str(fp8_base) if spec == "fp8_base" else spec)
+
+
+def test_code_that_comes_with_a_base_is_neither_run_nor_asked_about(
+    toy_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ran = copy_base(toy_base, tmp_path / "coded"), tmp_path / "ran"
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')")
+    for name, classes in (
+        ("config.json", {"AutoConfig": "code.X"}),
+        ("tokenizer_config.json", {"AutoTokenizer": [None, "code.X"]}),
+    ):
+        data = json.loads((folder / name).read_text()) | {"auto_map": classes, "tokenizer_class": "Unknown"}
+        (folder / name).write_text(json.dumps(data | ({"model_type": "unknown"} if name == "config.json" else {})))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for load in (base.load_config, base.load_tokenizer):
+        with pytest.raises(ServingError, match="trust_remote_code"):
+            load(str(folder))
+    assert not ran.exists()
+
+
+def test_pickled_weights_are_not_read(toy_base: str, tmp_path: Path) -> None:
+    folder = copy_base(toy_base, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ServingError, match=r"cannot be loaded from .*model\.safetensors"):
+        base.load_base(str(folder), dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", "auto"])
+def test_a_cpu_is_one_whatever_number_it_is_given(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On it float32 is both faster and exact, and so what is taken where the device is "cpu"."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert base.choose_device(device) == "cpu"
+
+
 def test_truncated_weights_are_a_clear_error(toy_base: str, tmp_path: Path) -> None:
     folder = copy_base(toy_base, tmp_path / "cut")
     weights = (folder / "model.safetensors").read_bytes()
@@ -293,8 +368,7 @@ def test_mxfp4_base_is_loaded_with_the_numbers_that_its_blocks_stand_for(tmp_pat
     model = base.load_base(str(tmp_path), dtype=torch.float32, device="cpu")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.get_parameter(packed)[0, :4, 0].tolist() == [-1.5, 0.25, -1.5, 0.25]
-    config = base.load_config(str(tmp_path))
-    base._set_to_dequantise(config)  # also where what computes in it is installed
+    config = base._dequantising(str(tmp_path))  # also where what computes in it is installed
     assert config.quantization_config["dequantize"]
 
 
@@ -312,6 +386,36 @@ def test_damaged_base_is_refused_with_its_folder(toy_base: str, tmp_path: Path) 
     copy = copy_base(toy_base, tmp_path / "copy")
     (copy / "config.json").write_text("{}")
     with pytest.raises(ServingError, match="copy"):
+        base.load_base(str(copy), dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("tokenizer.json", "{}"), ("tokenizer.json", "[]"), ("tokenizer_config.json", "[]")]
+)
+def test_damaged_tokenizer_is_a_clear_error(toy_base: str, tmp_path: Path, name: str, text: str) -> None:
+    copy = copy_base(toy_base, tmp_path / "copy")
+    (copy / name).write_text(text)
+    with pytest.raises(ServingError, match="copy: its tokenizer cannot be loaded: "):
+        base.load_tokenizer(str(copy))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"hidden_act": "swish9000"},
+        {"quantization_config": "fp8"},
+        {"model_type": "llama", "num_attention_heads": 0},
+        {"model_type": "reformer"},
+        {"model_type": "prophetnet"},
+    ],
+)
+def test_odd_config_is_a_clear_error(toy_base: str, tmp_path: Path, odd: dict[str, object]) -> None:
+    copy = copy_base(toy_base, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text()) | odd
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ServingError, match=r"copy: (its config|no causal|cannot be loaded)"):
+        check(str(copy), rank=4)
+    with pytest.raises(ServingError, match=r"copy: (its config|cannot be loaded)"):
         base.load_base(str(copy), dtype=torch.float32, device="cpu")
 
 

@@ -1,6 +1,8 @@
 """Callers that share the model: who joins whom, what is not read twice, and who is left in peace when one fails."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -403,7 +405,7 @@ def test_error_inside_the_thread_reaches_its_callers(engine: LocalEngine, monkey
         with pytest.raises(ServingError, match="division by zero"):
             engine.generate(PROMPTS, sampling=LONG)
     with pytest.raises(ZeroDivisionError):
-        engine._batcher.call(lambda: 1 / 0)
+        engine._batcher.hand_in(lambda: 1 / 0).result()
     assert all(engine.generate(PROMPTS, sampling=LONG))
 
 
@@ -518,6 +520,44 @@ def test_unloaded_adapter_leaves_memory_after_its_last_answer(
     assert wait_until(lambda: not engine._batcher._working)
     gc.collect()
     assert held() is None
+
+
+# -- a process that ends ---
+
+LEAVING = """
+import atexit, os, sys, threading, time
+from nightschool.serving.engine import Sampling
+from nightschool.serving.local import LocalEngine
+from nightschool.settings import ServingSettings
+
+engine, steps = LocalEngine(ServingSettings(base=sys.argv[1], device="cpu", threads=1)), []
+engine._ends, step = frozenset(), engine._batcher._forward
+
+def counted(*args, **inputs):
+    steps.append(1)
+    time.sleep(0.003)
+    return step(*args, **inputs)
+
+def ask():
+    list(engine.stream([{"role": "user", "content": "Hello."}], sampling=Sampling(max_tokens=100)))
+
+engine._batcher._forward = counted
+atexit.register(lambda: print(len(steps), "nightschool-engine" in [t.name for t in threading.enumerate()]))
+threading.Thread(target=ask, daemon=sys.argv[2] == "daemon").start()
+while not steps:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("asks", ["daemon", "worker"])
+def test_a_process_waits_for_the_step_and_for_the_answer_only_where_somebody_will_read_it(
+    toy_base: str, asks: str
+) -> None:
+    command = [sys.executable, "-c", LEAVING, toy_base, asks]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    steps, runs = ended.stdout.split()
+    assert runs == "False" and (steps == "100") == (asks == "worker")
 
 
 # -- families whose cache cannot be shifted ---

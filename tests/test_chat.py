@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from nightschool.content import Message
 from nightschool.errors import ServingError
 from nightschool.evolve.lessons import encode, short_enough
+from nightschool.memory.types import with_notes
+from nightschool.serving import chat
 from nightschool.serving.base import load_tokenizer
 from nightschool.serving.chat import answer_ids, prompt_ids
 from transformers import PreTrainedTokenizerBase
@@ -64,6 +70,15 @@ def test_answer_to_a_template_that_opens_a_thought_is_its_text_and_an_end(toy_ba
     assert tokenizer.decode(answer_ids(tokenizer, talk, "yes")) == f"yes{tokenizer.eos_token}"
     assert tokenizer.decode(answer_ids(tokenizer, talk, typed)).count(tokenizer.eos_token) == 1
     assert short_enough(tokenizer, "yes", 40)
+
+
+def test_answer_ends_with_its_turn_also_where_that_is_no_end_of_text(toy_base: str) -> None:
+    """As Gemma's, which ends a turn with a token of its own and a line."""
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(toy_base)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|tool|>\n{% endfor %}[assistant]"
+    for answer in ("yes", "", "a <|tool|> b"):
+        ended = tokenizer.decode(answer_ids(tokenizer, said(("user", "one")), answer))
+        assert ended == answer.replace("<|", "< |") + "<|tool|>"
 
 
 HYBRID = (  # as Qwen3's
@@ -140,6 +155,52 @@ def test_request_that_is_cut_keeps_what_opens_it(toy_base: str, system: str, ope
     assert shown.startswith(opening) and shown.count("<|user|>") == opening.count("<|user|>")
     assert shown.endswith("opens at nine. <|end|><|assistant|>")
     assert len(prompt_ids(tokenizer, talk, 60)) == 60
+
+
+def test_long_talk_keeps_every_system_message_that_opens_it_and_the_notes(toy_base: str) -> None:
+    tokenizer, late = load_tokenizer(toy_base), ("system", "It is dark.")
+    talk = said(*[("user", "The shop opens at nine."), ("assistant", "Yes.")] * 20, late, ("user", "When?"))
+    opened = said(("system", "Be brief."), ("system", "Be kind."))
+    for opening in ([], opened[:1], opened):
+        text = templated(tokenizer, with_notes([*opening, *talk], ["My dog is called Tolvo."]), 200)
+        assert "Tolvo" in text and text.endswith("When?<|end|><|assistant|>")
+        assert all(message["content"] in text for message in opening) and text.count("opens at nine") < 20
+
+
+def test_what_cannot_be_shown_is_not_read(toy_base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, text, sizes = load_tokenizer(toy_base), chat._text, []
+
+    def watched(tokenizer: Any, messages: Sequence[Message], **how: Any) -> str:
+        sizes.append(sum(len(message["content"]) for message in messages))
+        return text(tokenizer, messages, **how)
+
+    monkeypatch.setattr(chat, "_text", watched)
+    long = "The shop opens at nine. " * 100_000
+    for turn in [("user", long), ("system", long)]:
+        assert len(prompt_ids(tokenizer, said(turn, ("user", "When?")), 100)) <= 100
+    assert len(prompt_ids(tokenizer, said(("user", long)), 100)) == 100
+    assert max(sizes) < 10_000
+
+
+@pytest.mark.parametrize("base", ["seedling", "toy_base"])
+def test_prompt_is_the_same_as_if_all_of_it_were_read(
+    base: str, toy_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, draw = load_tokenizer(toy_base if base == "toy_base" else base), random.Random(0)
+    words = ["the", "Tolvo", "東京", " " * 40, "🎉", "aaaaaaaaaaaaaaaa", "<|end|>", "nine.\n"]
+    talks = [
+        said(
+            *[("system", " ".join(draw.choices(words, k=draw.choice([1, 300])))) for _ in range(draw.randrange(3))],
+            *[
+                (draw.choice(["user", "assistant", "tool"]), " ".join(draw.choices(words, k=draw.choice([0, 3, 400]))))
+                for _ in range(draw.randrange(1, 8))
+            ],
+        )
+        for _ in range(40)
+    ]
+    quick = [prompt_ids(tokenizer, talk, room) for talk in talks for room in (20, 60)]
+    monkeypatch.setattr(chat, "_end", lambda tokenizer, messages, room: list(messages))
+    assert quick == [prompt_ids(tokenizer, talk, room) for talk in talks for room in (20, 60)]
 
 
 def test_a_long_request_with_tools_loses_whole_messages(toy_base: str) -> None:

@@ -512,7 +512,7 @@ def test_database_that_is_gone_with_the_command_or_of_another_kind_is_refused(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run("init")
-    for url, why in (("sqlite://", "gone with this command"), ("mysql://x/y", "only sqlite and postgresql hold a")):
+    for url, why in (("sqlite://", "gone with this process"), ("mysql://x/y", "only sqlite and postgresql hold a")):
         monkeypatch.setenv("NIGHTSCHOOL_DATABASE_URL", url)
         for words in (["import", export(tmp_path, LINE)], ["topics", "list"]):
             assert why in str(run(*words).exception)
@@ -599,6 +599,14 @@ def test_doctor_finds_what_would_stop_a_reply_and_keeps_passwords(tmp_path: Path
     assert any("no *.safetensors" in problem for problem in found["problems"])
     assert any(problem.startswith("engine: ") for problem in found["problems"])
     assert "secret" not in json.dumps(found) and "ann" in found["settings"]["memory"]["database_url"]
+
+
+def test_doctor_names_a_length_of_replies_that_leaves_no_room_for_a_prompt(toy_base: str, tmp_path: Path) -> None:
+    env = {"NIGHTSCHOOL_BASE": toy_base, "NIGHTSCHOOL_SERVING_MAX_TOKENS": "497"}
+    told = "base: serving.max_tokens is 497, and its context takes at most 496"
+    assert told in examine(load_settings(tmp_path, env))["problems"]
+    env["NIGHTSCHOOL_SERVING_MAX_TOKENS"] = "496"
+    assert "serving.max_tokens" not in str(examine(load_settings(tmp_path, env))["problems"])
 
 
 def test_doctor_sees_a_live_adapter_that_cannot_answer(run: Run, tmp_path: Path) -> None:

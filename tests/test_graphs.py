@@ -103,7 +103,7 @@ def test_buffers_belong_to_one_batch_at_a_time_and_few_are_kept(engine: LocalEng
     for i in range(5):
         ask(engine, i)
     assert len(made._buffers) <= graphs.KEPT
-    engine._batcher.call(lambda: None)  # the last answer comes before its batch is let go
+    engine._batcher.hand_in(lambda: None).result()  # the last answer comes before its batch is let go
     assert all(buffers.free for buffers in made._buffers)
     (key, taken) = ((1, 16, ()), made._find({}, 1, 16))
     lent = taken.lend(1)
@@ -195,7 +195,7 @@ def test_adapter_that_is_unloaded_leaves_its_buffers_also_where_it_still_answers
     assert any("q_proj" in name for buffers in made._buffers for name in buffers.deltas)
     engine.unload("b2:1")
     assert first + "".join(pieces) == expected[3]  # its rows outgrow their buffers on the way
-    assert engine._batcher.call(gc.collect) is not None
+    assert engine._batcher.hand_in(gc.collect).result() is not None
     assert held() is None and not any(buffers.deltas for buffers in made._buffers)
 
 

@@ -15,7 +15,7 @@ from nightschool.serving.adapters import blended
 from nightschool.serving.base import load_base, load_tokenizer, lora_targets
 from nightschool.serving.batching import batches
 from nightschool.serving.chat import answer_ids, prompt_ids
-from nightschool.serving.decoding import LIKELY, Answer, drawn, left_padded
+from nightschool.serving.decoding import HALF, LIKELY, Answer, drawn, left_padded
 from nightschool.serving.engine import Prompt, Sampling
 from nightschool.serving.local import LocalEngine
 from nightschool.serving.lora import as_named
@@ -73,7 +73,7 @@ def by_transformers(engine: LocalEngine, prompt: list[Message], tokens: int) -> 
     """The reference: transformers' own generate, one prompt at a time."""
     ids = torch.tensor([prompt_ids(engine._tokenizer, prompt, 400)])
     out = engine._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
-    return engine._tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return engine._tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).rstrip(HALF)
 
 
 # -- answering ---
@@ -167,6 +167,16 @@ def test_beginning_of_a_stop_string_is_held_back_also_before_half_a_character() 
     assert "".join(pieces) == answer.text == "Yes "
 
 
+@pytest.mark.parametrize("most", range(1, 12))
+def test_answer_that_is_cut_inside_a_character_ends_before_it(most: int) -> None:
+    tokenizer = load_tokenizer("seedling")
+    answer, pieces = Answer(tokenizer, Sampling(most)), []
+    for token in tokenizer("🎉東🎉")["input_ids"][:most]:
+        answer.add(token)
+        pieces.append(answer.fresh())
+    assert "🎉東🎉".startswith(answer.text) and "".join(pieces) == answer.text
+
+
 def tokenizers() -> list[Any]:
     """The seedling's, those of SentencePiece with and without bytes, and one that tidies up."""
     pieces = ["▁a", "a", "▁", ".", "é", *(f"<0x{byte:02X}>" for byte in (*"ü—🎉".encode(), 0x20, 0xFF))]
@@ -255,7 +265,7 @@ def test_control_tokens_that_somebody_typed_are_only_text(engine: LocalEngine) -
 
 
 def test_answer_longer_than_the_context_is_refused(engine: LocalEngine) -> None:
-    with pytest.raises(ServingError, match="no room for a prompt in the context of 512"):
+    with pytest.raises(ServingError, match=r"no room for a prompt in the context of 512.*serving\.max_tokens"):
         engine.generate(PROMPTS, sampling=Sampling(max_tokens=512))
     with pytest.raises(ServingError, match="no room"):
         engine.score(PROMPTS[:1], ["x" * 600])

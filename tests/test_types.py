@@ -12,13 +12,13 @@ def test_notes_are_a_first_message_of_the_system_one_line_each():
     ]
 
 
-def test_notes_stand_at_the_end_of_the_first_system_message_there_is():
+def test_notes_stand_at_the_end_of_the_system_message_that_opens_the_talk_and_of_no_other():
     system = {"role": "system", "content": "Be brief."}
     joined, *rest = with_notes([system, USER, system], ["a zebra"])
     assert joined == {"role": "system", "content": "Be brief.\n\nNotes from earlier conversations:\n- a zebra"}
     assert rest == [USER, system]
-    first, second = with_notes([USER, system], ["a zebra"])
-    assert (first, second["role"]) == (USER, "system")
+    notes, *rest = with_notes([USER, system], ["a zebra"])
+    assert "a zebra" in notes["content"] and rest == [USER, system]
 
 
 def test_without_notes_the_messages_are_as_they_were():

@@ -194,7 +194,36 @@ def test_unloaded_adapter_stays_for_a_stream_that_nobody_has_begun_to_read(
     assert list(read) == ["Hi", " there"]
     assert engine.adapters() == [] and "b2:one" in server.loaded
     del dropped
-    assert server.loaded == {}
+    assert engine.generate([PROMPT]) == ["served"] and server.loaded == {}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_stream_that_the_collector_finds_while_a_lock_is_held_waits_for_nobody(
+    engine: VLLMEngine, server: Server, tmp_path: Path, begun: bool
+) -> None:
+    engine.load("b2:one", tmp_path)
+    left, held, collected = [engine.stream(PROMPT, adapter="b2:one")], Event(), Event()
+    assert not begun or next(left[0]) == "Hi"
+    engine.unload("b2:one")
+
+    def change() -> bool:  # as another thread that loads an adapter, and needs the lock that is held here
+        with engine._changing:
+            held.set()
+            return collected.wait(3)
+
+    with ThreadPoolExecutor(1) as pool:
+        waited = pool.submit(change)
+        held.wait()
+        with engine._lock:
+            left.clear()
+        collected.set()
+        assert waited.result()
+    assert engine.generate([PROMPT]) == ["served"] and server.loaded == {}
+
+
+def test_address_that_httpx_takes_for_none_names_its_setting(server: Server) -> None:
+    with pytest.raises(SettingsError, match=r"serving\.url is 'http://\*\*\*@1\.2\.3\.999'; it is http://HOST:PORT"):
+        VLLMEngine(ServingSettings(base=server.base, url="http://ann:secret@1.2.3.999/"))
 
 
 def test_an_unload_that_failed_is_made_good_at_the_next_load(
