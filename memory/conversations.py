@@ -230,12 +230,21 @@ def continued(last: Interaction | None, open_ended: bool, owner: Owner, made: In
 
 
 def checked_owner(user_id: str, agent_id: str, session_id: str) -> Owner:
-    for where, value in (("user_id", user_id), ("agent_id", agent_id), ("session_id", session_id)):
-        if (size := len(checked_text(where, value).encode())) > NAME_LENGTH:
-            raise InputError(f"{where} has {size} bytes; at most {NAME_LENGTH}")
+    owner = Owner(user_id, agent_id, session_id)
+    for where, value in owner._asdict().items():
+        checked_text(where, value)
     if not user_id:
         raise InputError("user_id is empty")
-    return Owner(user_id, agent_id, session_id)
+    return owner
+
+
+def checked_new_owner(user_id: str, agent_id: str, session_id: str) -> Owner:
+    """The same, if every database has room for it; what is held of before may have longer names."""
+    owner = checked_owner(user_id, agent_id, session_id)
+    for where, value in owner._asdict().items():
+        if (size := len(value.encode())) > NAME_LENGTH:
+            raise InputError(f"{where} has {size} bytes; at most {NAME_LENGTH}")
+    return owner
 
 
 def checked_conversation(conversation: Conversation, now: float = inf) -> Conversation:
@@ -249,7 +258,7 @@ def checked_conversation(conversation: Conversation, now: float = inf) -> Conver
         if not 0 <= index < len(messages) or messages[index]["role"] != "assistant":
             raise InputError(f"message {index}: only a message of the assistant can be rated or corrected")
     reviews = {index: checked_review(review) for index, review in conversation.reviews.items()}
-    return replace(conversation, owner=checked_owner(*conversation.owner), messages=messages, reviews=reviews)
+    return replace(conversation, owner=checked_new_owner(*conversation.owner), messages=messages, reviews=reviews)
 
 
 def checked_messages(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -138,7 +138,7 @@ class _ServerLock:
 
 class Database:
     def __init__(self, url: str) -> None:
-        self.url, self._named = without_password(_checked(url)), file_of(url)
+        self.url, self._named = without_password(url), file_of(url)
         self._closed, self._process = False, os.getpid()
         with self._translated("open"):
             self.sql = open_engine(url)
@@ -269,7 +269,7 @@ class Database:
 def open_engine(url: str) -> Engine:
     # a traceback would hold what people said
     careful: dict[str, Any] = {"hide_parameters": True}
-    if _parsed(url).get_backend_name() != "sqlite":
+    if _parsed(_checked(url)).get_backend_name() != "sqlite":
         # a server may have closed what stood idle, and who waited for another writer has to see what that one wrote
         careful |= {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"}
     try:

@@ -22,12 +22,12 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from ..errors import StoreError
-from .conversations import leaves_memory, request_of, turn_memory_id, user_words
+from .conversations import Owner, leaves_memory, request_of, turn_memory_id, user_words
 from .database import Database
 from .embed import Embedder
 from .forgetting import unfinished
 from .passages import Passages, index_row, of_note, of_turn
-from .reading import in_pages, memories
+from .reading import in_pages, memories, of_session
 from .rows import IDS_A_QUERY, chunks, to_interaction, to_memory, turn_memory
 from .tables import InteractionRow, MemoryRow, StateRow
 from .types import OF_TURNS, Interaction, Memory
@@ -284,9 +284,9 @@ class Indexing:
             sources = [memory.source_ids[0] for memory in memories if memory.kind in OF_TURNS]
             found = session.scalars(select(InteractionRow).where(InteractionRow.id.in_(sources)))
             asked = {row.id: to_interaction(row) for row in found}
-        # it may be forgotten by now
-        there = [m for m in memories if m.kind not in OF_TURNS or m.source_ids[0] in asked]
-        return [_of_turn(m, asked[m.source_ids[0]]) if m.kind in OF_TURNS else Waiting(m, of_note(m)) for m in there]
+            notes = [Waiting(m, of_note(m), _place(session, m)) for m in memories if m.kind not in OF_TURNS]
+        turns = [m for m in memories if m.kind in OF_TURNS and m.source_ids[0] in asked]  # it may be forgotten by now
+        return [*(_of_turn(m, asked[m.source_ids[0]]) for m in turns), *notes]
 
     def _add(self, waiting: Sequence[Waiting], vectors: dict[str, Vector], *, afresh: bool = False) -> None:
         """Index those that still wait; `vectors` by text, and what is missing there is embedded."""
@@ -322,6 +322,15 @@ def _left_for_later() -> Iterator[None]:
 
 def _rebuilding(session: Session) -> str | None:
     return session.scalars(select(StateRow.value).where(StateRow.name == REBUILD)).first()
+
+
+def _place(session: Session, memory: Memory) -> int:
+    """Of a note, the position of the turn that it was made after in its session."""
+    if memory.kind != "note" or not memory.session_id:
+        return 0
+    owner = Owner(memory.user_id, memory.agent_id, memory.session_id)
+    before = of_session(owner).where(InteractionRow.created_utc <= memory.created_utc)
+    return session.scalars(before.with_only_columns(func.max(InteractionRow.position))).one() or 0
 
 
 def _of_turn(memory: Memory, interaction: Interaction) -> Waiting:

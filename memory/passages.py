@@ -39,7 +39,7 @@ class IndexRow:
     kind: str
     shared: bool
     created_utc: float
-    position: int  # in its session, where times are equal
+    position: int  # in its session; of a note that of the turn before it
     lines: tuple[str, ...]  # the terms of each window, joined by spaces
     own: int  # so many windows are the user's words, those after them the reply's
     vectors: NDArray[np.floating]  # (1 + windows, dimension): the whole first; one row if the whole is the window

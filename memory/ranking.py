@@ -149,8 +149,8 @@ def _mass(wanted: dict[str, float], line: str) -> float:
 def _excess(scores: Array, rows: Sequence[IndexRow], weights: Weights) -> Array:
     """What each gains from the better of its neighbours in its session."""
     alone = [row.kind in ALONE or not row.session_id for row in rows]
-    order = sorted(range(len(rows)), key=lambda n: (alone[n], rows[n].session, rows[n].created_utc, rows[n].position))
-    places = [(n, 0) if alone[n] else (rows[n].session, _place(rows[n])) for n in order]
+    order = sorted(range(len(rows)), key=lambda n: (alone[n], *_place(rows[n])))
+    places = [(n, 0) if alone[n] else (rows[n].session, rows[n].position) for n in order]
     ordered = scores[order]
     gained = np.zeros_like(ordered)
     for distance, weight in ((1, weights.next), (2, weights.after_next)):
@@ -165,12 +165,11 @@ def _excess(scores: Array, rows: Sequence[IndexRow], weights: Weights) -> Array:
     return result
 
 
-def _place(row: IndexRow) -> int | None:
-    """That of a turn in its session. A note has none: it stands among the turns by its time."""
-    return None if row.kind == "note" else row.position
+def _place(row: IndexRow) -> tuple[tuple[str, str, str], float, int, bool]:
+    """Where it stands: a note behind the turn that it was made after."""
+    return row.session, row.created_utc, row.position, row.kind == "note"
 
 
-def _near(a: tuple[object, int | None], b: tuple[object, int | None]) -> bool:
+def _near(a: tuple[object, int], b: tuple[object, int]) -> bool:
     """Whether both are of one session, and what was said between them is not merely missing among the rows."""
-    (session, place), (other, its_place) = a, b
-    return session == other and (place is None or its_place is None or abs(place - its_place) <= REACH)
+    return a[0] == b[0] and abs(a[1] - b[1]) <= REACH

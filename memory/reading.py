@@ -106,12 +106,13 @@ def asking(session: Session, interactions: Sequence[Interaction]) -> dict[str, s
 
 
 def feedback(session: Session, interaction_ids: Collection[str] | None = None) -> dict[str, list[Feedback]]:
-    found: dict[str, list[Feedback]] = {}
     rows = select(FeedbackRow).order_by(FeedbackRow.created_utc, FeedbackRow.id)
-    some = None if interaction_ids is None else chunks(list(interaction_ids))
-    for asked in [rows] if some is None else (rows.where(FeedbackRow.interaction_id.in_(ids)) for ids in some):
-        for row in session.scalars(asked):
-            found.setdefault(row.interaction_id, []).append(to_feedback(row))
+    asked = [rows]
+    if interaction_ids is not None:
+        asked = [rows.where(FeedbackRow.interaction_id.in_(some)) for some in chunks(list(interaction_ids))]
+    found: dict[str, list[Feedback]] = {}
+    for row in (row for query in asked for row in session.scalars(query)):
+        found.setdefault(row.interaction_id, []).append(to_feedback(row))
     return found
 
 

@@ -16,7 +16,7 @@ from ..errors import InputError
 from .conversations import checked_past, checked_time
 from .embed import Embedder
 from .passages import IndexRow, windows
-from .ranking import REACH, Fit, Query, Weights, folded, rank
+from .ranking import ALONE, REACH, Fit, Query, Weights, folded, rank
 from .types import OF_TURNS, Memory, MemoryKind, Recall
 from .words import terms
 
@@ -91,7 +91,7 @@ def candidates(
 
 def _around(fits: Sequence[Fit]) -> dict[str, list[int]]:
     """The places within reach of those that fit, in the sessions of the best."""
-    within = [fit.row for fit in fits[:PLACED] if fit.row.session_id]
+    within = [fit.row for fit in fits[:PLACED] if fit.row.session_id and fit.row.kind not in ALONE]
     sessions = list(dict.fromkeys(row.session_id for row in within))[:SESSIONS]
     places: dict[str, set[int]] = {session: set() for session in sessions}
     for row in within:

@@ -183,6 +183,8 @@ class Restoring:
             self.report.forgotten += 1
             return
         held = _in_its_place(session, made)
+        if held is not None and held.text and held.text not in self._vectors:
+            raise InputError(f"interaction {made.id}: its session was written meanwhile; bring the export in once more")
         if held is not None and answers(made, held):
             self.report.known["interaction"] += 1  # an older copy, from before the answer
             return
@@ -292,15 +294,14 @@ def new_texts(session: Session, lines: Sequence[Line]) -> list[str]:
             if session.get(InteractionRow, made.id) is None:
                 found += of_turn(made).texts if leaves_memory(made) else ()
                 held = _in_its_place(session, made)
-                found += [held.text] if held else ()
+                found += [held.text] if held and held.text else ()
     return found
 
 
 def _in_its_place(session: Session, made: Interaction) -> Interaction | None:
     """What its session has at its position, other than itself."""
-    place = of_session(owner_of(made)).where(InteractionRow.position == made.position, InteractionRow.id != made.id)
-    row = session.scalars(place).first()
-    return to_interaction(row) if row else None
+    row = session.scalars(of_session(owner_of(made)).where(InteractionRow.position == made.position)).first()
+    return to_interaction(row) if row and row.id != made.id else None
 
 
 def _line(line: bytes) -> Line:

@@ -35,6 +35,7 @@ from .conversations import (
     checked_id,
     checked_ids,
     checked_messages,
+    checked_new_owner,
     checked_owner,
     checked_past,
     checked_review,
@@ -171,7 +172,7 @@ class MemoryStore(Facts):
         one of them or of `memory_ids` was forgotten since, or another turn came between. What `check` raises right
         before it is committed keeps it out, too.
         """
-        owner, said = checked_owner(user_id, agent_id, session_id), checked_messages(turn)
+        owner, said = checked_new_owner(user_id, agent_id, session_id), checked_messages(turn)
         checked_text("reply", reply)
         if any(message["role"] == "assistant" for message in said):
             raise InputError(
@@ -246,7 +247,7 @@ class MemoryStore(Facts):
                 except InputError as error:
                     errors[i] = error
             written, stale = self._insert(session, list(held.new.values()), held.replaced, vectors)
-            for owner in held.unlike:
+            for owner in held.to_inherit:
                 inherit_again(session, owner)
             feedback_new = insert_reviews(session, held.reviews, self.clock())
         self._indexing.written(written, held.replaced, vectors, stale)
@@ -305,7 +306,7 @@ class MemoryStore(Facts):
 
         It falls with any of its sources. NotFound where the user has no such source.
         """
-        owner = checked_owner(user_id, agent_id, session_id)
+        owner = checked_new_owner(user_id, agent_id, session_id)
         if not checked_text("text", text).strip():
             raise InputError("text is blank; give what is to be remembered")
         if not isinstance(shared, bool):  # 1 would be kept as True, under the id of 1

@@ -310,9 +310,9 @@ def narrowed(
 
 
 def beside(scope: str, places: Mapping[str, Iterable[int]]) -> str:
-    """`scope` narrowed to these places, by session, and the notes of those sessions, which have no place."""
+    """`scope` narrowed to these places, by session."""
     parts = [
-        f"(session_id = {_quoted(session)} AND (kind = 'note' OR position IN ({', '.join(map(str, some))})))"
+        f"(session_id = {_quoted(session)} AND position IN ({', '.join(map(str, some))}))"
         for session, some in places.items()
     ]
     return f"{scope} AND ({' OR '.join(parts)})"

@@ -73,7 +73,7 @@ class Held:
         self.reviews: list[tuple[str, Review, float]] = []
         self.known = self.left_out = 0
         self.forgotten: Collection[str] = ()
-        self.unlike: set[Owner] = set()  # sessions in which turns of tools may have another request before them
+        self.to_inherit: set[Owner] = set()  # sessions in which turns of tools may have another request before them
         for found in _of_sessions(session, self._sessions):
             self.rows(owner_of(found))[found.position] = found
         self.rated = rated(session, [i.id for rows in self._sessions.values() for i in rows.values() if not i.reply])
@@ -83,9 +83,9 @@ class Held:
 
     def take(self, planned: Planned) -> None:
         self.known, self.left_out = self.known + planned.known, self.left_out + planned.forgotten
-        for made in planned.new:
-            if planned.forgotten or made.position < max(self.rows(owner_of(made)), default=0):
-                self.unlike.add(owner_of(made))
+        for owner in {owner_of(made) for made in planned.new}:
+            if planned.forgotten or planned.new[0].position < max(self.rows(owner), default=0):
+                self.to_inherit.add(owner)
         for old, new in planned.replaced.items():
             if self.new.pop(old, None) is None:
                 self.replaced[old] = new

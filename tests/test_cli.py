@@ -609,6 +609,14 @@ def test_doctor_names_a_length_of_replies_that_leaves_no_room_for_a_prompt(toy_b
     assert "serving.max_tokens" not in str(examine(load_settings(tmp_path, env))["problems"])
 
 
+def test_doctor_names_rows_of_a_night_that_are_longer_than_the_base_reads(toy_base: str, tmp_path: Path) -> None:
+    env = {"NIGHTSCHOOL_BASE": toy_base, "NIGHTSCHOOL_NIGHT_MAX_TOKENS": "513"}
+    told = "base: night.max_tokens is 513, and its context takes at most 512"
+    assert told in examine(load_settings(tmp_path, env))["problems"]
+    env["NIGHTSCHOOL_NIGHT_MAX_TOKENS"] = "512"
+    assert "night.max_tokens" not in str(examine(load_settings(tmp_path, env))["problems"])
+
+
 def test_doctor_sees_a_live_adapter_that_cannot_answer(run: Run, tmp_path: Path) -> None:
     settings = load_settings(tmp_path / "home", {})
     with MemoryStore(settings) as store:

@@ -13,7 +13,7 @@ from nightschool.memory.conversations import (
     Review,
     checked_conversation,
     checked_messages,
-    checked_owner,
+    checked_new_owner,
     checked_review,
     checked_text,
     checked_time,
@@ -201,7 +201,7 @@ def test_first_turn_of_a_session_stays_as_it_is():
 )
 def test_owner_that_cannot_be_kept_is_refused_by_field(owner, reason):
     with pytest.raises(InputError, match=reason):
-        checked_owner(*owner)
+        checked_new_owner(*owner)
 
 
 def test_role_and_content_are_checked_by_message():

@@ -413,3 +413,22 @@ def test_odd_id_in_a_line_of_feedback_is_told_of_that_line(told, other):
     report = other.restore(rewritten(told.export()[0], odd))
     assert sum("half of a surrogate pair" in error for error in report.errors.values()) == 2
     assert report.new["interaction"] == 3
+
+
+def test_open_turn_that_comes_while_an_export_is_read_is_told_of_its_line(quick_store, other, monkeypatch):
+    said(quick_store, "Where is Rome?", "")
+    path, _ = quick_store.export()
+    said(quick_store, "please", "In Italy.")
+    later, _ = quick_store.export(path.with_name("later.jsonl"))
+    embed = other._vectors
+
+    def interrupted(texts):
+        found = embed(texts)
+        monkeypatch.undo()
+        said(other, "Where is Rome?", "")
+        return found
+
+    monkeypatch.setattr(other, "_vectors", interrupted)
+    assert any("written meanwhile" in error for error in other.restore(later).errors.values())
+    assert other.restore(later).errors == {}
+    assert facts(other) == facts(quick_store)

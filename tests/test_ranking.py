@@ -129,7 +129,7 @@ def test_statement_or_correction_of_a_session_lifts_nothing_and_does_not_stand_b
 
 
 def test_neighbours_go_by_time_then_by_position_whatever_order_they_come_in():
-    rows = [row("first", 0.8, session="s", utc=1.0, position=5), row("second", session="s", utc=2.0, position=0)]
+    rows = [row("first", 0.8, session="s", utc=1.0, position=2), row("second", session="s", utc=2.0, position=0)]
     rows += [row("third", session="s", utc=2.0, position=1), row("fourth", session="s", utc=2.0, position=2)]
     found = ranked("what", *reversed(rows))
     assert [round(found[name], 3) for name in ("second", "third", "fourth")] == [0.24, 0.2, 0.0]
@@ -220,4 +220,4 @@ def test_what_stood_far_off_is_no_neighbour_where_nothing_between_is_looked_at()
     turns = [replace(near, kind="turn"), gap]
     assert ranked("zebra", *turns)["a"] > 0.2  # the turn between may be forgotten
     assert ranked("zebra", turns[0], far)["b"] == 0.0
-    assert ranked("zebra", turns[0], replace(far, kind="note"))["b"] > 0.2  # which stands where it was made
+    assert ranked("zebra", turns[0], replace(far, kind="note", position=4))["b"] > 0.2  # it was made after the turn

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 from nightschool.errors import InputError
+from nightschool.memory.recalling import Filters
 from nightschool.memory.store import MemoryStore
 from nightschool.settings import Settings
 
@@ -233,17 +234,17 @@ def test_time_of_another_kind_of_number_narrows_as_well(either_store, until):
 
 
 def test_large_store_lifts_the_neighbours_of_what_fits_and_no_others(quick_store, monkeypatch):
-    """In one session of many turns, of which some fit: as where all of it is ranked."""
-    for n in range(40):
-        said(quick_store, {12: "any zebra at home", 13: "yes two", 30: "a zebra"}.get(n, f"filler {n}"), utc=float(n))
+    """In one session of many turns and some notes, of which a few fit: as where all of it is ranked."""
+    for n in range(0, 120, 2):
+        said(quick_store, {24: "any zebra at home", 80: "a zebra"}.get(n, f"filler {n}"), utc=float(n))
+    for time, note in ((51.0, "one zebra seen"), (101.0, "nothing seen")):
+        quick_store.remember(note, user_id="ann", session_id="s", created_utc=time)
     found = []
     for whole in (2000, 0):
         monkeypatch.setattr(f"{MODULE}.RANKED_WHOLE", whole)
-        monkeypatch.setattr("nightschool.memory.store.CANDIDATES", 8)
-        monkeypatch.setattr(f"{MODULE}.ROWS_AROUND", 45)
-        recalls = quick_store.recall("zebra", user_id="ann", threshold=0.0, limit=40)
-        found.append({r.memory.created_utc for r in recalls if r.parts["neighbours"] > 0.05})
-    assert found[0] == found[1] == {10.0, 11.0, 13.0, 14.0, 28.0, 29.0, 31.0, 32.0}
+        fits = quick_store._fits("zebra", "ann", "", Filters(), most=4)
+        found.append({fit.row.created_utc for fit in fits if fit.parts["neighbours"] > 0.05})
+    assert found[0] == found[1] == {t + d for t in (24.0, 80.0) for d in (-4, -2, 2, 4)} | {48.0, 50.0, 52.0, 54.0}
 
 
 def test_second_reply_to_the_same_is_found_beside_the_first(quick_store):

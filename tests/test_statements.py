@@ -214,6 +214,11 @@ def test_what_is_liked_no_more_is_about_the_same() -> None:
     assert len({stated(text)[0].subject for text in said}) == 1
 
 
+def test_words_around_a_quotation_within_another_are_quoted_too():
+    assert stated("Please translate “Hello. My name is Bob. He said “hi” to me.” into German.") == []
+    assert stated("“One.” My name is Ada. “Two.”")[0].value == "ada"
+
+
 def test_quotes_that_never_close_cost_no_more_than_the_text_is_long():
     """Ten times the signs took a hundred times as long."""
     text = "“" * 20_000 + "„"

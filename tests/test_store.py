@@ -16,6 +16,7 @@ import pytest
 from nightschool.errors import InputError, NotFound, SettingsError, StoreError
 from nightschool.memory.conversations import Conversation, Owner, Review, draft_id, turn_memory_id
 from nightschool.memory.database import Database, file_of
+from nightschool.memory.rows import IDS_A_QUERY
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import SnapshotRow, SnapshotSourceRow
 from nightschool.memory.topic_rows import states
@@ -938,10 +939,12 @@ def test_database_that_every_thread_would_have_of_its_own_is_refused(tmp_path, h
         MemoryStore(settings, embedder=hash_embedder)
 
 
-def test_feedback_of_very_many_is_read(quick_store):
+def test_feedback_of_many_is_asked_for_in_parts(quick_store, executed):
     rated = said(quick_store, "a")
     quick_store.rate(rated.id, rating=1)
-    assert quick_store.feedback([*(f"b2:{n}" for n in range(260_000)), rated.id]).keys() == {rated.id}
+    with executed(quick_store) as statements:
+        assert quick_store.feedback([*(f"b2:{n}" for n in range(IDS_A_QUERY)), rated.id]).keys() == {rated.id}
+    assert sum("feedback" in statement for statement in statements) == 2
 
 
 @pytest.mark.parametrize(
