@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from .types import PairSource
 from .weights import pair_margin, pair_weight
 
 PAIRS_PER_PROMPT = 4
+Rank = Callable[["Contrast"], tuple[bool, bool, float]]  # the least first
 POOL = 8192  # answers of one kind that are compared with each other
 CHUNK = 512
 SAME = 2.0  # above every cosine
@@ -112,7 +112,7 @@ def _rank(found: tuple[float, Contrast]) -> tuple[float, float, str, str, str]:
     return -closeness, -c.weight, c.chosen.interaction.id, c.rejected.interaction.id, c.chosen.completion
 
 
-def bounded(contrasts: Sequence[Contrast], rank: Callable[[Contrast], Any] = lambda _: 0) -> list[Contrast]:
+def bounded(contrasts: Sequence[Contrast], rank: Rank = lambda _: (True, True, 0.0)) -> list[Contrast]:
     """As they stand, PAIRS_PER_PROMPT of a prompt on either side at most: the first by `rank`."""
     chosen, rejected, kept = Counter[str](), Counter[str](), list[int]()
     for i, contrast in sorted(enumerate(contrasts), key=lambda found: (rank(found[1]), found[0])):

@@ -167,7 +167,8 @@ def build(
     limit = settings.dataset.max_rows
     liked, rated, heard = (_first(part, order, limit) for part in ([a for a in taught if a.liked], taught, judged))
     pairs = _first(contrasts, _rank(order), limit)
-    given = _ids(taught, judged) | {i for c in told for i in c.heads}
+    given = _ids(taught, judged) | {i for c in contrasts if c.how != "synthetic" for i in c.heads}
+    excluded.add("enough pairs of this prompt", {i for c in told for i in c.heads} - given)
     excluded.add("over the budget of rows", given - _ids(liked, rated, heard) - {i for c in pairs for i in c.heads})
     examples, thumbs = _examples(liked, said, settings.dataset), _thumbs(rated, said, settings.dataset)
     preferred = _pairs(pairs, prompts, settings.dataset)

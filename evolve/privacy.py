@@ -26,12 +26,12 @@ Check = Callable[[re.Match[str]], bool]
 
 # Versions of the curation. From `PLAIN` on a password is masked whatever it is made of; from `SHORTENED` on a card
 # number or IBAN whatever stands behind it, and a key without digits where it is given as one; from `TYPESET` on numbers
-# whatever spaces and hyphens they are set with, a phone number right after a colon, and the password of a connection.
+# that are set with the spaces and hyphens of `_SET`, a phone number right after a colon, the password of a connection.
 PLAIN, SHORTENED, TYPESET = 3, 4, 5
 LATEST = TYPESET
 
-# No-break spaces and the hyphens that no keyboard has; a dash only between digits, since elsewhere it is punctuation.
-_SET = re.compile(r"[\u00a0\u202f]|[\u2010\u2011]|(?<=\d)\u2013(?=\d)")
+# Spaces and hyphens that no keyboard has; dashes and minus only between digits, since elsewhere they are punctuation.
+_SET = re.compile(r"[\u00a0\u2007\u2009\u202f]|[\u2010\u2011]|(?<=\d)[\u2012\u2013\u2212](?=\d)")
 
 _DIGITS, _GAP = re.compile(r"\d"), re.compile("[ -]")
 _YEARS = re.compile(r"(?:(?:19|20)\d\d[ -]){3}")
@@ -143,9 +143,11 @@ _PLACEHOLDER = re.compile(
     r"(?i)(?:^|[_.-])(?:key|token|secret|your|example|placeholder|changeme|x{3,}|undefined)(?:[_.-]|$)"
 )
 
-_CONNECTION = re.compile(r"(?<![\w+.-])[\w+.-]{1,20}://[^\s:/@]{0,64}:(?P<value>(?!\$?\{|<)[^\s@]{1,200})@")
+_CONNECTION = re.compile(
+    r"(?<![\w+.-])[\w+.-]{1,20}://[^\s:/@]{0,64}:(?P<value>(?!\$?\{|<|\d{1,5}[/,?])[^\s@]{1,200})@"
+)
 _PHONE = r"(?:\+ ?|\()?\d(?:[ .()/-]{0,3}\d){6,14}(?:\s?(?:x|ext\.?)\s?\d{1,5})?(?![\w]|[.:/-]\d)"
-_CALLED = re.compile(rf"(?<![\w./-])(?<![\W\d_]:){_PHONE}")
+_CALLED = re.compile(rf"(?<![\w./-])(?:(?<!:)|(?<=[^\W\d_]:)|(?<=[.)\]\"']:)){_PHONE}")
 # What stood in place of a pattern before `TYPESET`.
 _OLDER = {_CONNECTION: re.compile(r"(?!)"), _CALLED: re.compile(rf"(?<![\w.:/-]){_PHONE}")}
 

@@ -101,7 +101,7 @@ def request_of(turn: Sequence[Message]) -> str:
 def leaves_memory(interaction: Interaction) -> bool:
     """Whether it is remembered: the user said something, or what tools said, or a reply before, was followed by words.
 
-    Not what the assistant greets with, and no further calls of tools.
+    Not what the assistant begins a session with, and no further calls of tools.
     """
     answered = bool(interaction.reply.strip()) and not interaction.reply.startswith(f'{{"{CALLS}":')
     again = not interaction.turn and interaction.position > 0

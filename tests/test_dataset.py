@@ -579,6 +579,21 @@ def test_no_prompt_makes_more_than_its_share_of_corrections_and_the_rest_are_exa
     assert all(int(p.chosen.split()[1]) % 2 == 0 for p in snapshot.pairs)  # the recent ones
 
 
+def test_replies_of_which_enough_pairs_are_made_are_named_with_that_reason():
+    world = World()
+    for n in range(8):
+        first = world.says("the bell?", f"no {n}", session=f"again {n}")
+        second = world.says("the bell?", f"yes {n}", session=f"again {n}")
+        world.does(first, "regenerated")
+        world.does(second, "accepted")
+    snapshot = world.freeze()
+    assert len(snapshot.pairs) == PAIRS_PER_PROMPT
+    left_out = {*reasons(snapshot)["enough pairs of this prompt"]}
+    assert len(left_out) == 2 * PAIRS_PER_PROMPT
+    assert left_out.isdisjoint(i for pair in snapshot.pairs for i in pair.interaction_ids[:2])
+    assert "over the budget of rows" not in reasons(snapshot)
+
+
 def test_pairs_need_no_vectors_where_the_prompts_are_equal():
     world = World()
     world.says("the bell?", "ten euros", 1.0)
