@@ -7,6 +7,7 @@ starts with the first piece of work and ends when nothing is left, or with the s
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from collections import deque
@@ -15,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from threading import RLock, Thread
+from threading import Event, RLock, Thread
 from typing import Any, TypeVar
 
 from ..errors import ServingError
@@ -25,6 +26,7 @@ from .engine import Limit
 
 T = TypeVar("T")
 THREAD = "nightschool-engine"
+ENDING = Event()  # the process ends
 BATCH_ROWS = 32
 BATCH_TOKENS = 8192  # that one forward pass reads, padding included
 PREFIX_TOKENS = 8192  # kept for prompts that go on where an earlier one ended
@@ -80,11 +82,12 @@ class Request(Row):
     def goes_on(self) -> bool:
         """False when it is done, given up, cancelled or late, or the process ends."""
         try:
+            _require_process()
             self._require_time()
         except ServingError as error:
             if not self.answer.done:
                 self.fail(error)
-        return not (self.answer.done or self.given_up or _process_ends())
+        return not (self.answer.done or self.given_up)
 
     def _require_time(self) -> None:
         try:
@@ -117,6 +120,7 @@ class Batcher:
 
         def run() -> None:
             try:
+                _require_process()
                 future.set_result(job())
             except BaseException as error:  # it belongs to the caller, whatever it is
                 future.set_exception(error)
@@ -132,10 +136,11 @@ class Batcher:
 
     def _wake(self) -> None:
         """Before anything is queued: the thread waits for the lock that the caller holds."""
+        _require_process()
         if not self._working:
             try:
-                # whoever starts it: a daemon would die inside of torch when the process ends, which aborts it
-                Thread(target=self._work, name=THREAD, daemon=False).start()
+                # the process waits for who reads an answer, and only then, in `_end`, for the thread
+                Thread(target=self._work, name=THREAD, daemon=True).start()
             except RuntimeError as error:  # no more threads in this container
                 raise ServingError(f"the engine cannot start its thread: {error}") from error
             self._working = True
@@ -233,12 +238,18 @@ class Batcher:
         self._batches = joined
 
 
-def _process_ends() -> bool:
-    """Whether it waits for nothing but engines: who still wants an answer will not live to see it."""
-    main = threading.main_thread()
-    if main.is_alive():
-        return False
-    return all(thread.daemon or thread is main or thread.name == THREAD for thread in threading.enumerate())
+@atexit.register  # which comes when all threads but daemons have ended: who still waits will not live to read an answer
+def _end() -> None:
+    """Wait for the steps that are under way: a thread that dies inside of torch aborts the process."""
+    ENDING.set()
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join()
+
+
+def _require_process() -> None:
+    if ENDING.is_set():
+        raise ServingError("the process ends, so the engine answers no more")
 
 
 def _request(row: Row) -> Request:

@@ -81,21 +81,36 @@ def _opening(tokenizer: Any, ids: Ids, system: list[Message], most: int) -> int:
 
 
 def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
-    """What follows the generation prompt, up to the end of the turn: no control token stands within the answer itself.
+    """What follows the generation prompt, up to the end of the turn, which is looked for behind the answer's words: a
+    control token may open them (`_turn`).
 
     Where that is not the eos_token, as in Gemma's templates, more may follow that nobody generates.
     """
     said: Message = {"role": "assistant", "content": answer}
+    words = _inert_messages(tokenizer, [said])[0]["content"]
     head = _text(tokenizer, prompt, add_generation_prompt=True)
     whole = _text(tokenizer, [*prompt, said])
-    if whole.startswith(head):
-        text = whole[len(head) :]
-    else:  # a template that opens a thought for the model, or drops one of earlier turns
-        text = _inert_messages(tokenizer, [said])[0]["content"] + tokenizer.eos_token
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    controls = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = controls - {tokenizer.unk_token_id} | {tokenizer.eos_token_id}
-    return tuple(ids[: next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))])
+    # a template may open a thought for the model, or drop one of earlier turns
+    text = whole[len(head) :] if whole.startswith(head) else words + tokenizer.eos_token
+    turn = _turn(tokenizer, text, words.strip())
+    return tuple(tokenizer(turn, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _turn(tokenizer: Any, text: str, words: str) -> str:
+    """`text` up to and with the first control token behind the `words`, which hold none themselves. Where one opens it,
+    as `<|START_RESPONSE|>`, more of them may end it: up to and with the eos_token, if that is there."""
+    eos, special = tokenizer.eos_token, {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    controls = [control for control in special - {tokenizer.unk_token} | {eos} if control and control in text]
+    if not controls:
+        return text
+    longest_first = sorted(controls, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)  # every second one is a control token
+    plain = [part.strip() for part in parts[::2]]
+    if eos in parts and not plain[0]:
+        return "".join(parts[: parts.index(eos) + 1])
+    # a template may have changed the words
+    said = max(range(len(plain)), key=lambda i: (plain[i] == words, words in plain[i], len(plain[i])))
+    return "".join(parts[: 2 * said + 2])
 
 
 def _templated(tokenizer: Any, messages: Sequence[Message]) -> Ids:

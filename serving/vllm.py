@@ -67,7 +67,7 @@ class VLLMEngine:
         try:
             self._model, self._context = self._served_base(settings.base)
         except BaseException:
-            self.close()
+            self._client.close()
             raise
         self._paths: dict[str, Path] = {}  # adapter id → its folder; what should be loaded
         self._leases: Counter[str] = Counter()
@@ -79,6 +79,8 @@ class VLLMEngine:
         self._changing = RLock()  # one load or unload at a time
 
     def close(self) -> None:
+        """What was left to the next call is made good before. What is asked later is a ServingError."""
+        self._drop_left()
         self._client.close()
 
     @property
@@ -113,13 +115,20 @@ class VLLMEngine:
         body = {**self._asked(prompt, sampling, 0), "stream": True}
         lease = ExitStack()
         pieces = self._streamed({**body, "model": lease.enter_context(self._lease(adapter))}, lease, limit)
-        # one that is left does not come to its end; the collector may find it where a lock is held, so that it waits
-        weakref.finalize(pieces, self._abandoned.append, lease)
+        # the collector, which comes before the generator ends, may find one that was left where a lock is held
+        weakref.finalize(pieces, lambda: self._abandoned.append(lease.pop_all()))
         return pieces
 
     def _streamed(self, body: dict[str, Any], lease: ExitStack, limit: Limit) -> Pieces:
-        yield from self._pieces(body, limit)
-        lease.close()
+        with ExitStack() as changing, lease:
+            try:
+                yield from self._pieces(body, limit)
+            except GeneratorExit:  # who closes it may have been found by the collector, and so waits for nobody
+                if self._changing.acquire(blocking=False):
+                    changing.callback(self._changing.release)
+                else:
+                    self._abandoned.append(lease.pop_all())
+                raise
 
     def score(
         self,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from nightschool.content import Message
 from nightschool.errors import InputError, ServingError
+from nightschool.serving import batching
 from nightschool.serving.adapters import BASE, Lora
 from nightschool.serving.base import load_base, lora_targets
 from nightschool.serving.batching import CARD, CPU, Prefixes
@@ -525,39 +526,73 @@ def test_unloaded_adapter_leaves_memory_after_its_last_answer(
 # -- a process that ends ---
 
 LEAVING = """
-import atexit, os, sys, threading, time
+import atexit, sys, threading, time
+
+atexit.register(lambda: tell())  # after all hooks that are registered from here on
+
+from nightschool.errors import ServingError
 from nightschool.serving.engine import Sampling
 from nightschool.serving.local import LocalEngine
 from nightschool.settings import ServingSettings
 
-engine, steps = LocalEngine(ServingSettings(base=sys.argv[1], device="cpu", threads=1)), []
-engine._ends, step = frozenset(), engine._batcher._forward
+engine, steps, told = LocalEngine(ServingSettings(base=sys.argv[1], device="cpu", threads=1)), [], {}
+engine._ends, step, prompt = frozenset(), engine._batcher._forward, [{"role": "user", "content": "Hello."}]
 
 def counted(*args, **inputs):
     steps.append(1)
     time.sleep(0.003)
     return step(*args, **inputs)
 
-def ask():
-    list(engine.stream([{"role": "user", "content": "Hello."}], sampling=Sampling(max_tokens=100)))
+def ask(name, tokens):
+    try:
+        told[name] = bool(engine.generate([prompt], sampling=Sampling(tokens, timeout_s=30)))
+    except ServingError as error:
+        told[name] = str(error)
+
+def tell():
+    left.join(10)
+    print(told, "nightschool-engine" in [thread.name for thread in threading.enumerate()])
 
 engine._batcher._forward = counted
-atexit.register(lambda: print(len(steps), "nightschool-engine" in [t.name for t in threading.enumerate()]))
-threading.Thread(target=ask, daemon=sys.argv[2] == "daemon").start()
+left = threading.Thread(target=ask, args=("daemon", 450), daemon=True)
+left.start()
 while not steps:
     time.sleep(0.01)
+threading.Thread(target=ask, args=("worker", 100)).start()
 """
 
 
-@pytest.mark.parametrize("asks", ["daemon", "worker"])
-def test_a_process_waits_for_the_step_and_for_the_answer_only_where_somebody_will_read_it(
-    toy_base: str, asks: str
-) -> None:
-    command = [sys.executable, "-c", LEAVING, toy_base, asks]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_a_process_waits_for_the_step_and_for_the_answer_only_where_somebody_will_read_it(toy_base: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", LEAVING, toy_base], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
-    steps, runs = ended.stdout.split()
-    assert runs == "False" and (steps == "100") == (asks == "worker")
+    told = {"worker": True, "daemon": "the process ends, so the engine answers no more"}
+    assert ended.stdout == f"{told} False\n"
+
+
+def test_host_whose_threading_was_imported_by_a_thread_that_has_ended_is_answered(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that embeds Python: no thread of its own was started by it."""
+    ended = threading.Thread(target=int)
+    ended.start()
+    ended.join()
+    monkeypatch.setattr(threading, "_main_thread", ended)
+    monkeypatch.setattr(threading.current_thread(), "_daemonic", True)
+    assert len(engine.generate(PROMPTS, sampling=Sampling(4, timeout_s=10))) == 3
+
+
+def test_what_a_process_that_ends_does_not_answer_is_an_error(
+    engine: LocalEngine, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.pause = 0.01
+    pieces, ending = engine.stream(PROMPTS[0], sampling=Sampling(400)), threading.Event()
+    next(pieces)
+    queued = engine._batcher.hand_in(lambda: time.sleep(0.1)), engine._batcher.hand_in(list)
+    monkeypatch.setattr(batching, "ENDING", ending)
+    ending.set()
+    for wait in (lambda: list(pieces), queued[1].result, lambda: engine.generate(PROMPTS)):
+        with pytest.raises(ServingError, match="the process ends"):
+            wait()
 
 
 # -- families whose cache cannot be shifted ---

@@ -81,6 +81,34 @@ def test_answer_ends_with_its_turn_also_where_that_is_no_end_of_text(toy_base: s
         assert ended == answer.replace("<|", "< |") + "<|tool|>"
 
 
+@pytest.mark.parametrize(
+    ("opening", "ending", "kept"),
+    [
+        ("<|tool|>", "<|system|><|end|>", "<|system|><|end|>"),  # as Command R7B's and Command A's
+        ("<|tool|>", "<|system|>\n", "<|system|>"),
+        ("<|tool|>final<|user|>\n", "\n<|system|>", "\n<|system|>"),
+        ("", "<|system|>\n<|end|>", "<|system|>"),
+    ],
+)
+def test_control_token_that_opens_the_words_is_not_their_end(
+    toy_base: str, opening: str, ending: str, kept: str
+) -> None:
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(toy_base)
+    said_by = "{% if m.role == 'assistant' %}" + opening + "{{ m.content | trim }}" + ending
+    said_by += "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}" + said_by + "{% endfor %}"
+    for answer in (" yes it is", "a", "end", "a <|tool|> b"):
+        whole = tokenizer.decode(answer_ids(tokenizer, said(("user", "one")), answer))
+        assert whole == opening + answer.strip().replace("<|", "< |") + kept
+
+
+@pytest.mark.parametrize("opening", ["", "<|tool|>"])
+def test_answer_that_a_template_changes_or_never_ends_is_whole(toy_base: str, opening: str) -> None:
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(toy_base)
+    tokenizer.chat_template = "{% for m in messages %}" + opening + "{{ m.content | upper }}{% endfor %}"
+    assert tokenizer.decode(answer_ids(tokenizer, said(("user", "one")), "yes")) == opening + "YES"
+
+
 HYBRID = (  # as Qwen3's
     "{% for m in messages %}[{{ m['role'] }}]"
     "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|end|>"

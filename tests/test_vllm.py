@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from base64 import b64decode
@@ -18,7 +19,7 @@ from nightschool.content import Message
 from nightschool.errors import InputError, ServingError, SettingsError
 from nightschool.serving import parity
 from nightschool.serving.chat import answer_ids, prompt_ids
-from nightschool.serving.engine import WEIGHTS, Prompt, Sampling
+from nightschool.serving.engine import WEIGHTS, Pieces, Prompt, Sampling
 from nightschool.serving.vllm import VLLMEngine
 from nightschool.settings import ServingSettings
 from safetensors.torch import save_file
@@ -197,12 +198,56 @@ def test_unloaded_adapter_stays_for_a_stream_that_nobody_has_begun_to_read(
     assert engine.generate([PROMPT]) == ["served"] and server.loaded == {}
 
 
+@pytest.mark.parametrize("ends", ["closed", "failed"])
+def test_adapter_leaves_with_its_last_stream_also_where_that_is_broken_off(
+    engine: VLLMEngine, server: Server, tmp_path: Path, ends: str
+) -> None:
+    said = [b'data: {"choices": [{"text": "Hi"}]}\n\n', b'data: {"error": "out of memory"}\n\n']
+    server.fails = lambda request: only_completions(request, httpx.Response(200, content=iter(said)))
+    engine.load("b2:one", tmp_path)
+    pieces = engine.stream(PROMPT, adapter="b2:one")
+    assert next(pieces) == "Hi"
+    engine.unload("b2:one")
+    assert "b2:one" in server.loaded
+    if ends == "closed":
+        pieces.close()
+    else:
+        with pytest.raises(ServingError, match="out of memory"):
+            next(pieces)
+    assert server.loaded == {}
+
+
 @pytest.mark.parametrize("begun", [False, True])
-def test_stream_that_the_collector_finds_while_a_lock_is_held_waits_for_nobody(
+def test_engine_that_is_closed_leaves_nothing_of_a_stream_that_was_left(
     engine: VLLMEngine, server: Server, tmp_path: Path, begun: bool
 ) -> None:
     engine.load("b2:one", tmp_path)
-    left, held, collected = [engine.stream(PROMPT, adapter="b2:one")], Event(), Event()
+    pieces = engine.stream(PROMPT, adapter="b2:one")
+    assert not begun or next(pieces) == "Hi"
+    engine.unload("b2:one")
+    del pieces
+    assert "b2:one" in server.loaded
+    engine.close()
+    assert server.loaded == {}
+
+
+def within(pieces: Pieces) -> Pieces:
+    yield from pieces
+
+
+def in_a_circle(pieces: Pieces) -> Pieces:
+    circle: list[object] = [pieces]
+    circle.append(circle)
+    return pieces
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("kept", [in_a_circle, within])
+def test_stream_that_the_collector_finds_while_a_lock_is_held_waits_for_nobody(
+    engine: VLLMEngine, server: Server, tmp_path: Path, begun: bool, kept: Callable[[Pieces], Pieces]
+) -> None:
+    engine.load("b2:one", tmp_path)
+    left, held, collected = [kept(engine.stream(PROMPT, adapter="b2:one"))], Event(), Event()
     assert not begun or next(left[0]) == "Hi"
     engine.unload("b2:one")
 
@@ -216,6 +261,7 @@ def test_stream_that_the_collector_finds_while_a_lock_is_held_waits_for_nobody(
         held.wait()
         with engine._lock:
             left.clear()
+            gc.collect()
         collected.set()
         assert waited.result()
     assert engine.generate([PROMPT]) == ["served"] and server.loaded == {}
