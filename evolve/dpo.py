@@ -34,9 +34,9 @@ def run(
     """Train on pairs and thumbs from `start`, which is also the reference, and seal the adapter, from `folder`."""
     from . import sft
     from .replay import sample
-    from .trainer import adapter_weights, interpolate, replay_rows, save, student, suited, train
+    from .trainer import adapter_weights, interpolate, replay_rows, save, student, train
 
-    night = suited(settings.night, snapshot)
+    night = settings.night
     pupil = student(settings, start.path)
     if pupil.base_id != start.base_id:
         raise TrainingError(f"phase 2: {start.id} was trained on {start.base_id}, but serving.base is {pupil.base_id}")

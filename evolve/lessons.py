@@ -17,7 +17,8 @@ from random import Random
 from typing import Any, Literal
 
 from ..content import Message
-from ..serving.chat import Ids, answer_ids, prompt_ids
+from ..serving.chat import Ids, answer_ids, on_day, prompt_ids
+from ..serving.parity import DAY
 
 Kind = Literal["imitate", "replay", "liked", "disliked", "pair"]
 PREFERRED: frozenset[Kind] = frozenset({"liked", "disliked", "pair"})  # what is measured against the reference
@@ -46,12 +47,16 @@ class Lesson:
 def encode(
     tokenizer: Any, prompt: Sequence[Message], answers: Sequence[str], max_tokens: int
 ) -> tuple[Ids, tuple[Ids, ...]] | None:
-    """Ids of the prompt, cut from the left, and of each answer with its end of turn; None if an answer does not fit."""
-    tails = tuple(answer_ids(tokenizer, prompt, answer) for answer in answers)
-    room = max_tokens - max(map(len, tails))
-    if room < PROMPT_SHARE * max_tokens or not all(answer.strip() for answer in answers):
-        return None
-    return prompt_ids(tokenizer, prompt, room), tails
+    """Ids of the prompt, cut from the left, and of each answer with its end of turn; None if an answer does not fit.
+
+    A template that tells the date tells that of the parity record, so that the day of a night changes no adapter.
+    """
+    with on_day(DAY):
+        tails = tuple(answer_ids(tokenizer, prompt, answer) for answer in answers)
+        room = max_tokens - max(map(len, tails))
+        if room < PROMPT_SHARE * max_tokens or not all(answer.strip() for answer in answers):
+            return None
+        return prompt_ids(tokenizer, prompt, room), tails
 
 
 def short_enough(tokenizer: Any, answer: str, max_tokens: int) -> bool:

@@ -62,7 +62,8 @@ def weighted_bco_loss(
 ) -> Tensor:
     """`Σ w_i·[−log σ(±β·Δ_i)] / total`, plus for a liked answer: is it liked, told from its implicit reward.
 
-    The binary classifier objective of arXiv 2404.04656, without its shift of the boundary between liked and disliked.
+    The binary classifier objective of arXiv 2404.04656, as trl's `bco_pair` has it: without the paper's shift of the
+    boundary between liked and disliked.
     """
     sign = torch.where(liked, 1.0, -1.0)
     return -(weights * F.logsigmoid(sign * (beta * (policy - reference)))).sum() / total

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..serving.chat import Ids, on_day, prompt_ids, templated_text
+from ..serving.parity import DAY
 from .types import Example, Prompt
 
 if TYPE_CHECKING:
-    from ..serving.chat import Ids
     from .trainer import Student
 
 MOST = 800  # rows
 TURN_TOKENS, REPLY_TOKENS = 40, 48
 BATCH = 128
 ROUNDS = 3  # a base may often ramble or say nothing; it is not asked for ever
-MARKS = ("⟨turn⟩", "⟨reply⟩")
+MARK = "⟨turn⟩"
 
 
 def sample(student: Student, count: int, seed: int, progress: Callable[[str], None]) -> list[Example]:
@@ -30,11 +31,11 @@ def sample(student: Student, count: int, seed: int, progress: Callable[[str], No
         progress(f"replay: the base writes {count} rows" + (f", the most; {wanted} wanted" if wanted > MOST else ""))
     found: dict[tuple[str, str], None] = {}  # a set that keeps its order
     student.model.eval()
-    with student.model.disable_adapter():
+    with student.model.disable_adapter(), on_day(DAY):  # as lessons are encoded
         for round_ in range(ROUNDS):
-            missing = count - len(found)
-            if missing > 0:
-                found |= dict.fromkeys(_conversations(student, missing + missing // 4 + 4, seed * ROUNDS + round_))
+            if (missing := count - len(found)) <= 0:
+                break
+            found |= dict.fromkeys(_conversations(student, missing + missing // 4 + 4, seed * ROUNDS + round_))
     rows = list(found)[:count]
     if count:
         progress(f"replay: {len(rows)} rows of {count} that were wanted")
@@ -47,24 +48,21 @@ def _asked(turn: str) -> Prompt:
 
 def turn_headers(tokenizer: Any) -> tuple[Ids, Ids]:
     """Ids of what the chat template puts before a user's text, and between it and the reply."""
-    turn, reply = MARKS
-    text = tokenizer.apply_chat_template([*_asked(turn), {"role": "assistant", "content": reply}], tokenize=False)
-    before, rest = text.split(turn, 1)
-    between = rest.split(reply, 1)[0]
-    before, between = (tuple(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (before, between))
+    parts = templated_text(tokenizer, _asked(MARK), add_generation_prompt=True).split(MARK, 1)
+    before, between = (tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in parts)
     return before, between
 
 
 def _conversations(student: Student, count: int, seed: int) -> list[tuple[str, str]]:
     """Pairs of turn and reply that both say something and come to their end."""
     from ..serving.base import end_tokens
-    from ..serving.chat import prompt_ids
 
     before, between = turn_headers(student.tokenizer)
-    opened = _continue(student, [before] * count, TURN_TOKENS, frozenset({between[0]}), seed)
+    opened = _continue(student, [before] * count, TURN_TOKENS, frozenset({between[0]}), 2 * seed)
     turns = [t for t in opened if _says_something(t)]
     prompts = [prompt_ids(student.tokenizer, _asked(turn), TURN_TOKENS + len(before + between)) for turn in turns]
-    replies = _continue(student, prompts, REPLY_TOKENS, end_tokens(student.model, student.tokenizer), seed)
+    ends = end_tokens(student.model, student.tokenizer)
+    replies = _continue(student, prompts, REPLY_TOKENS, ends, 2 * seed + 1)  # else by the numbers that drew the turns
     return [(turn, reply) for turn, reply in zip(turns, replies, strict=True) if _says_something(reply)]
 
 

@@ -27,6 +27,7 @@ from ..errors import SettingsError, TrainingError
 from ..serving import parity
 from ..serving.base import base_id, choose_device, expert_share, load_base, load_tokenizer, lora_targets
 from ..serving.chat import answer_ids, on_day, prompt_ids
+from ..serving.checking import is_by_position
 from ..serving.engine import WEIGHTS
 from ..serving.lora import as_named
 from ..settings import NightSettings, Settings
@@ -73,11 +74,9 @@ class Student:
 
     @cached_property
     def merges(self) -> bool:
-        """Whether attention takes a tree mask: sdpa without a sliding window."""
-        config = self.model.config.get_text_config()
-        layers = getattr(config, "layer_types", None) or ()
-        windowed = getattr(config, "sliding_window", None) or "sliding_attention" in layers
-        return config._attn_implementation == "sdpa" and not windowed
+        """Whether all its layers take a tree mask: sdpa, without windows, chunks or states."""
+        config = self.model.config
+        return config.get_text_config()._attn_implementation == "sdpa" and is_by_position(config)
 
     @property
     def pad(self) -> int:

@@ -17,7 +17,7 @@ from ..settings import NightSettings
 Phase = Literal["sft", "dpo"]
 INTERRUPTED = "interrupted"  # the error of a night that ended without a word
 NOTHING = "nothing to learn"  # begins the error of a night that taught nothing, and is no failure
-RECIPE = 4  # to be raised with any change to what the same rows, base and settings are made into
+RECIPE = 5  # to be raised with any change to what the same rows, base and settings are made into
 TOLD = "told, and decides nothing"  # the rule of a measure that has none
 PairSource = Literal["correction", "regeneration", "contrast", "rephrasing", "synthetic"]
 Prompt = tuple[Message, ...]

@@ -78,6 +78,8 @@ def _base(settings: Settings, problems: list[str]) -> str:
         problems.append(f"base: night.lora_targets is {settings.night.lora_targets!r}, which does not fit it")
     if serving.max_tokens > (most := found.context - LEAST_PROMPT):
         problems.append(f"base: serving.max_tokens is {serving.max_tokens}, and its context takes at most {most}")
+    if (longest := settings.night.max_tokens) > found.context:
+        problems.append(f"base: night.max_tokens is {longest}, and its context takes at most {found.context}")
     return f"{serving.base} = {found.base_id}"
 
 

@@ -8,12 +8,12 @@ the rules have changed: the gate's settings or the operator's probes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 
-from ..errors import GateRefused, NotFound, ServingError, StoreError
+from ..errors import GateRefused, NotFound, ServingError, SettingsError, StoreError
 from ..evolve import dataset, gate
 from ..evolve.expansion import base_of
 from ..evolve.live import for_now
@@ -23,7 +23,7 @@ from ..evolve.registry import ROLLED_BACK, AliasMoved, Registry
 from ..evolve.sealing import ensure_loaded, intact
 from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
-from ..serving.base import base_id, has_passed_by
+from ..serving.base import base_id, context_of, has_passed_by, load_config
 from ..serving.engine import Engine
 from ..settings import Settings
 from .lock import NightRunning, night_lock
@@ -97,12 +97,13 @@ def _night(
 ) -> str | None:
     """Why nothing was learnt, where nothing was."""
     probes = load_probes(settings.home)  # a mistake in them shows before the work, not after
+    _require_context(settings)
     if settings.serving.engine != "local":
         opened()  # no more does a server that is down
     snapshot = _gather(store, registry, opened, settings, progress)
     registry.update_cycle(cycle_id, snapshot_id=snapshot.id, excluded=[asdict(e) for e in snapshot.excluded])
     known = trained_before(snapshot, registry, settings, base_id(settings.serving.base))
-    if reason := nothing_to_learn(snapshot, known, registry, settings, probes):
+    if reason := nothing_to_learn(snapshot, known, store, registry, settings, probes, progress):
         return _told(f"{NOTHING}: {reason}", progress)
     if known:
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
@@ -124,6 +125,13 @@ def _night(
                 return None
             progress("something else serves by now")
     raise GateRefused(f"something else was put into service {JUDGINGS} times while {candidate.id} was judged")
+
+
+def _require_context(settings: Settings) -> None:
+    """SettingsError where rows may be longer than the base ever reads: the gate could not score what is as long."""
+    most, context = settings.night.max_tokens, context_of(load_config(settings.serving.base))
+    if most > context:
+        raise SettingsError(f"night.max_tokens is {most}, and the context of the base takes at most {context}")
 
 
 def _told(line: str, progress: Progress) -> str:
@@ -151,7 +159,13 @@ def _whole(adapter: Adapter, registry: Registry) -> bool:
 
 
 def nothing_to_learn(
-    snapshot: Snapshot, known: Adapter | None, registry: Registry, settings: Settings, probes: Sequence[Probe]
+    snapshot: Snapshot,
+    known: Adapter | None,
+    store: MemoryStore,
+    registry: Registry,
+    settings: Settings,
+    probes: Sequence[Probe],
+    progress: Progress,
 ) -> str | None:
     """Why this snapshot teaches nothing new; None if it does, or if what it taught is to be judged by new rules."""
     least = max(1, settings.dataset.min_liked)
@@ -160,8 +174,11 @@ def nothing_to_learn(
             f"{len(snapshot.examples)} answers to learn (liked or corrected, those held out not counted), at least"
             f" {least} are needed"
         )
-    if few := gate.too_little(snapshot.held_out, settings.gate):
-        return f"nothing could be promoted, {'; '.join(few)}"
+    incumbent = _expected(known, registry, settings)
+    left = gate.unknown(snapshot.held_out, _taught(incumbent, store, registry, progress))
+    if few := gate.too_little(left, settings.gate):
+        seen = len(snapshot.held_out) - len(left)
+        return f"nothing could be promoted, {'; '.join(few)}" + (f" ({seen} more taught what serves)" if seen else "")
     verdict = registry.verdict(known.id) if known else None
     if known is None or verdict is None or verdict.snapshot_id != snapshot.id:
         return None
@@ -263,7 +280,7 @@ def _judge(
         ensure_loaded(engine, adapter, settings.serving.parity_tolerance)
     incumbent = _incumbent(candidate, registry, engine, settings, progress)
     progress(f"judging against {incumbent.id if incumbent else 'the base'}")
-    known = _taught(incumbent, store, registry, progress) if incumbent else frozenset()
+    known = _taught(incumbent, store, registry, progress)
     if seen := len(snapshot.held_out) - len(gate.unknown(snapshot.held_out, known)):
         progress(f"  {seen} of {len(snapshot.held_out)} held-out answers do not count: they taught what serves")
     verdict = gate.judge(candidate, incumbent, snapshot, engine, settings.gate, probes, known)
@@ -274,7 +291,10 @@ def _judge(
     return verdict
 
 
-def _taught(adapter: Adapter, store: MemoryStore, registry: Registry, progress: Progress) -> Set[Words]:
+def _taught(adapter: Adapter | None, store: MemoryStore, registry: Registry, progress: Progress) -> Set[Words]:
+    """What it was taught, by the words; nothing for the base."""
+    if adapter is None:
+        return frozenset()
     rows = [row for row in registry.snapshot_rows(adapter.snapshot_id) if row["part"] != "held_out"]
     try:
         return dataset.taught(dataset.from_rows(store, rows))
@@ -287,18 +307,30 @@ def _incumbent(
     candidate: Adapter, registry: Registry, engine: Engine, settings: Settings, progress: Progress
 ) -> Adapter | None:
     """What serves, loaded; what served before it where it cannot be compared with; None is the base."""
-    found = registry.live()
-    if found and found.id == candidate.id:  # judged again, by new rules: against what it took over from
-        found = registry.predecessor(found.id)
-    while found:
+    for found in _in_service(candidate, registry):
         try:
             ensure_loaded(engine, found, settings.serving.parity_tolerance)
             return found
         except (GateRefused, ServingError) as error:  # damaged, of another base, or more than the engine takes
             engine.score([[{"role": "user", "content": "?"}]], ["!"])  # an engine that is down ends the night
             progress(f"{found.id} cannot be compared with: {error}")
-            found = registry.predecessor(found.id)
     return None
+
+
+def _expected(known: Adapter | None, registry: Registry, settings: Settings) -> Adapter | None:
+    """The incumbent, as far as can be told before training, which needs the room of the engine."""
+    used = base_id(settings.serving.base)
+    return next((a for a in _in_service(known, registry) if a.base_id == used and intact(a.path)), None)
+
+
+def _in_service(candidate: Adapter | None, registry: Registry) -> Iterator[Adapter]:
+    """What serves, then what served before it, and so on until the base; not `candidate` itself."""
+    found = registry.live()
+    if found and candidate and found.id == candidate.id:  # judged again, by new rules: against what it took over from
+        found = registry.predecessor(found.id)
+    while found:
+        yield found
+        found = registry.predecessor(found.id)
 
 
 def _decide(

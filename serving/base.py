@@ -38,6 +38,7 @@ DEQUANTISED = ("fp8", "mxfp4")  # on loading, of the methods of transformers
 WRONG = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError)
 OVER_FILES = (OSError, ImportError, RuntimeError, *WRONG)  # what transformers raises, beside errors of its own
 PASSED_BY = "kv_b_proj"  # of latent attention: vLLM splits its weight at load, and never sees what LoRA adds to it
+NOISE = re.compile("drop|jitter")  # in names of a config: what a model adds in train mode, and not when it serves
 MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
 
 
@@ -191,7 +192,7 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
 
     folder = locate(spec, weights=True)
     with loading(), _refusing(f"base {spec}: cannot be loaded from {folder}"):
-        config = _dequantising(spec)
+        config = _without_noise(_dequantising(spec))
         # the FP8 loader writes bfloat16 and stumbles over any other dtype
         kind = torch.bfloat16 if is_fp8(config) else dtype
         how: dict[str, Any] = {"config": config, "dtype": kind, "trust_remote_code": False, "use_safetensors": True}
@@ -237,6 +238,18 @@ def _dequantising(spec: str) -> Any:
         raise ServingError(reason)
     if quantised_by(config):
         config.quantization_config = {**config.quantization_config, "dequantize": True}
+    return config
+
+
+def _without_noise(config: Any) -> Any:
+    """Without dropout and jitter: what is trained is the model that serves, from which its references are taken."""
+    from transformers import PretrainedConfig
+
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            _without_noise(value)
+        elif isinstance(value, float) and NOISE.search(name):
+            setattr(config, name, 0.0)
     return config
 
 

@@ -88,8 +88,8 @@ def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
     """
     said: Message = {"role": "assistant", "content": answer}
     words = _inert_messages(tokenizer, [said])[0]["content"]
-    head = _text(tokenizer, prompt, add_generation_prompt=True)
-    whole = _text(tokenizer, [*prompt, said])
+    head = templated_text(tokenizer, prompt, add_generation_prompt=True)
+    whole = templated_text(tokenizer, [*prompt, said])
     # a template may open a thought for the model, or drop one of earlier turns
     text = whole[len(head) :] if whole.startswith(head) else words + tokenizer.eos_token
     turn = _turn(tokenizer, text, words.strip())
@@ -114,7 +114,7 @@ def _turn(tokenizer: Any, text: str, words: str) -> str:
 
 
 def _templated(tokenizer: Any, messages: Sequence[Message]) -> Ids:
-    text = _text(tokenizer, messages, add_generation_prompt=True)
+    text = templated_text(tokenizer, messages, add_generation_prompt=True)
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -128,7 +128,8 @@ def on_day(day: datetime) -> Iterator[None]:
         _DAY.reset(token)
 
 
-def _text(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+def templated_text(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    """The conversation as the base reads it, in which nothing that was said is a control token."""
     from jinja2 import TemplateError
 
     if not messages:

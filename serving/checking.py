@@ -101,7 +101,7 @@ def check(spec: str, rank: int, engine: str = "local") -> BaseReport:
             "cuda": (2 * parameters + TRAINED_BYTES * trained) / GIB,
         },
         cache_kib_a_token=_cache_bytes(text) / 1024,
-        notes=() if _is_by_position(config) else (ALONE,),
+        notes=() if is_by_position(config) else (ALONE,),
         problems=tuple(problems),
     )
 
@@ -154,8 +154,9 @@ def _fp8(config: Any) -> str:
     return f"{quantization.get('fmt', 'e4m3')}, " + ("blocks of " + "×".join(map(str, block)) if block else "by tensor")
 
 
-def _is_by_position(config: Any) -> bool:
-    """Whether its cache is by position throughout, as the embedded engine needs to move rows between batches."""
+def is_by_position(config: Any) -> bool:
+    """Whether its cache is by position throughout, as the embedded engine needs to move rows between batches, and a
+    trainer to let each token see its ancestors alone."""
     from transformers import DynamicCache
 
     from .graphs import is_plain

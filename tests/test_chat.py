@@ -196,13 +196,13 @@ def test_long_talk_keeps_every_system_message_that_opens_it_and_the_notes(toy_ba
 
 
 def test_what_cannot_be_shown_is_not_read(toy_base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, text, sizes = load_tokenizer(toy_base), chat._text, []
+    tokenizer, text, sizes = load_tokenizer(toy_base), chat.templated_text, []
 
     def watched(tokenizer: Any, messages: Sequence[Message], **how: Any) -> str:
         sizes.append(sum(len(message["content"]) for message in messages))
         return text(tokenizer, messages, **how)
 
-    monkeypatch.setattr(chat, "_text", watched)
+    monkeypatch.setattr(chat, "templated_text", watched)
     long = "The shop opens at nine. " * 100_000
     for turn in [("user", long), ("system", long)]:
         assert len(prompt_ids(tokenizer, said(turn, ("user", "When?")), 100)) <= 100

@@ -48,6 +48,15 @@ def test_prompt_and_answer_are_what_the_template_says_with_the_end_of_turn(token
     assert tokenizer.decode(answer) == "yes<|end|>"
 
 
+def test_template_that_tells_the_date_tells_the_same_on_any_day(toy_base: str) -> None:
+    from transformers import AutoTokenizer
+
+    dated = AutoTokenizer.from_pretrained(toy_base)
+    dated.chat_template = "{{ strftime_now('%Y-%m-%d') }}" + dated.chat_template
+    found = encode(dated, [{"role": "user", "content": "hi"}], ["yes"], 100)
+    assert found and dated.decode(found[0]) == "2026-01-05<|user|>hi<|end|><|assistant|>"
+
+
 @pytest.mark.parametrize("answers", [["y" * 90], ["  "], ["yes", "y" * 90], ["yes", "  "]])
 def test_an_answer_that_does_not_fit_or_says_nothing_is_refused(tokenizer: Any, answers: list[str]) -> None:
     assert encode(tokenizer, [{"role": "user", "content": "hi"}], answers, 100) is None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from nightschool.content import plain
-from nightschool.errors import GateRefused, NightschoolError, ServingError, TrainingError
+from nightschool.errors import GateRefused, NightschoolError, ServingError, SettingsError, TrainingError
 from nightschool.evolve import dataset, dpo, lineage, sft
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import read_adapter, seal
@@ -156,6 +156,30 @@ def test_nothing_is_trained_that_could_not_be_judged(assistant: Assistant) -> No
     said: list[str] = []
     assert night(assistant, said).outcome == "nothing to learn"
     assert "at least 1000 are needed" in said[-1] and assistant.registry.adapters() == []
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_nothing_is_trained_where_most_that_is_held_out_taught_what_serves(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    assert night(assistant).outcome == "promoted"
+    live = assistant.registry.live()
+    assert live
+    others_held_out = replace(assistant.settings.dataset, seed=1)
+    assistant.settings = replace(assistant.settings, dataset=others_held_out)
+    monkeypatch.setattr(nightly, "_learn", lambda *_: pytest.fail("it is trained, and cannot be judged"))
+    assert night(assistant, said).outcome == "nothing to learn" and "more taught what serves" in said[-1]
+    monkeypatch.setattr(nightly, "_learn", lambda *_: live)
+    (live.path / WEIGHTS).write_bytes(b"damaged")  # so that nothing is judged against it
+    assert night(assistant).outcome == "promoted"
+
+
+def test_rows_longer_than_the_base_reads_are_refused_before_the_work(assistant: Assistant) -> None:
+    assistant.settings = replace(assistant.settings, night=replace(NIGHT, max_tokens=2049))
+    with pytest.raises(SettingsError, match=r"night\.max_tokens is 2049, .* at most 2048"):
+        night(assistant)
+    assert assistant.registry.latest_cycle().snapshot_id is None
 
 
 def test_what_is_forgotten_while_it_is_trained_on_leaves_no_weights(

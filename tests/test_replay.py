@@ -36,8 +36,8 @@ def test_headers_are_those_of_the_chat_template(talker: Any) -> None:
 
 def test_rows_are_whole_conversations_that_say_something(talker: Any) -> None:
     lines: list[str] = []
-    rows = sample(talker, 10, 0, lines.append)
-    assert 5 <= len(rows) <= 10 and f"{len(rows)} rows" in lines[-1]
+    rows = sample(talker, 20, 0, lines.append)
+    assert 5 <= len(rows) <= 20 and f"{len(rows)} rows" in lines[-1]
     for row in rows:
         (turn,) = row.prompt
         assert turn["role"] == "user" and row.weight == 1.0 and row.interaction_ids == ()
@@ -51,6 +51,37 @@ def test_the_same_seed_gives_the_same_rows_and_leaves_the_callers_randomness_alo
     first = sample(talker, 5, 0, lambda _: None)
     assert torch.equal(torch.rand(1), expected)
     assert sample(talker, 5, 0, lambda _: None) == first != sample(talker, 5, 1, lambda _: None)
+
+
+def test_turns_and_replies_of_both_phases_are_drawn_by_numbers_of_their_own(
+    talker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def silent(student: Any, prompts: list[Any], tokens: int, ends: frozenset[int], seed: int) -> list[str]:
+        seeds.append(seed)
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(replay, "_continue", silent)
+    assert [sample(talker, 5, phase, lambda _: None) for phase in (0, 1)] == [[], []]
+    assert len(seeds) == len(set(seeds)) == 2 * 2 * replay.ROUNDS
+
+
+def test_template_that_tells_the_date_begins_what_is_drawn_the_same_on_any_day(
+    talker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def talking(student: Any, prompts: list[Any], *_: object) -> list[str]:
+        begun.append(talker.tokenizer.decode(prompts[0]))
+        return ["well now"] * len(prompts)
+
+    monkeypatch.setattr(replay, "_continue", talking)
+    monkeypatch.setattr(
+        talker.tokenizer, "chat_template", "{{ strftime_now('%Y-%m-%d') }}" + talker.tokenizer.chat_template
+    )
+    sample(talker, 1, 0, lambda _: None)
+    assert begun[:2] == ["2026-01-05<|user|>", "2026-01-05<|user|>well now<|end|><|assistant|>"]
 
 
 def test_the_count_is_capped_and_may_be_zero(talker: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from nightschool.errors import TrainingError
 from nightschool.evolve import sft, trainer
 from nightschool.evolve.trainer import checkpointing, replay_rows, suited
 from nightschool.evolve.types import Adapter, Example, Snapshot, recipe
 from nightschool.settings import NightSettings, Settings
 from safetensors import SafetensorError
+from transformers import BambaConfig, Lfm2Config, Llama4TextConfig, LlamaConfig, MistralConfig
 
 
 @pytest.fixture
@@ -143,7 +146,6 @@ def test_a_loss_that_is_not_finite_stops_the_night(settings: Settings, monkeypat
 
 def test_accumulating_micro_batches_changes_nothing(settings: Settings, tmp_path: Path) -> None:
     """Four steps of one passage each, accumulated, are one step of four."""
-    import torch
     from nightschool.evolve import trainer as t
     from nightschool.evolve.batches import collate
     from nightschool.evolve.lessons import lay_out
@@ -206,6 +208,35 @@ def test_few_rows_are_seen_more_often_and_many_as_it_is_set(settings: Settings) 
     assert night_of(10) == replace(night, sft_epochs=8.0)
     assert night_of(1) == replace(night, sft_epochs=18.0)
     assert replay_rows(night, 10) == 5 and replay_rows(night, 400) == 100
+
+
+def test_base_with_dropout_trains_as_it_serves(settings: Settings, toy_base: str, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(toy_base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
+    pupil = trainer.student(replace(settings, serving=replace(settings.serving, base=str(folder))))
+    ids = torch.tensor([list(range(40))])
+    with torch.no_grad():
+        served, trained = (pupil.model.train(mode)(input_ids=ids).logits for mode in (False, True))
+    assert torch.equal(served, trained)
+
+
+@pytest.mark.parametrize(
+    ("config", "merges"),
+    [
+        (LlamaConfig(), True),
+        (MistralConfig(sliding_window=8), False),
+        (Llama4TextConfig(attention_chunk_size=8), False),
+        (Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2), False),
+        (BambaConfig(attn_layer_indices=[1], num_hidden_layers=2), False),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_passages_are_trees_where_every_layer_takes_their_mask(config: Any, merges: bool) -> None:
+    config._attn_implementation = "sdpa"
+    model: Any = SimpleNamespace(config=config)
+    assert trainer.Student(model, None, "b2:base", "cpu").merges == merges
 
 
 def test_adapter_that_cannot_be_saved_is_an_error_of_training(
