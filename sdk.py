@@ -26,7 +26,7 @@ from anyio import CapacityLimiter, Semaphore, fail_after, to_thread
 
 from .content import Message
 from .errors import InputError, ServingError, StoreError
-from .memory.conversations import Owner, checked_owner, checked_text, messages_of
+from .memory.conversations import Owner, checked_new_owner, checked_text, messages_of
 from .memory.types import (
     DEFAULT_USER,
     REACH,
@@ -199,7 +199,7 @@ class Assistant:
 
     def _owner(self, user_id: str, agent_id: str, session_id: str | None) -> Owner:
         """Of a turn: in this object's own session where none is named."""
-        owner = checked_owner(user_id, agent_id, self._session_id if session_id is None else session_id)
+        owner = checked_new_owner(user_id, agent_id, self._session_id if session_id is None else session_id)
         if not owner.session_id:
             raise InputError("session_id is empty; name one, or leave it out")
         return owner
