@@ -12,7 +12,7 @@ import pytest
 from nightschool.errors import InputError, StoreError
 from nightschool.memory.conversations import Owner, interaction_id
 from nightschool.memory.formats import conversation_of
-from nightschool.memory.restoring import Restoring
+from nightschool.memory.restoring import Restoring, check_head
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.topic_rows import states
 from nightschool.memory.topics import label_of
@@ -432,3 +432,16 @@ def test_open_turn_that_comes_while_an_export_is_read_is_told_of_its_line(quick_
     assert any("written meanwhile" in error for error in other.restore(later).errors.values())
     assert other.restore(later).errors == {}
     assert facts(other) == facts(quick_store)
+
+
+def test_greeting_goes_through_an_export_and_leaves_no_memory(quick_store, other):
+    quick_store.record([], "Hello there.", user_id="ann", session_id="s")
+    assert other.restore(quick_store.export()[0]).errors == {}
+    assert facts(other) == facts(quick_store)
+    assert other.counts()["memories"] == 0
+
+
+def test_of_what_is_no_file_no_head_is_read(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    check_head(pipe)  # which would wait for ever

@@ -323,3 +323,12 @@ def test_any_json_is_a_conversation_or_refused(record):
         read(record)
     except InputError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(("depth", "number", "reason"), [(1, float("nan"), "not finite"), (100_000, 1, "too deeply")])
+def test_calls_that_no_json_can_hold_are_refused(depth, number, reason):
+    calls = number
+    for _ in range(depth):
+        calls = [calls]
+    with pytest.raises(InputError, match=rf"tool_calls .*{reason}"):
+        read({"messages": [HI[0], {"role": "assistant", "tool_calls": calls}]})

@@ -372,3 +372,13 @@ print(sorted({{"torch", "lancedb", "pyarrow", "sentence_transformers"}} & sys.mo
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_index_that_cannot_be_brought_in_step_is_tried_again_by_the_next_call(settings, hash_embedder, monkeypatch):
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        store.remember("a zebra", user_id="ann")
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        with monkeypatch.context() as broken, pytest.raises(StoreError, match="no room"):
+            broken.setattr(store._indexing, "reconcile", lambda: (_ for _ in ()).throw(StoreError("no room")))
+            store.recall("zebra", user_id="ann")
+        assert [r.memory.text for r in store.recall("a zebra", user_id="ann")] == ["a zebra"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nightschool.errors import InputError
 from nightschool.memory.recalling import Filters
 from nightschool.memory.store import MemoryStore
-from nightschool.settings import Settings
+from nightschool.settings import MemorySettings, Settings
 
 MODULE = "nightschool.memory.recalling"
 DAY = 86400.0
@@ -95,6 +95,7 @@ def test_as_of_a_time_is_what_recall_gave_then(either_store, clock):
         ({"since": float("nan")}, "since is not a finite number"),
         ({"as_of": "today"}, "as_of is not a finite number"),
         ({"since": 2.0, "until": 2.0}, r"since \(2.0\) is not before until \(2.0\)"),
+        ({"since": 2.0, "as_of": 1.0}, r"since \(2.0\) is after as_of \(1.0\)"),
         ({"threshold": float("nan")}, "threshold is nan"),
         ({"threshold": "x"}, "threshold is of type str, not a number"),
         ({"limit": 0}, "limit is 0; give a whole number from 1"),
@@ -261,3 +262,22 @@ def test_second_reply_to_the_same_is_found_beside_the_first(quick_store):
 def test_latest_moment_that_can_be_named_is_asked_like_any_other(large_store):
     said(large_store, "zebra")
     assert texts(large_store, as_of=sys.float_info.max) == ["zebra"]
+
+
+def test_large_store_looks_around_the_best_of_very_many_sessions(large_store, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.SESSIONS", 2)
+    monkeypatch.setattr("nightschool.memory.store.CANDIDATES", 8)
+    for n in range(4):
+        said(large_store, "zebra" + " filler" * n, session=f"s{n}", utc=float(n))
+        said(large_store, f"another {n}", session=f"s{n}", utc=float(n))
+    found = {fit.row.session_id for fit in large_store._fits("zebra", "ann", "", Filters(), most=4) if fit.row.position}
+    assert found == {"s0", "s1"}
+
+
+def test_nothing_is_recalled_without_a_limit_where_the_setting_says_so(tmp_path, hash_embedder):
+    settings = Settings(home=tmp_path, memory=MemorySettings(recall_limit=0))
+    with MemoryStore(settings, embedder=hash_embedder) as store:
+        said(store, "zebra")
+        with pytest.raises(InputError, match=r"memory\.recall_limit is 0"):
+            store.recall("zebra", user_id="ann")
+        assert texts(store) == ["zebra"]

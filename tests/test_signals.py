@@ -377,3 +377,8 @@ def test_odds_of_a_reader_are_a_signal_within_bounds_and_none_without_an_opinion
     assert learned_signal(1e9, at_home=True) == Signal("learned_at_home", 1.0)
     mild = learned_signal(0.5 * COEFFICIENTS["learned"], at_home=False)
     assert mild == Signal("learned", 0.5)
+
+
+@pytest.mark.parametrize(("reply", "edited", "share"), [("", "yes", 1.0), ("yes", " ", 1.0), (" ", "", 0.0)])
+def test_all_of_what_was_empty_is_changed(reply, edited, share):
+    assert changed_share(reply, edited) == share

@@ -972,3 +972,16 @@ def test_long_names_have_room_on_postgresql_and_its_isolation_is_ours(tmp_path, 
                 assert session.scalars(text("SHOW transaction_isolation")).one() == "read committed"
         with pytest.raises(InputError, match="user_id has 256 bytes"), MemoryStore(settings) as store:
             store.record([], "b", user_id="🐦" * 64, session_id="s")
+
+
+def test_url_that_is_none_is_refused_without_showing_it(tmp_path):
+    with pytest.raises(SettingsError, match="not one that SQLAlchemy can read") as raised:
+        Database("ann:secret")
+    assert "secret" not in str(raised.value)
+
+
+def test_store_of_another_process_is_refused(quick_store, monkeypatch):
+    monkeypatch.setattr(quick_store.database, "_process", -1)
+    with pytest.raises(StoreError, match="before this process was forked"):
+        said(quick_store, "a")
+    monkeypatch.undo()
