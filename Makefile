@@ -31,7 +31,7 @@ test: setup
 # PostgreSQL does is among them, so a server has to answer where tests/test_store.py looks for it
 coverage: setup
 	$(BIN)/pytest --cov=nightschool.memory $(wildcard $(patsubst memory/%.py,tests/test_%.py,$(wildcard memory/*.py))) \
-		tests/test_migrations.py tests/test_odd_input.py
+		tests/test_migrations.py tests/test_odd_input.py tests/test_sdk.py tests/test_cli.py
 
 # a vLLM server for the CPU in an environment of its own (3.5 GB); the three that go would fail without their media libraries
 test-vllm: setup .venv-vllm/ready

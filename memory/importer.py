@@ -156,7 +156,8 @@ def _array(name: str, file: BinaryIO) -> Iterator[_Record]:
 def _elements(file: str, text: _Sliding) -> Iterator[_Record]:
     text.skip(" \t\r\n")
     text.advance(len("["))
-    for number in count(1):
+    numbers = count(1)
+    while True:
         text.skip(" \t\r\n,")
         line = text.line
         if text.next() == "]":
@@ -167,7 +168,7 @@ def _elements(file: str, text: _Sliding) -> Iterator[_Record]:
                     file, text.line, error="not JSON: something follows the end of the array; it was not read"
                 )
             return
-        yield _Record(file, line, text.value(), number=number)
+        yield _Record(file, line, text.value(), number=next(numbers))
 
 
 class _Sliding:

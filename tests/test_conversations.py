@@ -11,6 +11,7 @@ from nightschool.memory.conversations import (
     Conversation,
     Owner,
     Review,
+    answered_since,
     checked_conversation,
     checked_messages,
     checked_new_owner,
@@ -283,3 +284,11 @@ def test_minus_zero_is_the_same_rating_as_zero():
 def test_only_a_reply_can_be_reviewed(index):
     with pytest.raises(InputError, match=f"message {index}: only a message of the assistant"):
         checked_conversation(conversation("u:hi", "a:hello", reviews={index: Review(rating=1)}))
+
+
+def test_turn_is_known_by_every_id_that_it_had_before_it_was_answered(quick_store):
+    owner = {"user_id": "ann", "session_id": "s"}
+    opened = [quick_store.record([{"role": "user", "content": words}], "", **owner).id for words in ("hi", "and?")]
+    answered = quick_store.record([{"role": "user", "content": "well?"}], "yes", **owner)
+    assert answered_since({*opened, "b2:gone"}, [answered]) == dict.fromkeys(opened, answered.id)
+    assert answered_since({answered.id}, [answered]) == {}

@@ -269,3 +269,13 @@ def test_error_at_the_beginning_of_an_array_is_told_before_the_rest_is_read(quic
     with path.open("rb") as file:
         (record,) = importer._array("a.json", file)
         assert "not JSON" in record.error and file.tell() < 20_000
+
+
+def test_number_that_goes_on_where_reading_paused_is_read_whole(quick_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(importer, "PIECE", 8)
+    path = tmp_path / "in.json"
+    path.write_text("[ 12345678901, " + json.dumps(chat("hi", "ho")) + "]")
+    report = brought(quick_store, path)
+    (error,) = report.errors
+    assert error.reason == "conversation 1: the record is 12345678901, not an object"
+    assert report.interactions_new == 1

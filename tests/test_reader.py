@@ -272,3 +272,11 @@ def test_reader_of_a_night_takes_the_place_of_that_of_the_night_before(reader: R
 def test_scores_that_tell_the_labels_apart_exactly_are_calibrated_to_finite_odds():
     slope, offset = platt(np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0.0, 0.0, 1.0, 1.0]))
     assert slope > 1 and np.isfinite([slope, offset]).all()
+
+
+def test_store_keeps_no_reader_that_was_fitted_on_what_is_forgotten_meanwhile(reader, quick_store):
+    told = quick_store.record([{"role": "user", "content": "hi"}], "ok", user_id="ann", session_id="s")
+    quick_store.keep_reader(reader, [told.id, "b2:gone"])
+    assert readers_in(quick_store.settings.home) == []
+    quick_store.keep_reader(reader, [told.id])
+    assert len(readers_in(quick_store.settings.home)) == 1

@@ -514,7 +514,8 @@ def test_drafts_are_kept_once_and_read_by_the_prompt_they_were_written_to(quick_
 def test_draft_to_a_prompt_with_an_unanswered_turn_falls_with_it_once_it_is_answered(quick_store):
     quick_store.record_many([conversation("my PIN is 4711", "", "and?", "so")])
     first, second = quick_store.interactions()
-    assert quick_store.keep_drafts([draft(second, "your PIN is 4711", first)]) == 1
+    another = said(quick_store, "hello", session_id="t")
+    assert quick_store.keep_drafts([draft(second, "your PIN is 4711", first), draft(another, "hello")]) == 2
     quick_store.record_many([conversation("my PIN is 4711", "noted", "and?", "so")])
     first = next(i for i in quick_store.interactions() if i.text == "my PIN is 4711")
     quick_store.forget_apply(quick_store.forget(interaction_ids=[first.id]))
