@@ -32,12 +32,9 @@ def corrections_of(interaction: Interaction, given: Iterable[Feedback]) -> list[
 
     None is older than the turn, also where clocks differ.
     """
-    said = [(f, (f.correction or "").strip()) for f in sorted(given, key=lambda f: (f.created_utc, f.id))]
-    times = [max(f.created_utc, interaction.created_utc) for f, _ in said]
-    turns = [
-        (time, f.id, replace(interaction, reply=text)) for time, (f, text) in zip(times, said, strict=True) if text
-    ]
-    kept = [(time, named, turn) for time, named, turn in turns if leaves_memory(turn)]
+    said = ((f, (f.correction or "").strip()) for f in sorted(given, key=lambda f: (f.created_utc, f.id)))
+    turns = ((f, replace(interaction, reply=text)) for f, text in said if text)
+    kept = [(max(f.created_utc, interaction.created_utc), f.id, turn) for f, turn in turns if leaves_memory(turn)]
     ends = [*(time for time, _, _ in kept[1:]), None][: len(kept)]
     return [_memory(turn, named, time, end) for (time, named, turn), end in zip(kept, ends, strict=True)]
 

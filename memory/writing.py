@@ -83,8 +83,9 @@ class Held:
 
     def take(self, planned: Planned) -> None:
         self.known, self.left_out = self.known + planned.known, self.left_out + planned.forgotten
-        for owner in {owner_of(made) for made in planned.new}:
-            if planned.forgotten or planned.new[0].position < max(self.rows(owner), default=0):
+        if planned.new:
+            owner, place = owner_of(planned.new[0]), planned.new[0].position
+            if planned.forgotten or place < max(self.rows(owner), default=0):
                 self.to_inherit.add(owner)
         for old, new in planned.replaced.items():
             if self.new.pop(old, None) is None:

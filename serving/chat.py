@@ -99,8 +99,9 @@ def answer_ids(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Ids:
 def _turn(tokenizer: Any, text: str, words: str) -> str:
     """`text` up to and with the first control token behind the `words`, which hold none themselves. Where one opens it,
     as `<|START_RESPONSE|>`, more of them may end it: up to and with the eos_token, if that is there."""
-    eos, special = tokenizer.eos_token, {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    controls = [control for control in special - {tokenizer.unk_token} | {eos} if control and control in text]
+    eos = tokenizer.eos_token
+    ends = {*_controls(tokenizer)} - {tokenizer.unk_token} | {eos}
+    controls = [control for control in ends if control and control in text]
     if not controls:
         return text
     longest_first = sorted(controls, key=len, reverse=True)
@@ -175,12 +176,16 @@ def _inert_messages(tokenizer: Any, messages: Sequence[Message]) -> list[Message
     In what is not the assistant's also of tokens that a template makes turns of: not every tokenizer flags those.
     """
     added, template = tokenizer.added_tokens_decoder.values(), str(tokenizer.chat_template)
-    special = [str(token) for token in added if token.special]
+    special = _controls(tokenizer)
     turns = [str(token) for token in added if token.special or (str(token).strip() and str(token) in template)]
     return [
         {"role": m["role"], "content": _inert(special if m["role"] == "assistant" else turns, m["content"])}
         for m in messages
     ]
+
+
+def _controls(tokenizer: Any) -> list[str]:
+    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def _inert(controls: Sequence[str], text: str) -> str:
