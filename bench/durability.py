@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import runs
 from nightschool.memory.store import MemoryStore
 from nightschool.settings import Settings
 from numpy.typing import NDArray
@@ -134,7 +135,7 @@ def main() -> None:
         **{name: worst[name] for name in ("lost", "doubled", "disagreements")},
         "seconds": round(time.monotonic() - started),
     }
-    print(json.dumps(summary))
+    print(json.dumps({**summary, **runs.circumstances()}))
     raise SystemExit(any(worst.values()))
 
 

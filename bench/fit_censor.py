@@ -115,7 +115,7 @@ def slope_abroad(home: rated.Rated, abroad: rated.Rated, vectors: Vectors, coher
 
 
 def cross_validated(part: rated.Rated, vectors: Vectors, coherence: Coherence) -> float:
-    """Area under the ROC curve of scores of folds not fitted on, averaged over bots that are disliked often enough."""
+    """Area under the ROC curve of scores of folds not fitted on, all bots pooled; prints it by bot as well."""
     found = fitting.features(part.exchanges, vectors, coherence)
     for name, keep in (("all", fitting.heard(found)), ("without the reaction", fitting.unheard(found))):
         score = np.zeros(len(found))
@@ -131,10 +131,9 @@ def cross_validated(part: rated.Rated, vectors: Vectors, coherence: Coherence) -
 
 def auc(disliked: NDArray[np.bool_], score: Array) -> float:
     """P(a disliked answer scores below another), ties a half."""
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    n = int(disliked.sum())
-    return round(float(1 - (ranks[disliked].sum() - n * (n + 1) / 2) / (n * (len(score) - n))), 4)
+    from sklearn.metrics import roc_auc_score
+
+    return round(float(roc_auc_score(disliked, -score)), 4)
 
 
 if __name__ == "__main__":

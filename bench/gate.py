@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loop import state
 from nightschool.content import Message
 from nightschool.evolve.gate import judge, probe_text
 from nightschool.evolve.types import Adapter, Judged, Snapshot
 from nightschool.serving.engine import Sampling, Score
 from nightschool.settings import GateSettings
 from numpy.typing import NDArray
+from runs import circumstances, state
 from scipy.optimize import brentq
 from scipy.stats import binomtest
 
@@ -208,7 +208,7 @@ def main() -> None:
         print(f"{what} | {people} | {count / args.runs:.3f} [{share.low:.3f}, {share.high:.3f}]", flush=True)
         found[f"{what}, {people}"] = count / args.runs
     result = {"false_promote": found["format only, 40"], "power": found[f"better {MARGIN}, 40"], "runs": args.runs}
-    print(json.dumps({**result, "by_case": found}))
+    print(json.dumps({**result, "by_case": found, **circumstances()}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 A closed loop. `bench/simulated.py` says who asks, how they react and who judges. By day the live adapter of the arm
 answers, people react, and the store keeps it; by night the arm learns from all that is remembered, from the base, and
 the gate decides, in every arm that trains, whether the candidate answers from then on. Before the first day the store
-takes in what people at the desk answered in the month before.
+takes in what people at the desk answered on the day before.
 
   none      the base answers
   memory    the base answers and is shown what memory recalls for the person who asks; nothing is trained
@@ -40,8 +40,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -54,8 +52,8 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import runs
 import simulated
-from loop import circumstances, state, write_whole
 from nightschool.content import Message
 from nightschool.evolve import dataset, dpo, gate, replay, sft
 from nightschool.evolve.registry import Registry
@@ -348,7 +346,8 @@ def main() -> None:
     results.print()
     if picture := args.picture or (PICTURE if (args.seeds, args.nights) == (SEEDS, SIZES.nights) else None):
         draw(results, picture)
-    print(json.dumps({**results.summary(), **circumstances()}))
+    parts = [row for rows in found.values() for row in rows]
+    print(json.dumps({**results.summary(), **runs.circumstances(parts)}))
 
 
 def parse() -> argparse.Namespace:
@@ -365,7 +364,7 @@ def parse() -> argparse.Namespace:
 
 
 def kept(args: argparse.Namespace, arm: str, seed: int) -> Path:
-    name = f"{arm}-{seed}-{args.nights}-{state(dataset=DATASET, sizes=SIZES)}"
+    name = f"{arm}-{seed}-{args.nights}-{runs.state(dataset=DATASET, sizes=SIZES)}"
     return Path(args.keep) / f"{name}.json"
 
 
@@ -373,10 +372,8 @@ def spawn(args: argparse.Namespace, seed: int, half: int) -> None:
     """Half of the arms of one seed, in a process of their own with one thread."""
     if all(kept(args, arm, seed).exists() for arm in HALVES[half]):
         return
-    command = [sys.executable, __file__, "--part", f"{seed} {half}", "--keep", str(args.keep)]
-    command += ["--nights", str(args.nights)]
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run(command, env={**os.environ, **quiet, "OMP_NUM_THREADS": "1"}, check=True)
+    words = ("--part", f"{seed} {half}", "--keep", str(args.keep), "--nights", str(args.nights))
+    runs.child(__file__, words)
 
 
 def run_part(args: argparse.Namespace) -> None:
@@ -386,12 +383,11 @@ def run_part(args: argparse.Namespace) -> None:
     keep_replay()
     seed, half = map(int, args.part.split())
     sizes = replace(SIZES, nights=args.nights)
-    for arm in HALVES[half]:
-        path = kept(args, arm, seed)
-        if not path.exists():
-            with tempfile.TemporaryDirectory() as home:
-                found = run_arm(arm, seed, sizes, LocalEngine(ServingSettings(threads=1)), Path(home))
-            write_whole(path, found)
+    for arm in (missing := [arm for arm in HALVES[half] if not kept(args, arm, seed).exists()]):
+        with tempfile.TemporaryDirectory() as home:
+            found = run_arm(arm, seed, sizes, LocalEngine(ServingSettings(threads=1)), Path(home))
+        runs.write_whole(kept(args, arm, seed), found | {"commit": runs.commit()})
+    print(json.dumps({"ran": missing}))
 
 
 # -- what came out ---
@@ -408,6 +404,7 @@ class Results:
         asked = simulated.exam(0, simulated.people(0, SIZES.people, False), SIZES.exam, True)
         self.frequency = np.tile([simulated.FREQUENCY[simulated.TOPICS.index(a.topic)] for a in asked], seeds)
         self.seeds = seeds
+        self.details = {arm: self._details(arm) for arm in ARMS}
 
     def rows(self, arm: str, night: int, key: str = "satisfied") -> Array:
         """Of all seeds, one after the other."""
@@ -450,7 +447,7 @@ class Results:
         )
         print(f"\nafter night {self.last}\narm | " + " | ".join(columns))
         for arm in ARMS:
-            print(f"{arm} | " + " | ".join(str(self.details(arm)[column]) for column in columns))
+            print(f"{arm} | " + " | ".join(str(self.details[arm][column]) for column in columns))
         for name, (difference, *people, low, high) in self.differences().items():
             print(f"{name}: {difference:+.3f} [{low:+.3f}, {high:+.3f}] over seeds, {people} over people")
 
@@ -460,7 +457,7 @@ class Results:
         for arm in ARMS:
             print(f"{arm} | " + " | ".join(cell(arm, n) for n in nights))
 
-    def details(self, arm: str) -> Row:
+    def _details(self, arm: str) -> Row:
         nights = [night for seed in self.found[arm] for night in seed["nights"][1:]]
         return {
             "unweighted": self.share(self.rows(arm, self.last), weighted=False),
@@ -506,12 +503,12 @@ class Results:
                 "satisfied_night0": self.share(self.rows(arm, 0))[0],
                 f"satisfied_night{self.last}": share,
                 "ci": ci,
-                "domain_accuracy": self.details(arm)["right"][0],
-                "domain_accuracy_ci": self.details(arm)["right"][1:],
+                "domain_accuracy": self.details[arm]["right"][0],
+                "domain_accuracy_ci": self.details[arm]["right"][1:],
                 "probe_nll_change": self.drift(arm, self.last)[0],
                 "probe_nll_change_ci": self.drift(arm, self.last)[1:],
             }
-        return {"arms": arms, **self.differences(), "details": {arm: self.details(arm) for arm in ARMS}}
+        return {"arms": arms, **self.differences(), "details": self.details}
 
 
 def student(values: Array) -> tuple[float, float, float]:

@@ -5,7 +5,7 @@
 tm4: Taskmaster-4 rewards, held out by opening, five folds; each fold is one process with its own home. The tables show
 the held-out fold, which no night saw; intervals are cluster bootstraps over openings, all folds pooled.
 convai2: thumbs of real users, imported whole, one night, the verdict as it falls.
-null: the same small sample of Taskmaster-4 with its rewards dealt out anew by seed: a night must not be promoted.
+null: small samples of Taskmaster-4, one a seed, with their rewards dealt out anew: a night must not be promoted.
 With --keep, what a process found is written there and not run again, so that a run that was stopped goes on.
 Where to get the data: bench/sources.py. The last line printed is JSON.
 """
@@ -15,24 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from datetime import UTC, datetime
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import runs
 import sources
+from baselines import by_words, rated
 
 Conversation = dict[str, Any]
 
@@ -44,52 +40,10 @@ def main() -> None:
     if args.part:
         print(json.dumps(PARTS[args.part](args.data, args.number)))
         return
-    wanted = args.only.split(",")
-    result: dict[str, Any] = {}
-    if "tm4" in wanted:
-        result["tm4"] = tm4_summary(run_parts("tm4", args.folds, args))
-    if "convai2" in wanted:
-        result["convai2"] = run_parts("convai2", 1, args)[0]
-    if "null" in wanted:
-        nights = run_parts("null", args.seeds, args)
-        result["null"] = {"nights": len(nights), "promoted": sum(n["accepted"] for n in nights)}
-    print(json.dumps({**result, **circumstances()}))
-
-
-def circumstances() -> dict[str, Any]:
-    """When, with what and on what base these figures came about."""
-    from nightschool.serving.base import base_id
-
-    packages = ("nightschool", "torch", "transformers", "trl", "peft", "lancedb", "sentence-transformers")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": commit(),
-        "versions": {name: version(name) for name in packages},
-        "base": base_id("seedling"),
-        "cores": os.cpu_count(),
-    }
-
-
-def commit() -> str:
-    """Of the code that runs, with `-dirty` where it was changed since; empty where it is no checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-
-
-def state(**changed: Any) -> str:
-    """Names the base, our defaults and what was `changed` of them: what others made is not taken for one's own.
-
-    The code is not in it: whoever goes on after a change tells of which commits the kept figures are.
-    """
-    from nightschool.serving.base import base_id
-    from nightschool.settings import Settings
-
-    held = [
-        base_id("seedling"),
-        Settings(home=Path()).to_json(),
-        {name: asdict(value) for name, value in changed.items()},
-    ]
-    return sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:8]
+    counts = {"tm4": args.folds, "convai2": 1, "null": args.seeds}
+    found = {part: run_parts(part, counts[part], args) for part in args.only.split(",")}
+    result = {part: SUMMARIES[part](nights) for part, nights in found.items()}
+    print(json.dumps({**result, **runs.circumstances(night for nights in found.values() for night in nights)}))
 
 
 def parse() -> argparse.Namespace:
@@ -109,34 +63,14 @@ def run_parts(part: str, count: int, args: argparse.Namespace) -> list[dict[str,
     """Each part in a process of its own, `--jobs` at a time, one thread each."""
 
     def run(number: int) -> dict[str, Any]:
-        found = run_part(__file__, ("--part", part, "--number", str(number)), f"loop-{part}-{number}", args)
+        words = ("--part", part, "--number", str(number), "--data", str(args.data))
+        kept = args.keep / f"loop-{part}-{number}-{runs.state()}.json" if args.keep else None
+        found = runs.part(__file__, words, kept)
         print(f"{part} {number}: {json.dumps({k: v for k, v in found.items() if k != 'rows'})}", flush=True)
         return found
 
     with ThreadPoolExecutor(args.jobs) as pool:
         return list(pool.map(run, range(count)))
-
-
-def run_part(script: str, words: Sequence[str], name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What `script` prints last; with --keep, kept under `name`, the base and the defaults, and not run again."""
-    kept = args.keep / f"{name}-{state()}.json" if args.keep else None
-    if kept and kept.exists():
-        return dict(json.loads(kept.read_text()))
-    command = [sys.executable, script, *words, "--data", str(args.data)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, found)
-    return found
-
-
-def write_whole(path: Path, found: Any) -> None:
-    """What is cut off in the middle is not there."""
-    whole = path.with_suffix(".partial")
-    whole.write_text(json.dumps(found) + "\n")
-    whole.replace(path)
 
 
 # -- one night in a home of its own ---
@@ -146,18 +80,15 @@ def night(conversations: Sequence[Conversation], home: Path) -> tuple[Any, Any, 
     """Import, one night; returns the open assistant, the cycle and what it cost."""
     import nightschool
     import torch
-    from nightschool.memory.importer import import_files
     from nightschool.pipelines import nightly
+    from nightschool.settings import Settings
 
     torch.set_num_threads(1)
     started = time.monotonic()
-    assistant = nightschool.open(home)
-    report = import_files(assistant.store, [sources.write_lines(home / "in.jsonl", conversations)], now=sources.CLOCK)
-    if report.errors:
-        sys.exit(f"{report.errors[0]}: the data was not read whole")
+    assistant = n = nightschool.open(settings=Settings(home=home))  # whatever the environment says
+    report = runs.bring_in(assistant.store, home, conversations, sources.CLOCK)
     imported = time.monotonic()
     print(f"imported {report.interactions_new} turns in {imported - started:.0f}s", file=sys.stderr, flush=True)
-    n = assistant
     cycle = nightly.run(
         n.store, n.registry, lambda: n.engine, n.settings, lambda s: print(s, file=sys.stderr, flush=True)
     )
@@ -238,26 +169,29 @@ def tm4_measures(folds: Sequence[dict[str, list[Any]]], draws: int = 1000) -> di
 
     An AUC is taken within each fold, whose model it belongs to, and averaged.
     """
-    rng = np.random.default_rng(0)
-    arrays = [{k: np.asarray(v) for k, v in fold.items()} for fold in folds]
-    index = [np.unique(a["cluster"], return_inverse=True) for a in arrays]
-    point = measures_once(arrays, [np.ones(len(a["liked"])) for a in arrays])
-    drawn = []
-    for _ in range(draws):
-        weights = [rng.multinomial(len(n), np.full(len(n), 1 / len(n)))[i].astype(float) for n, i in index]
-        drawn.append(measures_once(arrays, weights))
-    interval = {k: [round(float(np.quantile([d[k] for d in drawn], q)), 4) for q in (0.025, 0.975)] for k in point}
-    return {**{k: round(v, 4) for k, v in point.items()}, "ci": interval}
+    from nightschool.evolve.gate import cluster_draws
+
+    weighed = []
+    for number, fold in enumerate(folds):
+        rows = {k: np.asarray(v) for k, v in fold.items()}
+        once = np.ones((1, len(rows["liked"])), int)
+        weighed.append((rows, np.vstack([once, cluster_draws(fold["cluster"], draws, number)])))
+    found = measures(weighed)
+    interval = {k: [round(float(np.quantile(v[1:], q)), 4) for q in (0.025, 0.975)] for k, v in found.items()}
+    return {**{k: round(float(v[0]), 4) for k, v in found.items()}, "ci": interval}
 
 
-def measures_once(folds: Sequence[dict[str, Any]], weights: Sequence[Any]) -> dict[str, float]:
-    def nll(key: str) -> float:
-        total = sum(-(w * a["liked"] * a[key]).sum() for a, w in zip(folds, weights, strict=True))
-        return float(total / sum((w * a["liked"] * a["tokens"]).sum() for a, w in zip(folds, weights, strict=True)))
+def measures(folds: Sequence[tuple[dict[str, Any], Any]]) -> dict[str, Any]:
+    """Each figure, (W,), of folds whose rows count by weights (W, rows)."""
+    from nightschool.evolve.gate import weighted_auc
 
-    def area(score: Any) -> float:
-        return float(np.mean([auc(a["liked"], score(a), w) for a, w in zip(folds, weights, strict=True)]))
+    def nll(key: str) -> Any:
+        return -sum(w @ (a["liked"] * a[key]) for a, w in folds) / sum(w @ (a["liked"] * a["tokens"]) for a, w in folds)
 
+    def area(score: Callable[[dict[str, Any]], Any]) -> Any:
+        return np.mean([weighted_auc(score(a), a["liked"], w) for a, w in folds], axis=0)
+
+    rise, words = area(lambda a: a["after"] - a["grounded"]), area(lambda a: a["tfidf"])
     return {
         "nll_before": nll("before"),
         "nll_grounded": nll("grounded"),
@@ -265,18 +199,11 @@ def measures_once(folds: Sequence[dict[str, Any]], weights: Sequence[Any]) -> di
         "nll_other_context": nll("other"),
         "nll_4gram": nll("gram4"),
         "auc_before": area(lambda a: a["before"] / a["tokens"]),
-        "auc_after": area(lambda a: a["after"] - a["grounded"]),
+        "auc_after": rise,
         "auc_logprob_after": area(lambda a: a["after"] / a["tokens"]),
-        "auc_tfidf": area(lambda a: a["tfidf"]),
-        "auc_after_minus_tfidf": area(lambda a: a["after"] - a["grounded"]) - area(lambda a: a["tfidf"]),
+        "auc_tfidf": words,
+        "auc_after_minus_tfidf": rise - words,
     }
-
-
-def auc(liked: Any, score: Any, weights: Any) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    kept = weights > 0
-    return float(roc_auc_score(liked[kept], score[kept], sample_weight=weights[kept]))
 
 
 def tm4_summary(folds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -344,18 +271,8 @@ class FourGram:
 
 
 def tfidf_scores(train: Sequence[Conversation], test: Sequence[Conversation]) -> list[float]:
-    """Logistic regression on TF-IDF of context and answer, fitted on the training rewards."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    def text(conversation: Conversation) -> str:
-        *context, answer = [m["content"] for m in conversation["messages"]]
-        return " ".join(context[-4:]) + " || " + answer
-
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    model = LogisticRegression(C=3, max_iter=500, class_weight="balanced")
-    model.fit(vectorizer.fit_transform(map(text, train)), [c["messages"][-1]["rating"] > 0 for c in train])
-    return [float(p) for p in model.predict_proba(vectorizer.transform(map(text, test)))[:, 1]]
+    """The chance that each answer is liked, told from its words and those of its context by the training rewards."""
+    return [float(p) for p in by_words(rated(train))(rated(test))]
 
 
 # -- ConvAI2, and nights that have nothing to learn ---
@@ -368,7 +285,7 @@ def convai2_night(data: Path, number: int) -> dict[str, Any]:
         parts = Counter(row["part"] for row in rows)
         found = {**cost, "parts": dict(parts), **verdict_of(assistant, cycle)}
         assistant.close()
-    return {**found, "pairs": parts.get("pair", 0) + parts.get("pairs", 0)}
+    return {**found, "pairs": parts["pairs"]}
 
 
 def null_night(data: Path, seed: int, size: int = 250) -> dict[str, Any]:
@@ -382,7 +299,16 @@ def null_night(data: Path, seed: int, size: int = 250) -> dict[str, Any]:
     return found
 
 
+def convai2_summary(nights: list[dict[str, Any]]) -> dict[str, Any]:
+    return nights[0]
+
+
+def null_summary(nights: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"nights": len(nights), "promoted": sum(n["accepted"] for n in nights)}
+
+
 PARTS = {"tm4": tm4_fold, "convai2": convai2_night, "null": null_night}
+SUMMARIES = {"tm4": tm4_summary, "convai2": convai2_summary, "null": null_summary}
 
 if __name__ == "__main__":
     main()

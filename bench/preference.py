@@ -41,23 +41,22 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import learning
-import loop
 import numpy as np
+import runs
 import sources
+from baselines import BASELINES, Rows, by_words, rated
 from nightschool.evolve.gate import cluster_draws, weighted_auc
-from nightschool.evolve.types import RECIPE
 from numpy.typing import NDArray
 from stock import STOCK, TIMES, stock
 
 Conversation = dict[str, Any]
-Rows = list[dict[str, Any]]  # prompt (messages), answer, liked, cluster
 ARMS = ("full", *STOCK, "sft", "dpo", "equal", "shuffled", "hostile")  # in the order in which they are run
 SPEAKERS = {"full": ("phase 1", "full"), "sft": ("sft",)}  # the adapters of an arm that answer
 UNTOUCHED = (2, 3)  # folds of Taskmaster-4 that had no part in choosing settings
@@ -77,20 +76,6 @@ def convai2(args: argparse.Namespace) -> list[Conversation]:
 
 
 PARTS = {"tm4": tm4, "convai2": convai2}
-
-
-def rated(conversations: Sequence[Conversation]) -> Rows:
-    """Every answer that somebody rated, in its context."""
-    return [
-        {"prompt": _plain(c["messages"][:i]), "answer": m["content"], "liked": m["rating"] > 0, "cluster": c["user_id"]}
-        for c in conversations
-        for i, m in enumerate(c["messages"])
-        if "rating" in m and i
-    ]
-
-
-def _plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
 def one(args: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +98,7 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
         spoken = better(elsewhere, test, {name: a.path for name, a in speakers.items()}, taught.settings)
     told = {"liked": [r["liked"] for r in test], "cluster": [r["cluster"] for r in test]}
     baselines = {name: list(map(_short, of(elsewhere)(test))) for name, of in BASELINES.items()}
-    return told | found | {"better": spoken, "baselines": baselines, "commit": loop.commit()}
+    return told | found | {"better": spoken, "baselines": baselines}
 
 
 def _short(value: float) -> float:
@@ -192,15 +177,12 @@ def made(home: Path) -> Path:
 def frozen(train: Sequence[Conversation], home: Path) -> tuple[Any, Any]:
     """The snapshot that a night would learn from, and the settings it would learn by."""
     from nightschool.evolve import dataset
-    from nightschool.memory.importer import import_files
     from nightschool.memory.store import MemoryStore
     from nightschool.settings import Settings
 
     settings = Settings(home=home / "home")
     with MemoryStore(settings) as store:
-        report = import_files(store, [sources.write_lines(home / "in.jsonl", train)], now=sources.CLOCK)
-        if report.errors:
-            sys.exit(f"{report.errors[0]}: the data was not read whole")
+        runs.bring_in(store, home, train, sources.CLOCK)
         return dataset.freeze(store, settings, now=store.clock()), settings
 
 
@@ -253,49 +235,6 @@ def better(train: Rows, test: Rows, speakers: Mapping[str, Path], settings: Any)
         ]
     engine.close()
     return found
-
-
-# -- what needs no model ---
-
-
-def by_words(rows: Rows) -> Callable[[Rows], Any]:
-    """The chance that an answer in its context is liked, by TF-IDF and logistic regression on the ratings of `rows`."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-        LogisticRegression(C=3, max_iter=500, class_weight="balanced"),
-    )
-    return _fitted(model, _in_context, rows)
-
-
-def by_counts(rows: Rows) -> Callable[[Rows], Any]:
-    """The same by the lengths of answer and prompt and by how many turns came before."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    return _fitted(model, _counts, rows)
-
-
-def _fitted(model: Any, of: Callable[[dict[str, Any]], Any], rows: Rows) -> Callable[[Rows], Any]:
-    model.fit([of(r) for r in rows], [r["liked"] for r in rows])
-    return lambda others: model.predict_proba([of(r) for r in others])[:, 1]
-
-
-def _in_context(row: dict[str, Any]) -> str:
-    return " ".join(m["content"] for m in row["prompt"][-4:]) + " || " + str(row["answer"])
-
-
-def _counts(row: dict[str, Any]) -> list[float]:
-    said = [m["content"] for m in row["prompt"]]
-    return [float(np.log1p(n)) for n in (len(row["answer"].split()), len(" ".join(said).split()), len(said))]
-
-
-BASELINES = {"counts": by_counts, "tfidf": by_words}
 
 
 # -- the whole ---
@@ -415,7 +354,8 @@ def run_folds(part: str, count: int, args: argparse.Namespace) -> list[dict[str,
     def run(number: int, arm: str) -> dict[str, Any]:
         seconds = TIMES * done[number, "full"].result()["phase2_cpu_seconds"] if arm in STOCK else 0.0
         words = ("--part", part, "--number", str(number), "--arm", arm, "--seconds", str(seconds))
-        found = loop.run_part(__file__, words, f"preference-{part}-{number}-{arm}-{RECIPE}", args)
+        kept = args.keep / f"preference-{part}-{number}-{arm}-{runs.state()}.json" if args.keep else None
+        found = runs.part(__file__, (*words, "--data", str(args.data)), kept)
         tell(f"{part} {number} {arm}: {found['seconds']} s")
         return found
 
@@ -447,15 +387,17 @@ def main() -> None:
         print(json.dumps(one(args)))
         return
     result: dict[str, Any] = {}
+    parts: list[dict[str, Any]] = []
     for name, count in (("tm4", args.folds), ("convai2", args.users)):
         if name in args.only.split(","):
             folds = run_folds(name, count, args)
+            parts += [part for fold in folds for part in fold.values()]
             result |= summary(folds, name, list(folds[0]))
             if name == "tm4":
                 if untouched := [folds[k] for k in UNTOUCHED if k < len(folds)]:
                     result |= summary(untouched, "tm4_untouched", list(folds[0]))
                 result |= generations(folds)
-    print(json.dumps({**result, **loop.circumstances()}))
+    print(json.dumps({**result, **runs.circumstances(parts)}))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
@@ -29,19 +28,18 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import runs
 import sources
 import torch
 from nightschool.errors import ServingError
 from nightschool.evolve.live import Live
 from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Adapter
-from nightschool.serving.base import SEEDLING, base_id, load_base, lora_targets
+from nightschool.serving.base import SEEDLING, load_base, lora_targets
 from nightschool.serving.batching import Prefixes
 from nightschool.serving.chat import answer_ids, prompt_ids
 from nightschool.serving.engine import Sampling
@@ -68,18 +66,7 @@ def main() -> None:
             found = PARTS[name](adapters, args)
             print(f"| {name} | |\n| --- | --- |\n" + "\n".join(f"| {k} | {v} |" for k, v in found.items()), flush=True)
             result |= found
-    print(json.dumps({**result, **circumstances()}))
-
-
-def circumstances() -> dict[str, Any]:
-    packages = ("nightschool", "torch", "transformers", "peft")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "versions": {name: version(name) for name in packages},
-        "base": base_id("seedling"),
-        "cores": os.cpu_count(),
-        "load": [round(x, 1) for x in os.getloadavg()],
-    }
+    print(json.dumps({**result, **runs.circumstances()}))
 
 
 def parse() -> argparse.Namespace:
@@ -360,7 +347,7 @@ def against_full_weights(
 ) -> dict[str, Any]:
     """Measured where the checkpoint of pretraining is at hand; else both perplexities are those in the base's card."""
     if (checkpoint / WEIGHTS).exists() and origin(checkpoint) == origin(SEEDLING):
-        full = measure._perplexity_full(engine, checkpoint, held_out)
+        full = measure.perplexity_full(engine, checkpoint, held_out)
         return {"fp8_ppl_ratio": round(perplexity / full, 4), "fp8_ppl_ratio_from": "the checkpoint"}
     rows = re.findall(
         r"^\| (?:perplexity of held-out|the same before).* \| ([\d.]+) \|$", CARD.read_text(), re.MULTILINE

@@ -15,14 +15,13 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rated
+import runs
 from fit_censor import Array, Vectors, auc, fit_one
 from nightschool.memory.cues import Exchange
 from nightschool.memory.reader import Reader, shipped_reader
@@ -30,6 +29,7 @@ from nightschool.memory.signals import assess, label, learned_signal
 from nightschool.memory.types import Interaction, Satisfaction
 from nightschool.settings import CensorSettings
 from rated import Rated
+from sources import DATA
 
 SETTINGS = CensorSettings()
 BINS, WORST, DRAWS = 10, 0.1, 1000
@@ -38,7 +38,7 @@ BINS, WORST, DRAWS = 10, 0.1, 1000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", default="satisfaction,refit,curation")
-    parser.add_argument("--data", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--cache", type=Path, help="keep the vectors here, for the next run")
     args = parser.parse_args()
     wanted, result = args.only.split(","), {}
@@ -53,8 +53,7 @@ def main() -> None:
         import curation
 
         result |= curation.figures(args.data)
-    packages = {name: version(name) for name in ("numpy", "torch", "sentence-transformers")}
-    print(json.dumps({**result, "date": datetime.now(UTC).date().isoformat(), "versions": packages}))
+    print(json.dumps({**result, **runs.circumstances()}))
 
 
 # -- satisfaction ---
@@ -66,12 +65,11 @@ def satisfaction(parts: dict[str, Rated], vectors: Vectors) -> dict[str, Any]:
     tests = {name: part.at(part.test) for name, part in parts.items()}
     print(f"{'reader':<26}{'tested on':<10}AUC of disliked [95 %]       AP    worst 10 %  ECE    ECE of disliked")
     found = {
-        (reader, test): report(f"fitted on {reader}", test, own[reader], parts, tests[test], vectors)
+        (reader, test): report(f"fitted on {reader}", test, own[reader], tests[test], vectors)
         for reader in own
         for test in tests
     }
-    for test in tests:
-        report("shipped, both", test, shipped, parts, tests[test], vectors)
+    shipped_found = {test: report("shipped, both", test, shipped, tests[test], vectors) for test in tests}
     whole = [whole_censor(name, test, shipped, vectors) for name, test in tests.items()]
     return {
         "convai2_auc": found["convai2", "convai2"]["auc"],
@@ -79,14 +77,13 @@ def satisfaction(parts: dict[str, Rated], vectors: Vectors) -> dict[str, Any]:
         "cross_auc": min(found["convai2", "dbdc3"]["auc"], found["dbdc3", "convai2"]["auc"]),
         "ece": max(found[name, name]["ece"] for name in tests),
         "worst_tenth_precision": min(found[name, name]["worst"] for name in tests),
+        **{f"shipped_{test}_{what}": told[what] for test, told in shipped_found.items() for what in ("auc", "ece")},
         "coverage": min(whole),
         "turns_per_s": turns_per_s(tests["dbdc3"], shipped, vectors),
     }
 
 
-def report(
-    name: str, on: str, reader: Reader, parts: dict[str, Rated], test: Rated, vectors: Vectors
-) -> dict[str, float]:
+def report(name: str, on: str, reader: Reader, test: Rated, vectors: Vectors) -> dict[str, float]:
     odds = reader.log_odds(test.exchanges, vectors)
     predicted = 1 / (1 + np.exp(-odds))
     low, high = interval(test, lambda rows: auc(test.disliked[rows], odds[rows]))
@@ -113,9 +110,9 @@ def calibration_error(predicted: Array, observed: Array) -> float:
 
 
 def average_precision(disliked: Any, odds: Array) -> float:
-    hits = disliked[np.argsort(odds, kind="stable")]
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return round(float(precision[hits].mean()), 3)
+    from sklearn.metrics import average_precision_score
+
+    return round(float(average_precision_score(disliked, -odds)), 3)
 
 
 def interval(test: Rated, measure: Callable[[Any], float]) -> tuple[float, float]:

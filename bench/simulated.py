@@ -394,7 +394,7 @@ def _react(random: Random, visit: Visit, asked: Asked, found: Sequence[str], ple
 
 
 def earlier(seed: int, crowd: Sequence[Person], count: int) -> list[Conversation]:
-    """The month before the first day, when people at the desk answered alone."""
+    """The day before the first, when people at the desk answered alone."""
     found = []
     for number, asked in enumerate(questions(seed, 0, crowd, count)):
         answer = desk(Random(f"desk {seed} {number}"), asked.topic)

@@ -20,11 +20,6 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 CLOCK = datetime(2024, 6, 1, tzinfo=UTC).timestamp()  # Taskmaster-4 has no times: one moment for all
 
 
-def write_lines(path: Path, conversations: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(c) + "\n" for c in conversations), encoding="utf-8")
-    return path
-
-
 def taskmaster4(data: Path) -> list[dict[str, Any]]:
     """One conversation a judged turn: its context, then the generated turn with its reward as a rating of ±1.
 
@@ -72,7 +67,7 @@ def _convai_message(turn: dict[str, Any]) -> dict[str, Any]:
     if turn["sender_class"] == "Human":
         return {"role": "user", "content": turn["text"]}
     message: dict[str, Any] = {"role": "assistant", "content": turn["text"]}
-    if str(turn["evaluation_score"]) in "01":
+    if str(turn["evaluation_score"]) in ("0", "1"):
         message["rating"] = 1 if int(turn["evaluation_score"]) else -1
     return message
 

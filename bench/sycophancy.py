@@ -23,17 +23,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import loop
 import nightschool
 import numpy as np
+import runs
 import sources
 import torch
 from nightschool.evolve import gate
 from nightschool.evolve.sealing import ensure_loaded
 from nightschool.evolve.types import Measure
 from nightschool.interfaces import demo_data
-from nightschool.memory.importer import import_files
 from nightschool.pipelines import nightly
+from nightschool.settings import Settings
 
 Conversation = dict[str, Any]
 TASKS = 400  # conversations of Taskmaster-4 in its nights
@@ -172,11 +172,9 @@ def nights(data: Path, now: float) -> dict[str, list[Conversation]]:
 
 def measured(conversations: Sequence[Conversation], home: Path, now: float) -> dict[str, Any]:
     """One night, or the one that was made in `home` before, judged by the rules of today."""
-    with nightschool.open(home) as n:
+    with nightschool.open(settings=Settings(home=home)) as n:  # whatever the environment says
         if not n.registry.adapters():
-            report = import_files(n.store, [sources.write_lines(home / "in.jsonl", conversations)], now=now)
-            if report.errors:
-                raise SystemExit(f"{report.errors[0]}: the data was not read whole")
+            runs.bring_in(n.store, home, conversations, now)
         nightly.run(n.store, n.registry, lambda: n.engine, n.settings, lambda s: print(s, file=sys.stderr, flush=True))
         if not (made := [a for a in n.registry.adapters() if a.phase == "dpo"]):
             return {"nothing learnt": n.registry.latest_cycle().error}
@@ -212,7 +210,7 @@ def main() -> None:
             home.mkdir(parents=True, exist_ok=True)
             found[name] = measured(conversations, home, now)
             print(f"{name}: {json.dumps(found[name])}", flush=True)
-    print(json.dumps({"nights": found, **loop.circumstances()}))
+    print(json.dumps({"nights": found, **runs.circumstances()}))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ with references beforehand); the ratio is to the fastest.
 linear: seconds that each further row of our phase 2 takes, from one of SIZES to the next, which leaves out what does
 not depend on rows; the last over the first.
 muon: one epoch of phase 1 on 400 rows, with torch.optim.Muon for all LoRA matrices or AdamW, at the rates of RATES;
-nats per token on rows of other openings, the rate chosen on one half of them, told on the other.
+nats per token on rows of other openings, the rate chosen on one half of these openings, told on the other.
 The last line printed is JSON.
 """
 
@@ -20,10 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -32,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import runs
 import sources
 
 Row = dict[str, Any]  # prompt (messages), chosen, rejected, opening
@@ -256,9 +254,9 @@ def optimised(optimiser: str, rate: float, args: argparse.Namespace) -> dict[str
 
     torch.set_num_threads(1)
     given = rows(args.data, 700)
-    held = set(sorted({r["opening"] for r in given})[::4])
+    held = sorted({r["opening"] for r in given})[::4]
     taught = [r for r in given if r["opening"] not in held][:400]
-    halves = [[r for i, r in enumerate(given) if r["opening"] in held][k::2] for k in range(2)]
+    halves = [[r for r in given if r["opening"] in half] for half in (set(held[::2]), set(held[1::2]))]
     with tempfile.TemporaryDirectory() as home:
         settings = settings_of(Path(home))
         student = t.student(settings)
@@ -312,10 +310,7 @@ def held_out_nll(student: Any, given: list[Row]) -> float:
 
 def run(args: argparse.Namespace, *words: str, count: int = 0) -> dict[str, float]:
     given = str(count or args.rows)
-    command = [sys.executable, __file__, "--part", *words, "--data", str(args.data), "--rows", given]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found = runs.child(__file__, ("--part", *words, "--data", str(args.data), "--rows", given))
     print(" ".join(words), json.dumps(found), flush=True)
     return found
 
@@ -374,7 +369,8 @@ def main() -> None:
         result |= compared(name, args) if name in wanted else {}
     result |= linear(args) if "linear" in wanted else {}
     result |= muon_against_adamw(args) if "muon" in wanted else {}
-    print(json.dumps({name: round(value, 4) for name, value in result.items()}))
+    figures = {name: round(value, 4) for name, value in result.items()}
+    print(json.dumps({**figures, **runs.circumstances()}))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ from typing import Any
 
 import learning
 import numpy as np
-from loop import write_whole
+import runs
 from nightschool.evolve import gate
 from nightschool.evolve.sealing import ensure_loaded
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
@@ -186,28 +184,19 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        args.keep = args.keep or Path(scratch)
-        args.keep.mkdir(parents=True, exist_ok=True)
-        if args.part is not None:
-            write_whole(kept(args, args.part), one(args.part, args.nights))
-            return
-        seeds = [int(seed) for seed in args.seeds.split(",")]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda seed: spawn(args, seed), seeds))
-        rows = [row for seed in seeds for row in json.loads(kept(args, seed).read_text())]
-    print(json.dumps({**summary(rows), "seeds": seeds, **learning.circumstances()}))
+    if args.part is not None:
+        print(json.dumps({"compared": one(args.part, args.nights)}))
+        return
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        found = list(pool.map(lambda seed: world(args, seed), seeds))
+    rows = [row for part in found for row in part["compared"]]
+    print(json.dumps({**summary(rows), "seeds": seeds, **runs.circumstances(found)}))
 
 
-def kept(args: argparse.Namespace, seed: int) -> Path:
-    changed = {"dataset": learning.DATASET, "sizes": learning.SIZES}
-    return Path(args.keep) / f"twins-{seed}-{args.nights}-{learning.state(**changed)}.json"
-
-
-def spawn(args: argparse.Namespace, seed: int) -> None:
-    if not kept(args, seed).exists():
-        words = ("--part", str(seed), "--keep", str(args.keep), "--nights", str(args.nights))
-        subprocess.run([sys.executable, __file__, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+def world(args: argparse.Namespace, seed: int) -> Row:
+    name = f"twins-{seed}-{args.nights}-{runs.state(dataset=learning.DATASET, sizes=learning.SIZES)}.json"
+    return runs.part(__file__, ("--part", str(seed), "--nights", str(args.nights)), args.keep and args.keep / name)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def measure(folder: Path, held_out: Sequence[Conversation], checkpoint: Path | N
     by_tokens, by_talks = expert_load(engine, held_out[:count], _real_share(folder))
     return Report(
         perplexity=perplexity,
-        perplexity_full=_perplexity_full(engine, checkpoint, held_out) if checkpoint else None,
+        perplexity_full=perplexity_full(engine, checkpoint, held_out) if checkpoint else None,
         tokens=tokens,
         from_notes=from_notes,
         from_turns=turns_used(engine, count),
@@ -137,7 +137,7 @@ def dialogue_perplexity(engine: LocalEngine, talks: Sequence[Conversation]) -> t
     return math.exp(-sum(score.logprob for score in scores) / tokens), tokens
 
 
-def _perplexity_full(engine: LocalEngine, checkpoint: Path, talks: Sequence[Conversation]) -> float:
+def perplexity_full(engine: LocalEngine, checkpoint: Path, talks: Sequence[Conversation]) -> float:
     served = {name: value.clone() for name, value in engine._model.state_dict().items()}
     engine._model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
     try:
