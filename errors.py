@@ -10,6 +10,7 @@
         Unerased         the rows are deleted as `receipt` says, but not all their bytes
       TrainingError      a phase did not learn, or could not run
       GateRefused        an adapter may not serve: unjudged, rejected, damaged or tainted
+      NightRunning       (pipelines.lock) another night runs
       ServingError       a base or an adapter cannot be loaded, or an answer cannot be made
 
 The message names the thing, the value and the next step.

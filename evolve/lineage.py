@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import GateRefused, StoreError
 from ..memory.conversations import answered_since
@@ -120,6 +120,33 @@ def _sources(interactions: Iterable[Interaction]) -> tuple[Source, ...]:
     for interaction in interactions:
         sessions.setdefault((interaction.user_id, interaction.session_id), []).append(interaction.id)
     return tuple(Source(user, session, tuple(ids)) for (user, session), ids in sorted(sessions.items()))
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that decided what serves, or could have. `id` is a night's, that of the adapter that served from then
+    on (None: the base), or a receipt's; `what` never says whose words it was about."""
+
+    created_utc: float
+    kind: Literal["night", "switch", "forgotten"]
+    id: str | None
+    what: str
+
+
+def events(registry: Registry) -> list[Event]:
+    """Nights as they began, switches of what serves and what was forgotten, oldest first."""
+    found = [Event(c.started_utc, "night", c.id, c.outcome) for c in registry.cycles()]
+    found += [Event(d["created_utc"], "switch", d["adapter_id"], d["reason"]) for d in registry.deployments()]
+    found += [Event(r["created_utc"], "forgotten", str(r["id"]), _forgotten(r)) for r in registry.receipts()]
+    return sorted(found, key=lambda event: event.created_utc)
+
+
+def _forgotten(receipt: Mapping[str, Any]) -> str:
+    counts = (("turns", "interactions"), ("memories", "memories"), ("ratings", "feedback"))
+    told = ", ".join(f"{receipt[key]} {name}" for name, key in counts)
+    withdrawn = ", ".join(receipt["tainted_adapters"])
+    unfinished = "" if receipt["finished_utc"] else "; some of their bytes are not erased yet"
+    return told + (f"; weights withdrawn: {withdrawn}" if withdrawn else "") + unfinished
 
 
 def verify(store: MemoryStore, registry: Registry) -> list[str]:

@@ -401,6 +401,13 @@ class Registry:
             rows = session.scalars(select(DeploymentRow).order_by(DeploymentRow.id))
             return [{"adapter_id": r.adapter_id, "reason": r.reason, "created_utc": r.created_utc} for r in rows]
 
+    def receipts(self) -> list[dict[str, Any]]:
+        """Every `forget`, oldest first: how much it erased, what it withdrew, and since when its bytes are gone."""
+        with self.database.reading() as session:
+            rows = session.scalars(select(ReceiptRow).order_by(ReceiptRow.id))
+            times = ("id", "created_utc", "finished_utc")
+            return [row.details | {name: getattr(row, name) for name in times} for row in rows]
+
     def _deploy(
         self, adapter_id: str | None, reason: str, after: int | None = None, cycle_id: str | None = None
     ) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .printing import AsJson, Home, Limit, assistant, none_found, show, show_found, when
+from .printing import AdapterId, AsJson, Home, Limit, ReplyId, assistant, none_found, show, show_found, when
 
 if TYPE_CHECKING:
     from ..memory.types import Feedback, Interaction, Satisfaction
@@ -48,11 +48,8 @@ def _short(text: str) -> str:
 
 
 @audit.command()
-def why(reply: str, home: Home = None, as_json: AsJson = False) -> None:
-    """Why that answer: what it was asked and shown, which adapter spoke, what that one learnt from.
-
-    By its id or the start of it, see `audit answers`.
-    """
+def why(reply: ReplyId, home: Home = None, as_json: AsJson = False) -> None:
+    """Why that answer: what it was asked and shown, which adapter spoke, what that one learnt from."""
     from ..evolve import lineage as lines_of
 
     with assistant(home) as nightschool:
@@ -83,7 +80,7 @@ def _met(satisfaction: Satisfaction) -> str:
 
 
 @audit.command()
-def lineage(adapter: str, home: Home = None, as_json: AsJson = False) -> None:
+def lineage(adapter: AdapterId, home: Home = None, as_json: AsJson = False) -> None:
     """Where an adapter comes from: its parents, its verdict, the conversations that taught it."""
     from ..evolve import lineage as lines_of
 
@@ -108,6 +105,21 @@ def _lineage_lines(found: Any) -> list[str]:
     lines += [f"forgotten since: {len(found.forgotten)} turns"] if found.forgotten else []
     lines += [f"tainted:  {found.tainted}"] if found.tainted else []
     return lines + [f"judged:   {reason}" for reason in (found.verdict.reasons if found.verdict else ["never"])]
+
+
+@audit.command("events")
+def audit_events(home: Home = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """What served when, and why: nights, switches and what was forgotten (never whose), newest first."""
+    from ..evolve import lineage as lines_of
+    from .doctor import outcome_by_now
+
+    with assistant(home) as nightschool:
+        registry = nightschool.registry
+        found = lines_of.events(registry)[::-1][:limit]
+        nights = {c.id: outcome_by_now(c, nightschool.settings.home, registry.database) for c in registry.cycles()}
+        found = [replace(e, what=nights[e.id]) if e.kind == "night" and e.id else e for e in found]
+    lines = [f"{when(e.created_utc)}  {e.kind:<9}  {e.id or 'the base'}  {e.what}" for e in found]
+    show_found([asdict(e) for e in found], as_json, lines, "nothing was learnt, switched or forgotten yet")
 
 
 @audit.command("verify")

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from ..errors import InputError, NightschoolError, ServingError, SettingsError, StoreError
 from ..settings import Settings, load_settings, make_home, with_environment, with_values
-from .printing import AsJson, Home, assistant, at, err, is_home, out, show
+from .printing import AsJson, BaseName, Home, assistant, at, err, is_home, out, show
 
 bases = typer.Typer(no_args_is_help=True, help="The language model that adapters are trained on.")
 
@@ -40,7 +40,7 @@ def _downloaded() -> list[str]:
 
 
 @bases.command()
-def check(base: str, home: Home = None, as_json: AsJson = False) -> None:
+def check(base: BaseName, home: Home = None, as_json: AsJson = False) -> None:
     """What a base is and takes: family, FP8 layout, chat template, where LoRA goes, memory. Exits 1 on a problem."""
     from ..serving.checking import check as examine
 
@@ -62,7 +62,7 @@ def _worded(value: Any) -> str:
 
 
 @bases.command()
-def use(base: str, home: Home = None) -> None:
+def use(base: BaseName, home: Home = None) -> None:
     """Check a base and write it to settings.toml. Adapters of another base stay, and serve again when it does."""
     from ..serving.checking import check as examine
 

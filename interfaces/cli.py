@@ -28,10 +28,14 @@ from .gating import gate
 from .keeping import forget, memory
 from .printing import (
     ENDED,
+    NIGHT_EXIT,
+    AdapterId,
     Agent,
     AsJson,
     Home,
     Limit,
+    Night,
+    ReplyId,
     User,
     assistant,
     at,
@@ -65,7 +69,6 @@ app.command()(chat)
 app.command()(forget)
 app.command(cls=PassingOn)(serve)
 
-NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 
 DEMO_HOME = "Where it is kept (default: a new temporary folder)."
 TIMES = [f"%Y-%m-%d{time}" for time in ("", *(f"{t}%H:%M:%S{zone}" for t in "T " for zone in ("", "%z")))]
@@ -123,7 +126,7 @@ def init(home: Home = None) -> None:
 
 @app.command("import")
 def import_(
-    files: list[Path],
+    files: Annotated[list[Path], typer.Argument(help="Files to read.")],
     home: Home = None,
     user: Annotated[str, typer.Option("--user", help="Whose the conversations are that name no user.")] = "default",
     agent: Annotated[str, typer.Option("--agent", help="With which agent, where they name none.")] = "",
@@ -166,9 +169,15 @@ def _rating(given: float | None) -> float | None:
 
 @app.command(context_settings={"ignore_unknown_options": True})  # -1 is a rating and no option
 def rate(
-    reply: str, rating: Annotated[float | None, typer.Argument(callback=_rating, help="From -1 to 1.")] = None,
-    correction: str | None = None, comment: str | None = None, event: FeedbackEvent | None = None, home: Home = None,
-) -> None:  # fmt: skip
+    reply: ReplyId,
+    rating: Annotated[float | None, typer.Argument(callback=_rating, help="From -1 to 1.")] = None,
+    correction: Annotated[str | None, typer.Option(help="What should have been said.")] = None,
+    comment: Annotated[str | None, typer.Option(help="Words about it.")] = None,
+    event: Annotated[
+        FeedbackEvent | None, typer.Option(help="What was done with it; edited needs --correction.")
+    ] = None,
+    home: Home = None,
+) -> None:
     """What you think of a reply: a rating from -1 to 1, the answer you wanted, a comment; or what was done with it."""
     with assistant(home) as nightschool:
         reply = nightschool.store.id_of(reply)
@@ -177,7 +186,13 @@ def rate(
 
 
 @app.command()
-def remember(text: str, home: Home = None, user: User = "default", agent: Agent = "", shared: bool = False) -> None:
+def remember(
+    text: Annotated[str, typer.Argument(help="What to keep.")],
+    home: Home = None,
+    user: User = "default",
+    agent: Agent = "",
+    shared: Annotated[bool, typer.Option("--shared", help="Found for every user and agent.")] = False,
+) -> None:
     """Keep a note."""
     with assistant(home, make=True) as nightschool:
         kept = nightschool.remember(text, user_id=user, agent_id=agent, shared=shared)
@@ -186,7 +201,7 @@ def remember(text: str, home: Home = None, user: User = "default", agent: Agent 
 
 @app.command()
 def recall(
-    query: str,
+    query: Annotated[str, typer.Argument(help="What to look for, in any words.")],
     home: Home = None,
     user: User = "default",
     agent: Agent = "",
@@ -281,7 +296,7 @@ def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @adapters.command()
-def promote(adapter: str, home: Home = None) -> None:
+def promote(adapter: AdapterId, home: Home = None) -> None:
     """Put an adapter into service that the gate has accepted."""
     with assistant(home) as nightschool:
         now = nightschool.registry.promote(adapter)
@@ -342,7 +357,12 @@ def topics_list(home: Home = None, limit: Limit = 30, as_json: AsJson = False) -
 
 
 @topics.command("show")
-def topics_show(topic: str, home: Home = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+def topics_show(
+    topic: Annotated[str, typer.Argument(help="Its id, see `topics list`.")],
+    home: Home = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
     """One topic: how often it comes back, and the latest requests in it."""
     with assistant(home) as nightschool:
         store = nightschool.store
@@ -379,7 +399,7 @@ def snapshots_list(home: Home = None, as_json: AsJson = False) -> None:
 
 @snapshots.command("show")
 def snapshots_show(
-    snapshot: str,
+    snapshot: Annotated[str, typer.Argument(help="Its id, see `snapshots list`.")],
     excluded: Annotated[bool, typer.Option("--excluded", help="Name every interaction that was left out.")] = False,
     home: Home = None,
     as_json: AsJson = False,
@@ -416,7 +436,7 @@ def _counted(counts: Counter[str]) -> str:
 
 @app.command()
 def report(
-    cycle: Annotated[str | None, typer.Argument(help="The night; the latest by default.")] = None,
+    cycle: Night = None,
     home: Home = None,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page there.")] = None,
     examples: Annotated[int, typer.Option(min=0, help="Held-out prompts to answer before and after.")] = 3,

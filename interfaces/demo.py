@@ -26,9 +26,8 @@ from ..pipelines import nightly
 from ..sdk import Assistant
 from ..sdk import open as open_assistant
 from ..settings import load_settings, make_home
-from .cli import NIGHT_EXIT
 from .demo_data import FACTS, QUESTIONS, conversations
-from .printing import CONTROLS, at
+from .printing import CONTROLS, NIGHT_EXIT, at
 
 SEED = 0
 INVENTED = ("rider-", "visitor-")  # who speaks in the demo

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ..errors import InputError
-from .printing import ENDED, AsJson, Home, assistant, outcome, show
+from .printing import ENDED, AsJson, Home, Night, assistant, outcome, show
 
 if TYPE_CHECKING:
     from ..evolve.types import Cycle, Measure, Verdict
@@ -19,7 +19,7 @@ gate = typer.Typer(no_args_is_help=True, help="Whether an adapter may serve, and
 
 @gate.command()
 def explain(
-    cycle: Annotated[str | None, typer.Argument(help="The night; the latest by default.")] = None,
+    cycle: Night = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:

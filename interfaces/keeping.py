@@ -72,7 +72,11 @@ def compact(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @memory.command()
-def export(file: Annotated[Path | None, typer.Argument()] = None, home: Home = None, as_json: AsJson = False) -> None:
+def export(
+    file: Annotated[Path | None, typer.Argument(help="Where to; one in exports/ of the home by default.")] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
     """Every fact as lines of JSON (docs/export.md), by default into the home, where forgetting reaches it."""
     with assistant(home) as nightschool:
         path, lines = nightschool.store.export(file)
@@ -80,7 +84,11 @@ def export(file: Annotated[Path | None, typer.Argument()] = None, home: Home = N
 
 
 @memory.command("import")
-def import_(file: Path, home: Home = None, as_json: AsJson = False) -> None:
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `memory export` wrote.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
     """Bring an export in. Twice changes nothing; what was forgotten here stays out. Exits 1 if a line was refused."""
     from ..memory.restoring import check_head
 
@@ -105,7 +113,10 @@ QUERY = "All memories of --user, of any agent, that say it (memory.recall_thresh
 
 
 def forget(
-    user: Annotated[str | None, typer.Option("--user")] = None,
+    user: Annotated[
+        str | None,
+        typer.Option("--user", help="All that is this user's; with another option, what is theirs among it."),
+    ] = None,
     session: Annotated[str | None, typer.Option("--session", help="Of every user, unless --user is given.")] = None,
     ids: Annotated[list[str] | None, typer.Option("--id", help="A turn or a memory; may be repeated.")] = None,
     query: Annotated[str | None, typer.Option("--query", help=QUERY)] = None,

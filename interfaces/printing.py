@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 WIDE = None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else 240
 out = Console(soft_wrap=True, emoji=False, width=WIDE)
 err = Console(stderr=True, soft_wrap=True, emoji=False)
+NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 ENDED = "ended without a word"  # the outcome of a night that is unfinished and does not run
 SET_IN = "\n" + 10 * " "  # before each further line of a text, so that nobody's text looks like a line of ours
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
@@ -46,6 +47,12 @@ Limit = Annotated[int, typer.Option("--limit", min=1, max=10**9, help="At most s
 Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
 Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
 User = Annotated[str, typer.Option("--user", help="Whose memory.")]
+ReplyId = Annotated[str, typer.Argument(help="Its id or the first letters of it, see `audit answers`.")]
+AdapterId = Annotated[str, typer.Argument(help="Its id, see `adapters list`.")]
+BaseName = Annotated[str, typer.Argument(help="A folder, a hub id or owner/name@COMMIT, or seedling.")]
+Night = Annotated[
+    str | None, typer.Argument(help="Its id, see `audit events`; the latest by default.", metavar="NIGHT")
+]
 
 
 def at(home: Path | None) -> str:

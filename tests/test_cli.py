@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nightschool
 import pytest
+import typer
 from click.testing import Result
 from nightschool.errors import StoreError
 from nightschool.evolve import dataset
@@ -44,7 +46,7 @@ LINE = {
 
 READING = [
     *("adapters list", "adapters promote b2:a", "adapters prune --apply", "adapters rollback"),
-    *("audit answers", "audit lineage b2:a", "audit verify", "audit why b2:a"),
+    *("audit answers", "audit events", "audit lineage b2:a", "audit verify", "audit why b2:a"),
     *("forget --user ada --yes", "forget --older-than 0h", "gate explain", "gate probes"),
     *("memory compact", "memory export", "memory history", "memory rebuild", "memory verify"),
     *("night", "rate b2:a 1", "recall wheels", "report"),
@@ -64,6 +66,17 @@ def export(tmp_path: Path, *lines: object) -> str:
     path = tmp_path / "in.jsonl"
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return str(path)
+
+
+def test_every_argument_and_option_explains_itself() -> None:
+    def silent(command: Any, name: str) -> list[str]:
+        inner = getattr(command, "commands", {})
+        found = [f"{name} {p.name}" for p in command.params if not inner and not getattr(p, "help", None)]
+        return found + [line for key, one in inner.items() for line in silent(one, f"{name} {key}")]
+
+    commands = typer.main.get_command(cli.app)
+    assert silent(commands, "nightschool") == []
+    assert len(commands.commands) > 15  # type: ignore[attr-defined]
 
 
 def test_init_makes_a_home_and_leaves_settings_that_are_there(run: Run, tmp_path: Path) -> None:
@@ -413,6 +426,7 @@ def test_empty_home_is_sound_and_serves_the_base(run: Run) -> None:
     assert run("adapters", "prune", "--apply").stdout == "nothing to prune\n"
     assert run("adapters", "rollback").exit_code == 1
     assert run("audit", "lineage", "b2:0").exit_code == 1
+    assert run("audit", "events").stdout == "nothing was learnt, switched or forgotten yet\n"
 
 
 def test_disagreement_makes_verify_exit_1(run: Run, tmp_path: Path) -> None:
@@ -470,6 +484,8 @@ def test_night_that_was_killed_is_told_from_one_that_runs(run: Run, tmp_path: Pa
     assert json.loads(run("gate", "explain", "--json").stdout)["outcome"] == "ended without a word"
     told = json.loads(run("report", "--json").stdout)
     assert told["outcome"] == told["nights"][-1]["outcome"] == "ended without a word"
+    assert f"night      {cycle_id}  ended without a word" in run("audit", "events").stdout
+    assert [e["what"] for e in json.loads(run("audit", "events", "--json").stdout)] == ["ended without a word"]
     found = json.loads(run("doctor", "--json").stdout)
     assert (found["interrupted_nights"], found["problems"]) == ([f"{cycle_id} ended without a word"], [])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nightschool.errors import NotFound
 from nightschool.evolve.dataset import freeze, from_rows, to_rows
-from nightschool.evolve.lineage import lineage, verify
+from nightschool.evolve.lineage import events, lineage, verify
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Adapter, Example, Judged, Snapshot, Verdict
@@ -170,3 +170,19 @@ def test_what_is_just_frozen_is_not_followed_to_turns_that_forgetting_would_not_
     assert from_rows(quick_store, rows).id == taught.snapshot_id
     with pytest.raises(NotFound):
         from_rows(quick_store, rows, follow=False)
+
+
+def test_events_tell_what_served_and_how_much_was_forgotten_and_never_whose(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter
+) -> None:
+    cycle_id = registry.open_cycle()
+    registry.add_verdict(Verdict(taught.id, None, taught.snapshot_id, True, (), ("all passed",)), cycle_id)
+    registry.promote(taught.id, cycle_id)
+    registry.update_cycle(cycle_id, finished_utc=quick_store.clock())
+    quick_store.forget_apply(quick_store.forget(user_id="ann"))
+    found = {event.kind: event for event in events(registry)}
+    night, served, forgot = (found[kind] for kind in ("night", "switch", "forgotten"))
+    assert (night.id, night.what) == (cycle_id, "promoted")
+    assert (served.id, served.what) == (taught.id, "promoted")
+    assert forgot.what == f"2 turns, 2 memories, 0 ratings; weights withdrawn: {taught.id}"
+    assert "ann" not in str(events(registry))
