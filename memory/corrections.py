@@ -10,13 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from sqlalchemy import Select, delete, insert, select
+from sqlalchemy import Select, insert, select
 from sqlalchemy.orm import Session
 
 from ..content import content_id
 from .conversations import leaves_memory, turn_memory_text
 from .reading import by_id, memories
-from .rows import change_memory, chunks, from_memory, to_feedback
+from .rows import change_memory, chunks, delete_in, from_memory, scalars_in, to_feedback
 from .tables import FeedbackRow, MemoryRow
 from .types import Feedback, Interaction, Memory
 
@@ -62,8 +62,7 @@ def remember_all_corrections(session: Session) -> None:
     for some in _corrected(session):
         wanted.update(memory.id for memory in remember_corrections(session, some))
     held = session.scalars(select(MemoryRow.id).where(MemoryRow.kind == "correction"))
-    for some in chunks(sorted(set(held) - wanted)):
-        session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
+    delete_in(session, MemoryRow.id, set(held) - wanted)
 
 
 def every_correction(session: Session) -> Iterator[Memory]:
@@ -98,7 +97,6 @@ def correction_ids(session: Session, interaction_ids: Iterable[str]) -> list[str
 def _given(session: Session, interaction_ids: Iterable[str]) -> Mapping[str, list[Feedback]]:
     """The corrections of these turns, by turn."""
     found: dict[str, list[Feedback]] = defaultdict(list)
-    for some in chunks(list(interaction_ids)):
-        for row in session.scalars(CORRECTING.where(FeedbackRow.interaction_id.in_(some))):
-            found[row.interaction_id].append(to_feedback(row))
+    for row in scalars_in(session, CORRECTING, FeedbackRow.interaction_id, interaction_ids):
+        found[row.interaction_id].append(to_feedback(row))
     return found

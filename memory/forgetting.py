@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from ..content import content_id
@@ -21,7 +21,7 @@ from ..errors import InputError, NotFound
 from .conversations import Owner, checked_owner, checked_past, checked_text, request_of, turn_memory_id
 from .corrections import correction_ids
 from .reading import of_session, owner_of, shown
-from .rows import chunks, to_interaction
+from .rows import chunks, delete_in, rows_in, scalars_in, to_interaction
 from .stated_rows import begun_in, follow, stated_by
 from .tables import AdapterRow, DraftRow, FeedbackRow, InteractionRow, MemoryRow, ReceiptRow, SnapshotSourceRow
 from .tombstones import Tombstones
@@ -117,12 +117,10 @@ def erase_rows(session: Session, targets: Targets, now: float) -> int:
     plan = targets.plan
     Tombstones(session).add(targets.interactions, targets.note_ids)
     _erase_drafts(session, {*plan.interaction_ids, *shown(session, plan.memory_ids)})
-    for some in chunks(plan.interaction_ids):
-        session.execute(delete(FeedbackRow).where(FeedbackRow.interaction_id.in_(some)))
-        session.execute(delete(InteractionRow).where(InteractionRow.id.in_(some)))
+    delete_in(session, FeedbackRow.interaction_id, plan.interaction_ids)
+    delete_in(session, InteractionRow.id, plan.interaction_ids)
     held = stated_by(session, targets.interactions)
-    for some in chunks(plan.memory_ids):
-        session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
+    delete_in(session, MemoryRow.id, plan.memory_ids)
     follow(session, held, plan.interaction_ids)  # what another turn states, too, is there again
     _taint(session, plan)
     for owner in sorted(set(map(owner_of, targets.interactions))):
@@ -136,9 +134,7 @@ def erase_rows(session: Session, targets: Targets, now: float) -> int:
 def _erase_drafts(session: Session, ids: set[str]) -> None:
     """What was written to a prompt with the words of any of these."""
     held = session.execute(select(DraftRow.id, DraftRow.source_ids))
-    gone = sorted(i for i, sources in held if not ids.isdisjoint(sources))
-    for some in chunks(gone):
-        session.execute(delete(DraftRow).where(DraftRow.id.in_(some)))
+    delete_in(session, DraftRow.id, [i for i, sources in held if not ids.isdisjoint(sources)])
 
 
 def unfinished(session: Session) -> list[int]:
@@ -186,7 +182,7 @@ def _within(
         rows = rows.where(kind.created_utc < before)
     if ids is None:
         return list(session.scalars(rows))
-    return [row for some in chunks(sorted(ids)) for row in session.scalars(rows.where(kind.id.in_(some)))]
+    return list(scalars_in(session, rows, kind.id, sorted(ids)))
 
 
 def _named(
@@ -203,30 +199,26 @@ def _named(
 
 def _made_of(session: Session, gone: Collection[str]) -> Iterable[str]:
     """The memories of these turns and of their corrections."""
-    for some in chunks([*map(turn_memory_id, gone), *correction_ids(session, gone)]):
-        yield from session.scalars(select(MemoryRow.id).where(MemoryRow.id.in_(some)))
+    ids = [*map(turn_memory_id, gone), *correction_ids(session, gone)]
+    return scalars_in(session, select(MemoryRow.id), MemoryRow.id, ids)
 
 
 def _notes_of(session: Session, gone: Iterable[Interaction]) -> Iterable[str]:
     """Those made from an interaction that goes; notes are made from interactions of their own user."""
     ids = {interaction.id for interaction in gone}
-    users = sorted({interaction.user_id for interaction in gone})
-    for some in chunks(users):
-        notes = select(MemoryRow.id, MemoryRow.source_ids).where(MemoryRow.kind == "note", MemoryRow.user_id.in_(some))
-        yield from (i for i, sources in session.execute(notes) if not ids.isdisjoint(sources))
+    users = {interaction.user_id for interaction in gone}
+    notes = select(MemoryRow.id, MemoryRow.source_ids).where(MemoryRow.kind == "note")
+    found = rows_in(session, notes, MemoryRow.user_id, users)
+    return (i for i, sources in found if not ids.isdisjoint(sources))
 
 
 def _feedback_of(session: Session, ids: Sequence[str]) -> Iterable[str]:
-    for some in chunks(ids):
-        yield from session.scalars(select(FeedbackRow.id).where(FeedbackRow.interaction_id.in_(some)))
+    return scalars_in(session, select(FeedbackRow.id), FeedbackRow.interaction_id, ids)
 
 
 def _snapshots_with(session: Session, ids: Sequence[str]) -> tuple[str, ...]:
-    found: set[str] = set()
-    for some in chunks(ids):
-        rows = select(SnapshotSourceRow.snapshot_id).where(SnapshotSourceRow.interaction_id.in_(some)).distinct()
-        found.update(session.scalars(rows))
-    return tuple(sorted(found))
+    named = select(SnapshotSourceRow.snapshot_id).distinct()
+    return tuple(sorted(set(scalars_in(session, named, SnapshotSourceRow.interaction_id, ids))))
 
 
 def _adapters_of(session: Session, snapshots: Sequence[str]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from .embed import Embedder
 from .forgetting import unfinished
 from .passages import Passages, index_row, of_note, of_turn
 from .reading import in_pages, memories, of_session
-from .rows import IDS_A_QUERY, chunks, to_interaction, to_memory, turn_memory
+from .rows import IDS_A_QUERY, chunks, rows_in, to_interaction, to_memory, turn_memory
 from .tables import InteractionRow, MemoryRow, StateRow
 from .types import OF_TURNS, Interaction, Memory
 
@@ -301,9 +301,8 @@ class Indexing:
 
     def _unmarked(self, session: Session, memories: Sequence[Memory]) -> set[str]:
         """Those that wait, and are still what was looked at."""
-        rows, times = select(MemoryRow.id, MemoryRow.created_utc).where(PENDING), dict[str, float]()
-        for some in chunks([memory.id for memory in memories]):
-            times |= {i: time for i, time in session.execute(rows.where(MemoryRow.id.in_(some)))}
+        rows = select(MemoryRow.id, MemoryRow.created_utc).where(PENDING)
+        times = dict(rows_in(session, rows, MemoryRow.id, [memory.id for memory in memories]))
         return {memory.id for memory in memories if times.get(memory.id) == memory.created_utc}
 
     def _mark(self, session: Session, ids: Sequence[str], *, indexed: bool) -> None:

@@ -13,7 +13,7 @@ from ..settings import DatasetSettings
 from .conversations import Owner, checked_text, request_of
 from .database import Database
 from .grouping import groups, labels
-from .rows import ROWS_A_PAGE, chunks, to_draft, to_feedback, to_interaction, to_memory
+from .rows import ROWS_A_PAGE, rows_in, scalars_in, to_draft, to_feedback, to_interaction, to_memory
 from .tables import AdapterRow, Base, DraftRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
 from .topic_rows import earliest_request
 from .topics import TopicState, recurrence
@@ -53,11 +53,7 @@ def every_interaction(session: Session) -> Iterator[Interaction]:
 
 
 def by_id(session: Session, interaction_ids: Iterable[str]) -> list[Interaction]:
-    return [
-        to_interaction(row)
-        for some in chunks(list(interaction_ids))
-        for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some)))
-    ]
+    return list(map(to_interaction, scalars_in(session, select(InteractionRow), InteractionRow.id, interaction_ids)))
 
 
 def latest(session: Session, owner: Owner) -> Interaction | None:
@@ -107,30 +103,22 @@ def asking(session: Session, interactions: Sequence[Interaction]) -> dict[str, s
 
 def feedback(session: Session, interaction_ids: Collection[str] | None = None) -> dict[str, list[Feedback]]:
     rows = select(FeedbackRow).order_by(FeedbackRow.created_utc, FeedbackRow.id)
-    asked = [rows]
-    if interaction_ids is not None:
-        asked = [rows.where(FeedbackRow.interaction_id.in_(some)) for some in chunks(list(interaction_ids))]
     found: dict[str, list[Feedback]] = {}
-    for row in (row for query in asked for row in session.scalars(query)):
+    of = FeedbackRow.interaction_id
+    for row in session.scalars(rows) if interaction_ids is None else scalars_in(session, rows, of, interaction_ids):
         found.setdefault(row.interaction_id, []).append(to_feedback(row))
     return found
 
 
 def drafts(session: Session, interaction_ids: Iterable[str]) -> dict[str, list[Draft]]:
     found: dict[str, list[Draft]] = {}
-    for some in chunks(list(interaction_ids)):
-        rows = select(DraftRow).where(DraftRow.interaction_id.in_(some)).order_by(DraftRow.id)
-        for row in session.scalars(rows):
-            found.setdefault(row.interaction_id, []).append(to_draft(row))
+    for row in scalars_in(session, select(DraftRow).order_by(DraftRow.id), DraftRow.interaction_id, interaction_ids):
+        found.setdefault(row.interaction_id, []).append(to_draft(row))
     return found
 
 
 def memories(session: Session, ids: Iterable[str]) -> dict[str, Memory]:
-    found: dict[str, Memory] = {}
-    for some in chunks(list(ids)):
-        rows = session.scalars(select(MemoryRow).where(MemoryRow.id.in_(some)))
-        found.update((row.id, to_memory(row)) for row in rows)
-    return found
+    return {row.id: to_memory(row) for row in scalars_in(session, select(MemoryRow), MemoryRow.id, ids)}
 
 
 def shown(session: Session, memory_ids: Collection[str], among: Iterable[ColumnElement[bool]] = ()) -> list[str]:
@@ -159,10 +147,8 @@ def agents_of(session: Session, user_id: str) -> list[str]:
 
 def topic_requests(session: Session, interaction_ids: Iterable[str]) -> dict[str, str]:
     """The request that founded the topic of each of these that is there and has one."""
-    topics: dict[str, str] = {}
-    for some in chunks(list(interaction_ids)):
-        named = select(InteractionRow.id, InteractionRow.topic_id).where(InteractionRow.id.in_(some))
-        topics |= {i: topic for i, topic in session.execute(named) if topic}
+    named = select(InteractionRow.id, InteractionRow.topic_id)
+    topics = {i: topic for i, topic in rows_in(session, named, InteractionRow.id, interaction_ids) if topic}
     founding = {topic: earliest_request(session, topic) for topic in set(topics.values())}
     return {i: founding[topic] for i, topic in topics.items()}
 

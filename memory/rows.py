@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
+
+from sqlalchemy import Select, delete
+from sqlalchemy.orm import Session
 
 from .conversations import Review, feedback_id, turn_memory_id, turn_memory_text
 from .tables import DraftRow, FeedbackRow, InteractionRow, MemoryRow
@@ -15,6 +18,23 @@ IDS_A_QUERY = ROWS_A_PAGE = 500
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(ids), IDS_A_QUERY):
         yield ids[start : start + IDS_A_QUERY]
+
+
+def rows_in(session: Session, query: Select[*tuple[Any, ...]], column: Any, ids: Iterable[str]) -> Iterator[Any]:
+    """Rows of `query` whose `column` is one of `ids`, however many those are."""
+    for some in chunks(list(ids)):
+        yield from session.execute(query.where(column.in_(some)))
+
+
+def scalars_in(session: Session, query: Select[*tuple[Any, ...]], column: Any, ids: Iterable[str]) -> Iterator[Any]:
+    """As `rows_in`, of each row its first column."""
+    return (row[0] for row in rows_in(session, query, column, ids))
+
+
+def delete_in(session: Session, column: Any, ids: Iterable[str]) -> None:
+    """Delete the rows of the table of `column` in which it is one of `ids`."""
+    for some in chunks(list(ids)):
+        session.execute(delete(column.class_).where(column.in_(some)))
 
 
 def to_interaction(row: InteractionRow) -> Interaction:

@@ -14,13 +14,13 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from math import inf
 
-from sqlalchemy import ColumnElement, delete, insert, select
+from sqlalchemy import ColumnElement, insert, select
 from sqlalchemy.orm import Session
 
 from ..content import content_id
 from .conversations import request_of, turn_memory_id, user_words
 from .reading import by_id, shown
-from .rows import change_memory, chunks, from_memory, to_interaction, to_memory
+from .rows import change_memory, delete_in, from_memory, scalars_in, to_interaction, to_memory
 from .statements import Period, Said, periods, stated
 from .tables import InteractionRow, MemoryRow
 from .types import Interaction, Memory
@@ -114,9 +114,8 @@ def ended_by_turn(session: Session, turns: Sequence[Memory]) -> dict[str, Memory
     row = MemoryRow
     ended = select(row).where(row.user_id.in_(users), row.agent_id.in_(agents), row.valid_to.is_not(None))
     found: dict[str, Memory] = {}
-    for some in chunks(sorted(set(subjects.values()))):
-        for memory in map(to_memory, session.scalars(ended.where(row.subject.in_(some)))):
-            found |= {source: memory for source in memory.source_ids if subjects.get(source) == memory.subject}
+    for memory in map(to_memory, scalars_in(session, ended, row.subject, sorted(set(subjects.values())))):
+        found |= {source: memory for source in memory.source_ids if subjects.get(source) == memory.subject}
     return {turn.id: found[turn.source_ids[0]] for turn in turns if turn.source_ids[0] in found}
 
 
@@ -208,9 +207,9 @@ def rename_shown(
     among: Iterable[ColumnElement[bool]] = (),
 ) -> None:
     """Replies go on to name what they were shown by its new id."""
-    for some in chunks([i for i in shown(session, renamed, among) if i not in spared]):
-        for row in session.scalars(select(InteractionRow).where(InteractionRow.id.in_(some))):
-            row.memory_ids = [renamed.get(i, i) for i in row.memory_ids]
+    those = [i for i in shown(session, renamed, among) if i not in spared]
+    for row in scalars_in(session, select(InteractionRow), InteractionRow.id, those):
+        row.memory_ids = [renamed.get(i, i) for i in row.memory_ids]
     session.flush()
 
 
@@ -246,6 +245,5 @@ def _write(session: Session, held: Sequence[Memory], wanted: Sequence[Memory]) -
             change_memory(session.get_one(MemoryRow, memory.id), memory)
     session.flush()
     gone = sorted(known.keys() - {memory.id for memory in wanted})
-    for some in chunks(gone):
-        session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
+    delete_in(session, MemoryRow.id, gone)
     return gone

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from ..content import canonical_json
 from .conversations import request_of
 from .reading import owner_of
-from .rows import chunks
+from .rows import delete_in, scalars_in
 from .tables import StateRow, TombstoneRow
 from .types import Interaction
 
@@ -56,8 +56,7 @@ class Tombstones:
         if self._none():
             return
         keys = {key for i in interactions for key in self._keys(i)} | set(map(self._key, note_ids))
-        for some in chunks(sorted(keys)):
-            self._session.execute(delete(TombstoneRow).where(TombstoneRow.key.in_(some)))
+        delete_in(self._session, TombstoneRow.key, keys)
 
     def forgotten(self, interactions: Iterable[Interaction]) -> set[str]:
         """The ids of those that were forgotten."""
@@ -76,9 +75,7 @@ class Tombstones:
         return self._session.scalars(select(TombstoneRow.key).limit(1)).first() is None
 
     def _held(self, keys: Iterable[str]) -> set[str]:
-        column = TombstoneRow.key
-        found = (self._session.scalars(select(column).where(column.in_(some))) for some in chunks(sorted(keys)))
-        return {key for some in found for key in some}
+        return set(scalars_in(self._session, select(TombstoneRow.key), TombstoneRow.key, keys))
 
     def _key(self, content_id: str) -> str:
         return blake2b(content_id.encode(), digest_size=16, key=self._salt).hexdigest()

@@ -12,7 +12,7 @@ from math import inf, nextafter
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, delete, func, insert, or_, select
+from sqlalchemy import and_, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from ..errors import InputError, NotFound, Overtaken
@@ -33,10 +33,13 @@ from .reading import drafts as read_drafts
 from .rows import (
     ROWS_A_PAGE,
     chunks,
+    delete_in,
     from_draft,
     from_interaction,
     from_memory,
     from_review,
+    rows_in,
+    scalars_in,
     to_interaction,
     to_memory,
     turn_memory,
@@ -102,13 +105,11 @@ class Held:
 def rated(session: Session, interaction_ids: Sequence[str]) -> frozenset[str]:
     """Those that somebody gave feedback on."""
     column = FeedbackRow.interaction_id
-    found = (session.scalars(select(column).where(column.in_(some))) for some in chunks(interaction_ids))
-    return frozenset(interaction_id for some in found for interaction_id in some)
+    return frozenset(scalars_in(session, select(column), column, interaction_ids))
 
 
 def known(session: Session, interaction_ids: Sequence[str]) -> set[str]:
-    column = InteractionRow.id
-    return {i for some in chunks(interaction_ids) for i in session.scalars(select(column).where(column.in_(some)))}
+    return set(scalars_in(session, select(InteractionRow.id), InteractionRow.id, interaction_ids))
 
 
 def new_texts(session: Session, conversations: Iterable[Conversation]) -> list[str]:
@@ -149,9 +150,8 @@ def insert_reviews(session: Session, reviews: Reviews, now: float) -> int:
     A file dates what was said of a reply by the reply; where something else was said by then, what is new came `now`.
     """
     rows = {row["id"]: row for row in (from_review(*review) for review in reviews)}
-    for some in chunks(list(rows)):
-        for held in session.scalars(select(FeedbackRow.id).where(FeedbackRow.id.in_(some))):
-            del rows[held]
+    for held in scalars_in(session, select(FeedbackRow.id), FeedbackRow.id, rows):
+        del rows[held]
     latest = _latest_said(session, {row["interaction_id"] for row in rows.values()})
     for row in rows.values():
         if (last := latest.get(row["interaction_id"], -inf)) >= row["created_utc"]:
@@ -171,12 +171,8 @@ def latest_moment(session: Session, interaction_id: str, now: float) -> float:
 
 def _latest_said(session: Session, interaction_ids: Collection[str]) -> dict[str, float]:
     """When the last feedback was given, by interaction."""
-    found: dict[str, float] = {}
-    for some in chunks(list(interaction_ids)):
-        given = select(FeedbackRow.interaction_id, func.max(FeedbackRow.created_utc))
-        named = given.where(FeedbackRow.interaction_id.in_(some)).group_by(FeedbackRow.interaction_id)
-        found |= {i: time for i, time in session.execute(named)}
-    return found
+    of = FeedbackRow.interaction_id
+    return dict(rows_in(session, select(of, func.max(FeedbackRow.created_utc)).group_by(of), of, interaction_ids))
 
 
 def insert_drafts(session: Session, drafts: Sequence[Draft]) -> int:
@@ -197,10 +193,8 @@ def remove_replaced(
 ) -> None:
     """Delete unanswered rows with their memories and places in topics; notes made from them follow their successors."""
     memories = {turn_memory_id(i.id): turn_memory_id(replaced[i.id]) for i in gone}
-    for some in chunks(list(memories)):
-        session.execute(delete(MemoryRow).where(MemoryRow.id.in_(some)))
-    for some in chunks([i.id for i in gone]):
-        session.execute(delete(InteractionRow).where(InteractionRow.id.in_(some)))
+    delete_in(session, MemoryRow.id, memories)
+    delete_in(session, InteractionRow.id, [i.id for i in gone])
     first = min(i.created_utc for i in gone)
     for users in chunks(sorted({i.user_id for i in gone})):
         rename_shown(session, memories, among=(InteractionRow.user_id.in_(users), InteractionRow.created_utc >= first))
@@ -230,11 +224,9 @@ def _follow_snapshots(session: Session, replaced: Mapping[str, str]) -> None:
 
     Their rows keep the id that it had, since they are hashed: `answered_since` finds the turn by it.
     """
-    for some in chunks(list(replaced)):
-        old = select(SnapshotSourceRow).where(SnapshotSourceRow.interaction_id.in_(some))
-        for row in session.scalars(old).all():
-            session.merge(SnapshotSourceRow(snapshot_id=row.snapshot_id, interaction_id=replaced[row.interaction_id]))
-            session.delete(row)
+    for row in list(scalars_in(session, select(SnapshotSourceRow), SnapshotSourceRow.interaction_id, replaced)):
+        session.merge(SnapshotSourceRow(snapshot_id=row.snapshot_id, interaction_id=replaced[row.interaction_id]))
+        session.delete(row)
 
 
 def check_shown(session: Session, last: Interaction | None, after: Sequence[str], memory_ids: Sequence[str]) -> None:
