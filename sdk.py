@@ -26,7 +26,7 @@ from anyio import CapacityLimiter, Semaphore, fail_after, to_thread
 
 from .content import Message
 from .errors import InputError, ServingError, StoreError
-from .memory.conversations import Owner, checked_new_owner, checked_text, messages_of
+from .memory.conversations import Owner, checked_new_owner, checked_text, fault_of, messages_of
 from .memory.types import (
     DEFAULT_USER,
     REACH,
@@ -96,8 +96,12 @@ def open(
     elif home is not None and folder_of(home).resolve() != settings.home.resolve():
         raise InputError(f"home is {home}, and settings.home {settings.home}; give one of them")
     store = MemoryStore(settings)
-    registry = Registry(store.database, settings.home / "adapters", store.clock)
-    _withdraw(registry)  # what a crash interrupted
+    registry = Registry.of(store)
+    try:
+        _withdraw(registry)  # what a crash interrupted
+    except BaseException:
+        store.close()
+        raise
     return Assistant(settings, store, registry, engine)
 
 
@@ -214,6 +218,7 @@ class Assistant:
         with closing(self.engine.stream(prompt, adapter=adapter_id, sampling=sampling)) as pieces:
             for piece in pieces:
                 _require_wanted(listener.dropped)
+                _require_sound(piece, adapter_id)
                 listener.hear(piece)
                 said.append(piece)
         return "".join(said)
@@ -387,6 +392,13 @@ def _require_wanted(dropped: Event) -> None:
         raise ServingError("the reply was cancelled, or not read in time, so nothing was recorded")
 
 
+def _require_sound(piece: str, adapter_id: str | None) -> None:
+    """What cannot be kept is not shown either, and is no fault of whoever asked."""
+    if fault := fault_of(piece):
+        who = adapter_id or "the base"
+        raise ServingError(f"a piece of what {who} answered holds {fault}, so nothing was recorded; ask again")
+
+
 def _opened(serving: ServingSettings) -> Engine:
     if serving.engine == "local":
         from .serving.local import LocalEngine
@@ -416,7 +428,11 @@ class AsyncAssistant:
     async def reply(
         self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
     ) -> Reply:
-        """As `Assistant.reply`. One that is cancelled returns at once, and is not recorded."""
+        """As `Assistant.reply`. One that is cancelled returns at once, and is not recorded.
+
+        But one that is cancelled so late that it is written already, and is indexed or waits for that, stays: it is the
+        last of its session then (`store.latest_interactions`).
+        """
         listener = Listener()
         answer = partial(self.sync._reply, text, user_id, agent_id, session_id, listener)
         try:

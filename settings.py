@@ -23,6 +23,7 @@ PREFIX = "NIGHTSCHOOL_"
 MOST_EXPANDED = 0.3
 SQLITE_FILE = re.compile(r"(?P<driver>sqlite(\+\w+)?:///)(?!:memory:|file:)(?P<path>[^?]+)(?P<options>.*)")
 LINKED = re.compile(r"(^|_)(PORT|SERVICE)(_|$)")  # what a cluster puts into the environment for a service of our name
+ALIASES = {"DATABASE_URL": "MEMORY_DATABASE_URL", "BASE": "SERVING_BASE"}  # of environment variables
 LORA_TARGETS = ("attention", "attention+mlp")
 
 
@@ -78,7 +79,7 @@ class MemorySettings:
     topic_cosine: float = 0.65  # a turn joins the nearest narrow topic at or above it; groups adapt to the data
 
     def __post_init__(self) -> None:
-        _require("memory", self, "0 or more", lambda x: x >= 0, "recall_limit")
+        _require("memory", self, "0 to 1e9", lambda x: 0 <= x <= 1e9, "recall_limit")
         if not isinstance(self.index_url, str) or re.match(r"(s3|gs|az):/?(?!/)", self.index_url):
             raise SettingsError(f"memory.index_url is {self.index_url!r}; it is a folder, or SCHEME://PLACE")
         _require("memory", self, "a cosine, from -1 to 1", lambda x: -1 <= x <= 1, "recall_threshold", "topic_cosine")
@@ -235,7 +236,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.home, Path):
             raise SettingsError(f"home is {self.home!r}; give a pathlib.Path")
-        object.__setattr__(self, "home", folder_of(self.home).absolute())  # what is opened later is opened there too
+        whole = folder_of(self.home).absolute()  # what is opened later is opened there too
+        object.__setattr__(self, "home", folder_of(whole))
+        _ = self.index_url  # what is none shows before anything is opened
 
     @property
     def database_url(self) -> str:
@@ -252,7 +255,7 @@ class Settings:
     def index_url(self) -> str:
         """A folder is told from the home, unless its path is a whole one."""
         url = (self.memory.index_url or "index").removeprefix("file://")
-        return url if "://" in url else str(self.home / Path(url).expanduser())
+        return url if "://" in url else str(self.home / folder_of(url, "memory.index_url"))
 
     def to_json(self) -> dict[str, Any]:
         """Sections as plain data, for manifests; the home is left out, since results do not depend on it."""
@@ -262,14 +265,21 @@ class Settings:
 SECTIONS = tuple(field.name for field in fields(Settings) if field.name != "home")
 
 
-def folder_of(home: Path | str) -> Path:
-    """The path that a home is named by; SettingsError where none is, or a user that is not here."""
-    if not isinstance(home, str | Path) or not str(home):
-        raise SettingsError(f"home is {home!r}; give the path of a folder")
+def folder_of(named: Path | str, name: str = "home") -> Path:
+    """The path that a home is named by; SettingsError where none is, or a user that is not here.
+
+    So for what is no UTF-8, which neither SQLite nor LanceDB opens.
+    """
+    if not isinstance(named, str | Path) or not str(named):
+        raise SettingsError(f"{name} is {named!r}; give the path of a folder")
     try:
-        return Path(home).expanduser()
+        path = Path(named).expanduser()
+        str(path).encode()
+        return path
+    except UnicodeEncodeError:
+        raise SettingsError(f"{name} is {str(named)!r}; give a path that is UTF-8") from None
     except RuntimeError as error:
-        raise SettingsError(f"home {home}: {error}") from error
+        raise SettingsError(f"{name} {named}: {error}") from error
 
 
 def make_home(home: Path) -> None:
@@ -289,7 +299,7 @@ def load_settings(home: Path | str | None = None, env: Mapping[str, str] | None 
 
 def with_file(settings: Settings, path: Path) -> Settings:
     try:
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             return settings
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -308,19 +318,30 @@ def with_file(settings: Settings, path: Path) -> Settings:
 
 
 def with_environment(settings: Settings, env: Mapping[str, str]) -> Settings:
-    aliases = {"DATABASE_URL": "MEMORY_DATABASE_URL", "BASE": "SERVING_BASE"}
+    names: dict[tuple[str, str], str] = {}
     for name in sorted(k for k in env if k.startswith(PREFIX) and k != PREFIX + "HOME"):
-        key = name.removeprefix(PREFIX)
-        section, _, key = aliases.get(key, key).lower().partition("_")
-        if LINKED.search(name):
+        section, key = _set_by(name)
+        other = names.setdefault((section, key), name)
+        if env[other] != env[name]:
             raise SettingsError(
-                f"environment: {name} is no setting; where a cluster sets it for a service of this name, switch its"
-                " service links off (enableServiceLinks: false)"
+                f"environment: {other} and {name} both set {section}.{key}, and differ; unset one of them"
             )
-        if section not in SECTIONS:
-            raise SettingsError(f"environment: unknown variable {name}; expected {PREFIX}<SECTION>_<FIELD>")
         settings = with_values(settings, section, {key: env[name]}, f"environment variable {name}")
     return settings
+
+
+def _set_by(name: str) -> tuple[str, str]:
+    """Section and field that an environment variable sets; SettingsError where it sets none."""
+    key = name.removeprefix(PREFIX)
+    section, _, key = ALIASES.get(key, key).lower().partition("_")
+    if LINKED.search(name):
+        raise SettingsError(
+            f"environment: {name} is no setting; where a cluster sets it for a service of this name, switch its"
+            " service links off (enableServiceLinks: false)"
+        )
+    if section not in SECTIONS or not key:
+        raise SettingsError(f"environment: unknown variable {name}; expected {PREFIX}<SECTION>_<FIELD>")
+    return section, key
 
 
 def with_values(settings: Settings, section: str, values: Mapping[str, Any], source: str) -> Settings:

@@ -180,7 +180,7 @@ class World:
         self.seed, self.sizes, self.arm, self.engine = seed, sizes, arm, engine
         self.now = simulated.EPOCH
         store = MemoryStore(settings, clock=lambda: self.now)
-        registry = Registry(store.database, settings.home / "adapters", store.clock)
+        registry = Registry.of(store)
         self.assistant = Assistant(settings, store, registry, engine)
         self.live: Adapter | None = None
         self.known: set[tuple[str, str]] = set()  # what the live adapter was taught

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from heapq import merge
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any, Literal
 
 from ..errors import GateRefused, StoreError
@@ -134,11 +137,20 @@ class Event:
 
 
 def events(registry: Registry) -> list[Event]:
-    """Nights as they began, switches of what serves and what was forgotten, oldest first."""
-    found = [Event(c.started_utc, "night", c.id, c.outcome) for c in registry.cycles()]
-    found += [Event(d["created_utc"], "switch", d["adapter_id"], d["reason"]) for d in registry.deployments()]
-    found += [Event(r["created_utc"], "forgotten", str(r["id"]), _forgotten(r)) for r in registry.receipts()]
-    return sorted(found, key=lambda event: event.created_utc)
+    """Nights as they began, switches of what serves and what was forgotten, oldest first.
+
+    Each kind in the order of its record, so that the last switch is what serves though a clock was set back.
+    """
+    nights = [Event(c.started_utc, "night", c.id, c.outcome) for c in registry.cycles()]
+    switches = [Event(d["created_utc"], "switch", d["adapter_id"], d["reason"]) for d in registry.deployments()]
+    forgotten = [Event(r["created_utc"], "forgotten", str(r["id"]), _forgotten(r)) for r in registry.receipts()]
+    timed = merge(*map(_with_latest, (nights, switches, forgotten)), key=itemgetter(0))
+    return [event for _, event in timed]
+
+
+def _with_latest(recorded: Sequence[Event]) -> Iterable[tuple[float, Event]]:
+    """Each with the latest time until then, which goes on where a clock was set back."""
+    return zip(accumulate((event.created_utc for event in recorded), max), recorded, strict=True)
 
 
 def _forgotten(receipt: Mapping[str, Any]) -> str:

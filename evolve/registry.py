@@ -13,7 +13,7 @@ from dataclasses import asdict
 from itertools import islice, takewhile
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from sqlalchemy import func, select, update
@@ -45,6 +45,9 @@ from .sealing import (
     write_manifest,
 )
 from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Snapshot, Verdict
+
+if TYPE_CHECKING:
+    from ..memory.store import MemoryStore
 
 log = logging.getLogger("nightschool")
 DEBRIS, SEALED = ".building-", "b2-"  # how the names of our folders begin
@@ -99,6 +102,11 @@ class Registry:
     def __init__(self, database: Database, folder: Path, clock: Callable[[], float]) -> None:
         self.database, self.folder, self.clock = database, folder, clock
         self._last_receipt = 0  # of what was forgotten when the night began
+
+    @classmethod
+    def of(cls, store: MemoryStore) -> Registry:
+        """That of the home in which `store` is."""
+        return cls(store.database, store.settings.home / "adapters", store.clock)
 
     def building(self) -> Path:
         """A new empty folder for a training run; `sweep` removes it if the run dies."""

@@ -35,7 +35,7 @@ def _downloaded() -> list[str]:
 
     try:
         return sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
-    except CacheNotFound:
+    except (CacheNotFound, ValueError):  # the latter where it is a file
         return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NightschoolError
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 
 def chat(home: Home = None, user: User = "default", agent: Agent = "", session: Session = None) -> None:
     """Talk. /good and /bad rate the last answer, /fix TEXT corrects it, /remember TEXT keeps a note, /quit leaves."""
+    from ..memory.conversations import checked_new_owner
+
+    checked_new_owner(user, agent, session or "")
+    if session == "":
+        raise InputError("--session is empty; name one, or leave it out")
+    if sys.stdin is None:  # it was closed, so nothing will be said
+        return
     with assistant(home, make=True) as nightschool:
         err.print("loading the base", style="dim")
         _ = nightschool.engine

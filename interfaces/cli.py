@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from ..errors import InputError, NightschoolError, SettingsError
+from ..errors import InputError, NightschoolError, SettingsError, StoreError
 from ..memory.types import FeedbackEvent, MemoryKind
 from ..settings import load_settings
 from .auditing import audit
@@ -51,7 +52,8 @@ from .printing import (
 )
 
 if TYPE_CHECKING:
-    from ..evolve.types import Excluded
+    from ..evolve.registry import Registry
+    from ..evolve.types import Adapter, Excluded
     from ..memory.types import Recall
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -143,13 +145,13 @@ def import_(
         kept = conversations
         status.update(f"{kept} conversations")
 
-    try:
-        with assistant(home, make=True) as nightschool, err.status("reading") as status:
-            store, owner = nightschool.store, {"user_id": user, "agent_id": agent}
+    with assistant(home, make=True) as nightschool, err.status("reading") as status:
+        store, owner = nightschool.store, {"user_id": user, "agent_id": agent}
+        try:
             report = import_files(store, files, now=store.clock(), **owner, progress=progress)
-    except KeyboardInterrupt:
-        err.print(f"interrupted: {kept} conversations are in, and the same command brings the others in")
-        raise
+        except (KeyboardInterrupt, StoreError):
+            err.print(f"interrupted: {kept} conversations are in, and the same command brings the others in")
+            raise
     lines = [
         f"{report.conversations} conversations: {report.interactions_new} turns new,"
         f" {report.interactions_known} known, {report.feedback_new} new ratings and corrections"
@@ -247,20 +249,19 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
     """Learn from what was heard. Exits 0 promoted, 3 nothing to learn, 4 rejected, 1 failed."""
     from ..pipelines import nightly
 
-    with assistant(home) as nightschool:
-        started = nightschool.store.clock()
+    started = time.monotonic()
 
-        def progress(line: str) -> None:
-            typer.echo(f"{nightschool.store.clock() - started:6.0f}s  {line}", err=True)  # rich would close stdout too
+    def progress(line: str) -> None:
+        typer.echo(f"{time.monotonic() - started:6.0f}s  {line}", err=True)  # rich would close stdout too
 
-        n = nightschool
-        try:
+    try:
+        with assistant(home) as n:
             cycle = nightly.run(n.store, n.registry, lambda: n.engine, n.settings, progress)
-        except Exception as error:  # whatever it was, as the night records it
-            if as_json:
-                show_done({"outcome": "failed", "error": f"{type(error).__name__}: {error}"}, True, [])
-            raise
-        verdict = n.registry.cycle_verdict(cycle)
+            verdict = n.registry.cycle_verdict(cycle)
+    except Exception as error:  # whatever it was, as the night records it
+        if as_json:
+            show_done({"outcome": "failed", "error": f"{type(error).__name__}: {error}"}, True, [])
+        raise
     value = {**asdict(cycle), "outcome": cycle.outcome, "verdict": asdict(verdict) if verdict else None}
     show_done(value, as_json, [f"night {cycle.id}: {cycle.outcome}"])  # the exit says what the night was
     raise typer.Exit(NIGHT_EXIT[cycle.outcome])
@@ -269,13 +270,12 @@ def night(home: Home = None, as_json: AsJson = False) -> None:
 @adapters.command("list")
 def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
     """Every adapter, its verdict, and which one serves."""
-    from ..evolve.sealing import is_held, refusal
+    from ..evolve.sealing import is_held
 
     with assistant(home) as nightschool:
         registry = nightschool.registry
         live, tainted = registry.live(), registry.tainted()
-        refused = refusal(live.path) if live else None
-        serving = registry.predecessor(live.id) if live and refused else live
+        refused, serving = _serving(registry, nightschool.settings.serving.base)
         rows = []
         for adapter in registry.adapters():
             verdict = registry.verdict(adapter.id)
@@ -295,12 +295,44 @@ def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
     out.print(f"serving: {serving.id if serving else 'the base'}", highlight=False)
 
 
+def _serving(registry: Registry, base: str) -> tuple[str | None, Adapter | None]:
+    """Why the live adapter is refused, if it is, and what serves, as `evolve.live` would find; None is the base."""
+    found = registry.live()
+    used = _id_of(base) if found else None
+    refused = None
+    while found and (reason := _refusal(found, used)):
+        refused = refused or reason
+        found = registry.predecessor(found.id)
+    return refused, found
+
+
+def _refusal(adapter: Adapter, used: str | None) -> str | None:
+    """Why an engine does not load it; where the base in use is not known, by its files alone."""
+    from ..evolve.sealing import refusal
+    from ..serving.engine import of_another_base
+
+    if used not in (None, adapter.base_id):
+        return of_another_base(adapter.id, adapter.base_id, str(used))
+    return refusal(adapter.path)
+
+
+def _id_of(base: str) -> str | None:
+    """None of a base that is not there, which is `doctor`'s to tell."""
+    from ..serving.base import base_id
+
+    try:
+        with err.status("reading the base"):  # its weights, where it is a folder
+            return base_id(base)
+    except (NightschoolError, OSError):
+        return None
+
+
 @adapters.command()
 def promote(adapter: AdapterId, home: Home = None) -> None:
     """Put an adapter into service that the gate has accepted."""
     with assistant(home) as nightschool:
         now = nightschool.registry.promote(adapter)
-    out.print(f"serving: {now.id}", highlight=False)
+    show_done(None, False, [f"serving: {now.id}"])
 
 
 @adapters.command()
@@ -308,13 +340,13 @@ def rollback(home: Home = None) -> None:
     """Put back what served before the live adapter."""
     with assistant(home) as nightschool:
         now = nightschool.registry.rollback()
-    out.print(f"serving: {now.id if now else 'the base'}", highlight=False)
+    show_done(None, False, [f"serving: {now.id if now else 'the base'}"])  # to go back once more is another step
 
 
 @adapters.command()
 def prune(
     home: Home = None,
-    keep: Annotated[int, typer.Option(min=0, help="How many others that served last to keep.")] = 3,
+    keep: Annotated[int, typer.Option(min=0, max=10**9, help="How many others that served last to keep.")] = 3,
     apply: Annotated[bool, typer.Option("--apply", help="Erase them; without it they are only listed.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -332,11 +364,8 @@ def prune(
     command = f"nightschool adapters prune --keep {keep} --apply{at(home)}"
     still = f"{size / 2**20:.1f} MiB, still there; `{command}` erases them"
     last = f"{len(erased)} of {len(found)} erased" if apply else still
-    show(
-        {"adapters": [a.id for a in found], "bytes": size, "erased": erased},
-        as_json,
-        [*lines, last] if found else ["nothing to prune"],
-    )
+    value = {"adapters": [a.id for a in found], "bytes": size, "erased": erased}
+    (show_done if apply else show)(value, as_json, [*lines, last] if found else ["nothing to prune"])
     if apply and len(erased) < len(found):
         raise typer.Exit(1)
 

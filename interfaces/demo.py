@@ -24,10 +24,9 @@ from ..evolve import lineage
 from ..memory.importer import import_files
 from ..pipelines import nightly
 from ..sdk import Assistant
-from ..sdk import open as open_assistant
 from ..settings import load_settings, make_home
 from .demo_data import FACTS, QUESTIONS, conversations
-from .printing import CONTROLS, NIGHT_EXIT, at
+from .printing import CONTROLS, NIGHT_EXIT, assistant, at
 
 SEED = 0
 INVENTED = ("rider-", "visitor-")  # who speaks in the demo
@@ -43,7 +42,7 @@ def run(home: Path | None, out: Console, err: Console) -> int:
             "the demo invents people, and memory.database_url or memory.index_url says that they would go where others"
             " are; unset NIGHTSCHOOL_DATABASE_URL and NIGHTSCHOOL_MEMORY_INDEX_URL for it"
         )
-    with open_assistant(settings=settings) as nightschool:
+    with assistant(folder, make=True) as nightschool:
         if any(not user.startswith(INVENTED) for user in nightschool.store.users()):
             raise InputError(
                 f"{folder} holds what others said, and the demo would mix invented people in; name another"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +32,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         if not find_spec(name)
     ]
     problems += _open_to_others("home", settings.home)
-    if not (index := Path(settings.index_url)).is_relative_to(settings.home):
-        problems += _open_to_others("index", index)
+    _try(problems, "index", lambda: problems.extend(_index_open_to_others(settings)))
     return {
         "home": str(settings.home),
         "python": platform.python_version(),
@@ -52,7 +52,14 @@ def examine(settings: Settings) -> dict[str, Any]:
 
 def _open_to_others(what: str, folder: Path) -> list[str]:
     mode = folder.stat().st_mode & 0o777 if folder.is_dir() else 0
-    return [f"{what}: others may read it (its mode is {mode:o}); run `chmod 700 {folder}`"] if mode & 0o077 else []
+    if not mode & 0o077:
+        return []
+    return [f"{what}: others may read it (its mode is {mode:o}); run `chmod 700 {shlex.quote(str(folder))}`"]
+
+
+def _index_open_to_others(settings: Settings) -> list[str]:
+    index = Path(settings.index_url)
+    return [] if index.is_relative_to(settings.home) else _open_to_others("index", index)
 
 
 def _version(name: str) -> str:
@@ -131,7 +138,7 @@ def _ended(settings: Settings) -> list[str]:
     from ..memory.store import MemoryStore
 
     with MemoryStore(checked_home(settings)) as store:
-        registry = Registry(store.database, settings.home / "adapters", store.clock)
+        registry = Registry.of(store)
         told = {c.id: outcome_by_now(c, settings.home, store.database) for c in registry.cycles()}
         return [f"{cycle_id} {ENDED}" for cycle_id, outcome in told.items() if outcome == ENDED]
 
@@ -161,7 +168,7 @@ def _in_service(settings: Settings, problems: list[str]) -> str:
     from ..serving.base import base_id
 
     with MemoryStore(checked_home(settings)) as store:
-        registry = Registry(store.database, settings.home / "adapters", store.clock)
+        registry = Registry.of(store)
         live = registry.live()
         problems += unrecorded(registry)
     if live is None:

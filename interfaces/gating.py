@@ -31,7 +31,8 @@ def explain(
         verdict = n.registry.cycle_verdict(found)
         live = n.registry.live()
         told = outcome_by_now(found, n.settings.home, n.store.database)
-    value = {"cycle": found.id, "outcome": told, "verdict": asdict(verdict) if verdict else None}
+    judged = asdict(verdict) if verdict else None
+    value = {"cycle": found.id, "outcome": told, "error": found.error, "verdict": judged}
     show(value, as_json, explained(found, verdict, live.id if live else None, told))
 
 
@@ -39,19 +40,18 @@ def explain(
 def probes_(home: Home = None, as_json: AsJson = False) -> None:
     """Try the probes of `probes.toml` on what serves now. Exits 1 if one fails."""
     from ..evolve.gate import probe_faults
+    from ..evolve.live import Live
     from ..evolve.probes import FILE, load_probes
-    from ..evolve.sealing import ensure_loaded
 
     with assistant(home) as n:
         probes = load_probes(n.settings.home)
         if not probes:
             raise InputError(f"no probes in {n.settings.home / FILE}; docs/gate.md shows how to write one")
-        if live := n.registry.live():
-            ensure_loaded(n.engine, live, n.settings.serving.parity_tolerance)
-        faults = probe_faults(probes, n.engine, live.id if live else None)
+        with Live(n.registry, n.engine, n.settings.serving.parity_tolerance).hold() as adapter_id:
+            faults = probe_faults(probes, n.engine, adapter_id)
     lines = [f"{'FAILED' if f else 'passed'}  {p.prompt}  {', '.join(f)}" for p, f in zip(probes, faults, strict=True)]
     rows = [{**asdict(p), "faults": f} for p, f in zip(probes, faults, strict=True)]
-    show({"adapter": live.id if live else None, "probes": rows}, as_json, [line.rstrip() for line in lines])
+    show({"adapter": adapter_id, "probes": rows}, as_json, [line.rstrip() for line in lines])
     if any(faults):
         raise typer.Exit(1)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ out = Console(soft_wrap=True, emoji=False, width=WIDE)
 err = Console(stderr=True, soft_wrap=True, emoji=False)
 NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 ENDED = "ended without a word"  # the outcome of a night that is unfinished and does not run
+OURS = ("index", "adapters", "exports")  # what a home holds beside its database and what people write themselves
+BEGINNING_S, LOOK_S = 2.0, 0.05  # how long another command may take to make the tables, and between two looks
 SET_IN = "\n" + 10 * " "  # before each further line of a text, so that nobody's text looks like a line of ours
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
@@ -64,30 +67,59 @@ def at(home: Path | None) -> str:
 def assistant(home: Path | None, *, make: bool = False, begin: bool = False) -> Iterator[Assistant]:
     """The memory of a home. Only what brings something in may `make` one: of a home that nobody made, "nothing is
     held" would be a wrong answer to an audit or to who asks to be forgotten. And only `init` may `begin` anew in one
-    whose file of a database is there and empty: it may have been lost."""
-    from ..memory.database import file_of
+    whose database is empty, or missing where other things of ours are: it may have been lost."""
     from ..sdk import open as open_assistant
 
     settings = load_settings(home)
-    begins = begin or (make and (file_of(settings.database_url) is None or not is_home(settings)))
-    with open_assistant(settings=settings if begins else checked_home(settings)) as opened:
+    begins = begin or (make and not _was_begun(settings))
+    checked = settings if begins else checked_home(settings, patience=BEGINNING_S if make else 0)
+    with open_assistant(settings=checked) as opened:
         yield opened
 
 
-def checked_home(settings: Settings) -> Settings:
-    """The same, if their home was made and its database holds our tables; StoreError otherwise."""
-    from ..memory.database import without_password
-    from ..memory.verification import is_empty
+def _was_begun(settings: Settings) -> bool:
+    """Whether the folder is there with a database, were it an empty file, or with something else of ours."""
+    from ..memory.database import file_of
+
+    file = file_of(settings.database_url)
+    return bool(_ours(settings.home)) or (file is not None and is_home(settings))
+
+
+def _ours(home: Path) -> list[str]:
+    return [name for name in OURS if (home / name).exists()]
+
+
+def checked_home(settings: Settings, patience: float = 0) -> Settings:
+    """The same, if their home was made and its database holds our tables, for which it waits `patience` seconds;
+    StoreError otherwise."""
+    from ..memory.database import file_of, without_password
 
     init = f"nightschool init{at(settings.home)}"
+    if (held := _ours(settings.home)) and not is_home(settings):
+        raise StoreError(
+            f"no database at {file_of(settings.database_url)}, but {settings.home} holds {', '.join(held)}: name or"
+            f" restore the database, or run `{init}` to begin with an empty one"
+        )
     if not is_home(settings):
         raise StoreError(f"no home at {settings.home}; run `{init}`")
-    if is_empty(settings.database_url):
+    if _stays_empty(settings.database_url, patience):
         raise StoreError(
             f"{without_password(settings.database_url)} is empty: nothing can be said of the home {settings.home}; name"
             f" or restore its database, or run `{init}` to begin with an empty one"
         )
     return settings
+
+
+def _stays_empty(url: str, patience: float) -> bool:
+    """Whether it holds no tables of ours, also `patience` seconds later: another command may be making them."""
+    from ..memory.verification import is_empty
+
+    until = time.monotonic() + patience
+    while empty := is_empty(url):
+        if time.monotonic() >= until:
+            break
+        time.sleep(LOOK_S)
+    return empty
 
 
 def is_home(settings: Settings) -> bool:

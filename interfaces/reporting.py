@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.resources import files
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -173,9 +174,13 @@ def write_html(report: Report, compared: Sequence[Compared], path: Path) -> None
 
 
 def check_page(path: Path) -> None:
-    """InputError if what stands there is no page of ours, which alone is replaced."""
+    """InputError if it cannot be drawn or written, or what stands there is no page of ours, which alone is replaced."""
+    if not find_spec("matplotlib"):
+        raise InputError("--html needs matplotlib for its pictures; run `pip install 'nightschool[report]'`")
     if path.is_dir():
         raise InputError(f"--html is {path}, which is a folder; name a file in it, such as {path / 'night.html'}")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise InputError(f"--html is {path}, and {path.parent} is no folder to write into; make it, or name another")
     if not path.exists():
         return
     if path.is_file():
@@ -187,10 +192,8 @@ def check_page(path: Path) -> None:
 
 def pictures(report: Report) -> list[str]:
     """SVG: each measure's change with its interval, and each measure over the nights."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise InputError(f"pictures need {error.name}; run `pip install 'nightschool[report]'`") from error
+    import matplotlib
+
     matplotlib.use("svg")
     drawn = [_intervals([m for m in report.measures if m.decides])] if report.measures else []
     if sum(bool(night.measures) for night in report.nights) > 1:

@@ -280,13 +280,20 @@ def checked_text(where: str, value: str) -> str:
     """Text that every database can hold and give back as it was."""
     if not isinstance(value, str):
         raise InputError(f"{where} is of type {type(value).__name__}, not text")
-    if "\0" in value:
-        raise InputError(f"{where} holds a NUL character at {value.index(chr(0))}; take it out")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where} holds half of a surrogate pair at {error.start}; take it out") from None
+    if fault := fault_of(value):
+        raise InputError(f"{where} holds {fault}; take it out")
     return value
+
+
+def fault_of(text: str) -> str | None:
+    """What in it no database can hold, and where; None where all can be held."""
+    if "\0" in text:
+        return f"a NUL character at {text.index(chr(0))}"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a surrogate pair at {error.start}"
+    return None
 
 
 def checked_id(where: str, value: str) -> str:

@@ -7,9 +7,12 @@ first statement on, so what a writing transaction reads stays true until it comm
 from __future__ import annotations
 
 import os
+import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from alembic import command
@@ -37,12 +40,15 @@ DIALECTS = {  # whose locks and erasing we know, and what brings the driver
     "postgresql": "run `pip install 'nightschool[postgres]'` and begin the URL with postgresql+psycopg://",
 }
 WRITERS_LOCK = 5_177_013  # any number, the same in every process
-PRAGMAS = ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "secure_delete=ON")
+LOOK_S = 0.05  # between two looks whether a lock is free
+SECRET = re.compile(r"([?&][^=&]*(pass|secret|key|token)[^=&]*=)[^&]*", re.IGNORECASE)  # among a driver's options
+WAIT_S = 30.0  # for another writer
+PRAGMAS = (f"busy_timeout={WAIT_S * 1000:.0f}", "foreign_keys=ON", "secure_delete=ON")
 
 
 def without_password(url: str) -> str:
     """SettingsError if it is no URL of a database."""
-    return _parsed(url).render_as_string(hide_password=True)
+    return SECRET.sub(r"\1***", _parsed(url).render_as_string(hide_password=True))
 
 
 def file_of(url: str) -> Path | None:
@@ -68,8 +74,8 @@ def _checked(url: str) -> str:
         raise SettingsError(f"memory.database_url is of {kind!r}; only {' and '.join(DIALECTS)} hold a memory")
     if kind == "sqlite" and (_parsed(url).database or ":memory:").startswith(":memory:"):
         raise SettingsError(
-            f"memory.database_url is {url}, which every thread would have one of its own of, and which is gone with"
-            " this process; name a file, as in sqlite:////var/lib/nightschool.db"
+            f"memory.database_url is {without_password(url)}, which every thread would have one of its own of, and"
+            " which is gone with this process; name a file, as in sqlite:////var/lib/nightschool.db"
         )
     return url
 
@@ -81,11 +87,11 @@ def _make_private(file: Path) -> None:
 
 
 @contextmanager
-def _file_alone(file: Path | None) -> Iterator[Callable[[], bool]]:
+def _file_alone(file: Path | None, wait_s: float) -> Iterator[Callable[[], bool]]:
     if file is None:
         yield lambda: True
         return
-    lock = FileLock(f"{file.resolve()}.night.lock", timeout=0, mode=0o600)
+    lock = FileLock(f"{file.resolve()}.night.lock", timeout=wait_s, mode=0o600)
     with suppress(Timeout):
         lock.acquire()
     try:
@@ -107,8 +113,9 @@ def _holds(connection: Connection, key: int) -> bool:
 class _ServerLock:
     """An advisory lock, which goes with its connection: where that was cut it is taken on another, if it is free."""
 
-    def __init__(self, engine: Engine, key: int) -> None:
+    def __init__(self, engine: Engine, key: int, wait_s: float) -> None:
         self._engine, self._key = engine.execution_options(isolation_level="AUTOCOMMIT"), key
+        self._wait_s = wait_s
         self._connection = self._engine.connect()
         self._taken = self._take()
 
@@ -123,6 +130,14 @@ class _ServerLock:
                 connection.exec_driver_sql(f"SELECT pg_advisory_unlock({self._key})")
 
     def _take(self) -> bool:
+        until = monotonic() + self._wait_s
+        while not self._try():
+            if monotonic() >= until:
+                return False
+            sleep(LOOK_S)
+        return True
+
+    def _try(self) -> bool:
         return bool(self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({self._key})").scalar())
 
     def _take_again(self) -> bool:
@@ -171,17 +186,17 @@ class Database:
             yield session
 
     @contextmanager
-    def alone(self, key: int) -> Iterator[Callable[[], bool]]:
-        """Take `key` if nobody else holds it; says whenever it is asked whether it is held.
+    def alone(self, key: int, wait_s: float = 0.0) -> Iterator[Callable[[], bool]]:
+        """Take `key` if nobody else holds it for `wait_s`; says whenever it is asked whether it is held.
 
         SQLite's is a lock beside its file, whatever the key; one that has no file is nobody else's. What a server let
         go with a connection is taken again when it is asked for, unless somebody else took it since.
         """
         if self.sql.dialect.name != "postgresql":
-            with _file_alone(self._file()) as held:
+            with _file_alone(self._file(), wait_s) as held:
                 yield held
             return
-        lock = _ServerLock(self.sql, key)
+        lock = _ServerLock(self.sql, key, wait_s)
         try:
             yield lock.held
         finally:
@@ -289,6 +304,20 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, see `_begin`
     for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
+    _use_wal(connection)
+
+
+def _use_wal(connection: Any) -> None:
+    """Of a new file; SQLite itself does not wait for another process that does the same."""
+    until = monotonic() + WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or monotonic() >= until:
+                raise
+            sleep(LOOK_S)
 
 
 def _begin(connection: Connection) -> None:

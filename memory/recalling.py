@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RANKED_WHOLE = 2000  # a store of at most so many memories
 CANDIDATES = 200  # of a larger one: by cosine, and as many by words
+MOST_ASKED = 10**9  # memories at once; the index takes no number of more than 63 bits
 MOST_TERMS = 400  # that a larger one is searched for
 SESSIONS = 20  # whose other turns are looked at too
 PLACED = 400  # of the best, around which is looked
@@ -161,8 +162,8 @@ def checked_filters(filters: Filters, now: float) -> Filters:
 
 
 def checked_limit(limit: int) -> int:
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise InputError(f"limit is {limit!r}; give a whole number from 1")
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MOST_ASKED:
+        raise InputError(f"limit is {limit!r}; give a whole number from 1 to {MOST_ASKED}")
     return limit
 
 

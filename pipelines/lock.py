@@ -12,7 +12,7 @@ from ..errors import NightschoolError
 from ..memory.database import Database
 
 NIGHT_LOCK = 5_177_014  # any number, the same in every process
-WAIT_S = 2.0
+WAIT_S = 2.0  # whoever asks whether a night runs holds each lock for a moment
 
 
 class NightRunning(NightschoolError):
@@ -22,13 +22,13 @@ class NightRunning(NightschoolError):
 @contextmanager
 def night_lock(home: Path, database: Database) -> Iterator[Callable[[], None]]:
     """Alone in `home` and in `database`; NightRunning otherwise. What it gives raises it where that was lost since."""
-    lock = FileLock(home / "night.lock", timeout=WAIT_S)  # whoever asks whether a night runs holds it for a moment
+    lock = FileLock(home / "night.lock", timeout=WAIT_S)
     try:
         lock.acquire()
     except Timeout:
         raise NightRunning(f"another night is running in {home}; wait for it, or stop that process") from None
     try:
-        with database.alone(NIGHT_LOCK) as alone:
+        with database.alone(NIGHT_LOCK, WAIT_S) as alone:
             if not alone():
                 raise NightRunning(f"another home runs a night in {database.url}; wait for it, or stop that process")
             yield lambda: _require(alone, database)

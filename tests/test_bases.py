@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,14 @@ run = CliRunner().invoke
 
 def test_base_in_use_is_marked(tmp_path: Path) -> None:
     assert "* seedling" in run(app, ["base", "list"]).output.splitlines()
+
+
+def test_cache_that_is_a_file_holds_no_base(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "nightschool.interfaces.cli", "base", "list"]
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "file")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "* seedling\n"), done.stderr
 
 
 def test_check_tells_what_a_base_takes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import nightschool
@@ -19,19 +20,20 @@ from nightschool.errors import StoreError
 from nightschool.evolve import dataset
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import seal
-from nightschool.evolve.types import Snapshot, Verdict
+from nightschool.evolve.types import Adapter, Snapshot, Verdict
 from nightschool.interfaces import cli
 from nightschool.interfaces.doctor import examine
 from nightschool.memory import importer
 from nightschool.memory.conversations import Conversation
+from nightschool.memory.database import Database
 from nightschool.memory.signals import censor_id
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.writing import Recorded
 from nightschool.pipelines.lock import night_lock
 from nightschool.replies import ReplyStream
-from nightschool.serving.base import SEEDLING
+from nightschool.serving.base import SEEDLING, base_id
 from nightschool.serving.engine import MANIFEST, WEIGHTS
-from nightschool.settings import load_settings
+from nightschool.settings import Settings, load_settings
 from typer.testing import CliRunner
 
 Run = Callable[..., Result]
@@ -66,6 +68,19 @@ def export(tmp_path: Path, *lines: object) -> str:
     path = tmp_path / "in.jsonl"
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return str(path)
+
+
+def put_into_service(settings: Settings, base: str, weights: bytes = b"weights", *, at: float = 0.0) -> Adapter:
+    with MemoryStore(settings) as store:
+        registry = Registry.of(store)
+        registry.add_snapshot(Snapshot((), (), (), ()), [])
+        folder = registry.building()
+        (folder / WEIGHTS).write_bytes(weights)
+        facts = {"base_id": base, "snapshot_id": Snapshot((), (), (), ()).id, "phase": "sft", "parent_id": None}
+        adapter = seal(folder, created_utc=at, details={}, **facts)
+        registry.add(adapter)
+        registry.add_verdict(Verdict(adapter.id, None, adapter.snapshot_id, True, (), ("better",)))
+        return registry.promote(adapter.id)
 
 
 def test_every_argument_and_option_explains_itself() -> None:
@@ -118,6 +133,46 @@ def test_database_that_is_empty_is_no_answer_and_adapters_that_no_record_knows_a
     assert "no record knows" in run("audit", "verify").stdout
     assert "no record knows" in str(examine(load_settings(home))["problems"])
     assert "is of another memory" in run("memory", "verify").stdout
+
+
+@pytest.mark.parametrize("left", ["index", "adapters", "exports"])
+def test_home_that_lost_its_database_is_begun_anew_by_init_alone(run: Run, tmp_path: Path, left: str) -> None:
+    home = tmp_path / "home"
+    (home / left).mkdir(parents=True)
+    told = f"no database at {home / 'nightschool.db'}, but {home} holds {left}: name or restore the database, or run"
+    for line in ("remember Tea", "chat", "demo", "audit answers", "forget --user ada --yes", "night"):
+        assert told in str(run(*line.split()).exception), line
+    assert told in str(run("import", export(tmp_path, LINE)).exception)
+    assert any(told in problem for problem in examine(load_settings(home))["problems"])
+    assert not (home / "nightschool.db").exists()
+    assert run("init").exit_code == run("remember", "Tea").exit_code == 0
+
+
+def test_server_that_lost_its_database_is_begun_anew_by_init_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a database that is no file of the home's: here one that a URI names."""
+    monkeypatch.setenv("NIGHTSCHOOL_DATABASE_URL", f"sqlite:///file:{tmp_path / 'far.db'}?uri=true")
+    (tmp_path / "home" / "adapters").mkdir(parents=True)
+    assert "is empty: nothing can be said of the home" in str(run("remember", "Tea").exception)
+    assert run("init").exit_code == run("remember", "Tea").exit_code == 0
+
+
+def test_home_that_holds_settings_alone_is_begun(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "settings.toml").write_text("[night]\nseed = 3\n")
+    assert run("remember", "Tea is at four.").exit_code == 0
+
+
+def test_command_waits_for_one_that_is_making_the_database(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "nightschool.db").touch()  # as the other command does, before it makes the tables
+    other = Timer(0.3, lambda: Database(load_settings(home).database_url).close())
+    other.start()
+    done = run("remember", "Tea is at four.")
+    other.join()
+    assert done.exit_code == 0, done.exception
 
 
 def test_rows_that_are_forgotten_are_told_where_their_bytes_cannot_be_erased(
@@ -252,6 +307,42 @@ def test_night_whose_last_word_cannot_be_printed_exits_as_it_ended(run: Run, tmp
         assert subprocess.run(forget, env=told, stdout=full, stderr=subprocess.DEVNULL).returncode == 0
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     assert subprocess.run(closed, env=told, stderr=subprocess.DEVNULL).returncode == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here is always full")
+def test_switch_whose_last_word_cannot_be_printed_is_done(run: Run, tmp_path: Path) -> None:
+    settings = load_settings(tmp_path / "home", {})
+    first, second = (put_into_service(settings, "b2:a", name) for name in (b"first", b"second"))
+    told = {**os.environ, "NIGHTSCHOOL_HOME": str(settings.home)}
+
+    def exits(*words: str) -> int:
+        command = [sys.executable, "-m", "nightschool.interfaces.cli", "adapters", *words]
+        with open("/dev/full", "w") as full:
+            return subprocess.run(command, env=told, stdout=full, stderr=subprocess.DEVNULL).returncode
+
+    assert exits("rollback") == 0
+    assert [a["id"] for a in json.loads(run("adapters", "list", "--json").stdout) if "live" in a["state"]] == [first.id]
+    assert exits("promote", second.id) == 0
+    put_into_service(settings, "b2:a", b"third")
+    assert exits("prune", "--keep", "0", "--apply") == 0
+    assert not (first.path / WEIGHTS).exists()
+    assert exits("prune", "--keep", "0") == 1  # where nothing was done, who asked was told nothing
+
+
+def test_number_to_keep_has_a_bound(run: Run) -> None:
+    run("init")
+    done = run("adapters", "prune", "--keep", "9" * 20)
+    assert done.exit_code == 2 and "--keep" in done.stderr
+
+
+@pytest.mark.parametrize(("file", "why"), [(None, "StoreError: no home at"), ("[nights]\n", "SettingsError: ")])
+def test_night_that_cannot_begin_says_so_in_json(run: Run, tmp_path: Path, file: str | None, why: str) -> None:
+    if file:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "settings.toml").write_text(file)
+    done = run("night", "--json")
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["outcome"]) == (1, "failed") and told["error"].startswith(why)
 
 
 def test_night_that_fails_says_so_in_json(run: Run, tmp_path: Path) -> None:
@@ -590,6 +681,25 @@ def test_import_that_is_interrupted_says_what_is_kept(
     assert len(json.loads(run("audit", "answers", "--json").stdout)) == 1
 
 
+def test_import_that_a_full_disk_ends_says_what_is_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_many, batches = MemoryStore.record_many, iter([1])
+
+    def full(store: MemoryStore, conversations: Sequence[Conversation]) -> Recorded:
+        if next(batches, None) is None:
+            raise StoreError("cannot write the database: database or disk is full")
+        return record_many(store, conversations)
+
+    monkeypatch.setattr(importer, "CONVERSATIONS_A_BATCH", 1)
+    monkeypatch.setattr(MemoryStore, "record_many", full)
+    done = run("import", export(tmp_path, LINE, LINE | {"session_id": "b"}))
+    assert done.exit_code == 1 and "disk is full" in str(done.exception)
+    assert "interrupted: 1 conversations are in, and the same command brings the others in" in done.stderr
+    (tmp_path / "home" / "nightschool.db").write_bytes(b"no database at all")
+    assert "interrupted" not in run("import", export(tmp_path, LINE)).stderr  # where none could go in
+
+
 def test_doctor_names_a_home_that_others_may_read(run: Run, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
@@ -600,6 +710,19 @@ def test_doctor_names_a_home_that_others_may_read(run: Run, tmp_path: Path) -> N
     assert done.exit_code == 1 and f"(its mode is 755); run `chmod 700 {home}`" in done.stdout
     home.chmod(0o700)
     assert run("doctor").exit_code == 0
+
+
+def test_advice_of_doctor_is_quoted(tmp_path: Path) -> None:
+    home = tmp_path / "my home"
+    home.mkdir(mode=0o755)
+    assert f"run `chmod 700 '{home}'`" in str(examine(load_settings(home))["problems"][0])
+
+
+def test_doctor_tells_an_index_in_the_folder_of_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("init")
+    monkeypatch.setenv("NIGHTSCHOOL_MEMORY_INDEX_URL", "~nobody-of-that-name/x")
+    done = run("doctor", "--json")
+    assert done.exit_code == 1 and json.loads(done.stdout)["problems"]
 
 
 def test_doctor_finds_what_would_stop_a_reply_and_keeps_passwords(tmp_path: Path) -> None:
@@ -635,23 +758,31 @@ def test_doctor_names_rows_of_a_night_that_are_longer_than_the_base_reads(toy_ba
 
 def test_doctor_sees_a_live_adapter_that_cannot_answer(run: Run, tmp_path: Path) -> None:
     settings = load_settings(tmp_path / "home", {})
-    with MemoryStore(settings) as store:
-        registry = Registry(store.database, settings.home / "adapters", store.clock)
-        registry.add_snapshot(Snapshot((), (), (), ()), [])
-        folder = registry.building()
-        (folder / WEIGHTS).write_bytes(b"weights")
-        facts = {"base_id": "b2:other", "snapshot_id": Snapshot((), (), (), ()).id, "phase": "sft", "parent_id": None}
-        adapter = seal(folder, created_utc=0.0, details={}, **facts)
-        registry.add(adapter)
-        registry.add_verdict(Verdict(adapter.id, None, adapter.snapshot_id, True, (), ("better",)))
-        registry.promote(adapter.id)
+    adapter = put_into_service(settings, "b2:other")
     assert any("was trained on base b2:other" in problem for problem in examine(settings)["problems"])
-    assert [a["state"] for a in json.loads(run("adapters", "list", "--json").stdout)] == ["live"]
     (adapter.path / WEIGHTS).write_bytes(b"damaged")
     assert any("its weights are" in problem for problem in examine(settings)["problems"])
-    (listed,) = json.loads(run("adapters", "list", "--json").stdout)
-    assert listed["state"].startswith("live, but refused: ") and "its weights are" in listed["state"]
+
+
+def test_adapters_are_listed_with_what_an_engine_would_refuse(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def states() -> list[str]:
+        return [a["state"] for a in json.loads(run("adapters", "list", "--json").stdout)]
+
+    settings = load_settings(tmp_path / "home", {})
+    first = put_into_service(settings, base_id("seedling"), b"first")
+    assert states() == ["live"]
+    second, third = (put_into_service(settings, "b2:other", name, at=1.0) for name in (b"second", b"third"))
+    assert f"live, but refused: adapter {third.id} was trained on base b2:other, but {first.base_id} is" in states()[-1]
+    assert f"serving: {first.id}" in run("adapters", "list").stdout  # the second is of another base as well
+    (first.path / WEIGHTS).write_bytes(b"damaged")
     assert "serving: the base" in run("adapters", "list").stdout
+    monkeypatch.setenv("NIGHTSCHOOL_BASE", str(tmp_path / "nothing"))  # of which nothing is known
+    assert f"serving: {third.id}" in run("adapters", "list").stdout
+    (third.path / WEIGHTS).write_bytes(b"damaged")
+    assert f"serving: {second.id}" in run("adapters", "list").stdout
+    assert any(state.startswith("live, but refused: ") and "its weights are" in state for state in states())
 
 
 def test_demo_invents_nobody_where_others_are(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -718,6 +849,19 @@ def test_chat_ends_with_the_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("builtins.input", closed)
     assert run("chat").exit_code == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no shell closes an input here")
+def test_chat_whose_input_is_closed_loads_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nightschool.interfaces.cli", "chat", "--home", str(tmp_path / "home")]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("option", "why"), [("--session", "--session is empty"), ("--user", "user_id is empty")])
+def test_chat_of_nobody_or_in_no_session_is_refused_before_the_base_is_loaded(run: Run, option: str, why: str) -> None:
+    done = run("chat", option, "")
+    assert done.exit_code == 1 and why in str(done.exception) and "loading" not in done.stderr
 
 
 @pytest.mark.parametrize(("words", "code"), [(["recall", "x", "--home", "/dev/null/x"], 1), (["--help"], 0)])

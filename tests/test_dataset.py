@@ -1184,7 +1184,7 @@ def store(tmp_path: Path) -> Iterator[MemoryStore]:
 def test_the_store_freezes_to_rows_that_the_registry_keeps_and_the_same_id_comes_back(store: MemoryStore):
     snapshot = freeze(store, store.settings, now=NOW)
     assert min(map(len, (snapshot.examples, snapshot.pairs, snapshot.thumbs, snapshot.held_out))) > 0
-    registry = Registry(store.database, store.settings.home / "adapters", store.clock)
+    registry = Registry.of(store)
     registry.add_snapshot(snapshot, to_rows(snapshot))
     assert from_rows(store, registry.snapshot_rows(snapshot.id)).id == snapshot.id
     assert registry.censor_of(snapshot.id) == snapshot.censor == censor_id()

@@ -136,7 +136,7 @@ def test_rows_hold_no_text_and_load_to_the_same_id(rated: MemoryStore):
     assert synthetic(snapshot)
     rows = to_rows(snapshot)
     assert not any(text in json.dumps(rows) for text in ("pleasure", "Go away", "When do you open", "rides"))
-    registry = Registry(rated.database, rated.settings.home / "adapters", rated.clock)
+    registry = Registry.of(rated)
     registry.add_snapshot(snapshot, rows)
     assert from_rows(rated, registry.snapshot_rows(snapshot.id)) == replace(
         snapshot, excluded=(), censor="", reader_ids=()

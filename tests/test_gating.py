@@ -9,9 +9,11 @@ import pytest
 from click.testing import Result
 from nightschool.evolve.gate import judge
 from nightschool.evolve.probes import load_probes
-from nightschool.evolve.types import TOLD, Cycle, Measure, Verdict
+from nightschool.evolve.sealing import seal
+from nightschool.evolve.types import TOLD, Cycle, Measure, Snapshot, Verdict
 from nightschool.interfaces import cli
 from nightschool.interfaces.gating import WORDS, explained
+from nightschool.serving.engine import WEIGHTS
 from typer.testing import CliRunner
 
 DOCS = Path(__file__).parent.parent / "docs" / "gate.md"
@@ -83,6 +85,30 @@ def test_probes_are_tried_on_what_serves_and_a_failure_is_the_exit_code(
     path.write_text('[[probe]]\nprompt = "How are you?"\nmust = ["xylophone"]\n')
     failed = run("probes")
     assert failed.exit_code == 1 and "FAILED  How are you?  lacks 'xylophone'" in failed.stdout
+
+
+def test_probes_are_tried_on_the_base_where_the_live_adapter_is_of_another(
+    run: Callable[..., Result], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with cli.assistant(tmp_path, make=True) as n:
+        snapshot, folder = Snapshot((), (), (), ()), n.registry.building()
+        n.registry.add_snapshot(snapshot, [])
+        (folder / WEIGHTS).write_bytes(b"weights")
+        facts = {"snapshot_id": snapshot.id, "parent_id": None, "created_utc": 0.0, "details": {}}
+        adapter = seal(folder, base_id="b2:other", phase="sft", **facts)
+        n.registry.add(adapter)
+        n.registry.add_verdict(Verdict(adapter.id, None, snapshot.id, True, (), ("better",)))
+        n.registry.promote(adapter.id)
+    (tmp_path / "probes.toml").write_text('[[probe]]\nprompt = "How are you?"\nmust_not = ["xylophone"]\n')
+    done = run("probes", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["adapter"]) == (0, None), done.exception
+    assert f"the base answers, since the live adapter is refused: adapter {adapter.id} was trained" in caplog.text
+
+
+def test_failed_night_says_why_in_json(run: Callable[..., Result], tmp_path: Path) -> None:
+    with cli.assistant(tmp_path, make=True) as n:
+        n.registry.update_cycle(n.registry.open_cycle(), finished_utc=1.0, error="TrainingError: too hot")
+    assert json.loads(run("explain", "--json").stdout)["error"] == "TrainingError: too hot"
 
 
 def test_the_documented_probes_are_probes(tmp_path: Path) -> None:

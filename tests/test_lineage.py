@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nightschool.errors import NotFound
@@ -28,7 +29,7 @@ def told(store: MemoryStore, *more: tuple[str, str]) -> None:
 
 @pytest.fixture
 def registry(quick_store: MemoryStore) -> Registry:
-    return Registry(quick_store.database, quick_store.settings.home / "adapters", quick_store.clock)
+    return Registry.of(quick_store)
 
 
 def sealed(registry: Registry, snapshot_id: str, weights: bytes = b"one", created_utc: float = 1.0) -> Adapter:
@@ -186,3 +187,24 @@ def test_events_tell_what_served_and_how_much_was_forgotten_and_never_whose(
     assert (served.id, served.what) == (taught.id, "promoted")
     assert forgot.what == f"2 turns, 2 memories, 0 ratings; weights withdrawn: {taught.id}"
     assert "ann" not in str(events(registry))
+
+
+def test_events_of_a_kind_keep_their_order_though_the_clock_is_set_back(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter, clock: Any
+) -> None:
+    registry.add_verdict(Verdict(taught.id, None, taught.snapshot_id, True, (), ("all passed",)))
+    began = clock.now
+    nights = []
+    for moved in (0.0, 100.0, 50.0, 200.0):  # the third after the clock was set back
+        clock.now = began + moved
+        nights.append(registry.open_cycle())
+        clock.now += 1.0
+        registry.rollback() if registry.live() else registry.promote(taught.id)
+    found = events(registry)
+    assert [event.id for event in found if event.kind == "night"] == nights
+    switches = [event for event in found if event.kind == "switch"]
+    assert [(event.id, event.what, event.created_utc) for event in switches] == [
+        (d["adapter_id"], d["reason"], d["created_utc"]) for d in registry.deployments()
+    ]
+    assert registry.live() is None and switches[-1].id is None
+    assert "".join(event.kind[0] for event in found) == "nsnnssns"

@@ -52,7 +52,7 @@ class StrictEngine:
 
 @pytest.fixture
 def registry(quick_store: MemoryStore) -> Iterator[Registry]:
-    yield Registry(quick_store.database, quick_store.settings.home / "adapters", quick_store.clock)
+    yield Registry.of(quick_store)
 
 
 def accepted(registry: Registry, weights: bytes, interaction_id: str = "b2:1") -> Adapter:

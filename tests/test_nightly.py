@@ -51,9 +51,7 @@ def engine() -> LocalEngine:
 def assistant(tmp_path: Path, embedder: Embedder, engine: LocalEngine) -> Iterator[Assistant]:
     settings = Settings(home=tmp_path / "home", night=NIGHT, gate=GATE, dataset=DatasetSettings(held_out_share=0.3))
     store = MemoryStore(settings, embedder=embedder)
-    with Assistant(
-        settings, store, Registry(store.database, settings.home / "adapters", store.clock), engine
-    ) as opened:
+    with Assistant(settings, store, Registry.of(store), engine) as opened:
         yield opened
 
 

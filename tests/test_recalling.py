@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 from nightschool.errors import InputError
-from nightschool.memory.recalling import Filters
+from nightschool.memory.recalling import MOST_ASKED, Filters
 from nightschool.memory.store import MemoryStore
 from nightschool.settings import MemorySettings, Settings
 
@@ -98,7 +98,8 @@ def test_as_of_a_time_is_what_recall_gave_then(either_store, clock):
         ({"since": 2.0, "as_of": 1.0}, r"since \(2.0\) is after as_of \(1.0\)"),
         ({"threshold": float("nan")}, "threshold is nan"),
         ({"threshold": "x"}, "threshold is of type str, not a number"),
-        ({"limit": 0}, "limit is 0; give a whole number from 1"),
+        ({"limit": 0}, "limit is 0; give a whole number from 1 to 1000000000"),
+        ({"limit": 2**63}, f"limit is {2**63}; give a whole number from 1 to 1000000000"),
         ({"session_id": "a\0"}, "session_id holds a NUL"),
     ],
 )
@@ -257,6 +258,12 @@ def test_second_reply_to_the_same_is_found_beside_the_first(quick_store):
     assert quick_store.verify() == []
     quick_store.forget_apply(quick_store.forget(interaction_ids=[second.id]))
     assert texts(quick_store, query="Yes, in two days.") == ["Do you repair wheels?\nNo."]
+
+
+def test_most_that_can_be_asked_for_is_given_all_there_is(large_store):
+    for n in range(5):
+        said(large_store, f"zebra {n}")
+    assert len(texts(large_store, limit=MOST_ASKED)) == 5
 
 
 def test_latest_moment_that_can_be_named_is_asked_like_any_other(large_store):

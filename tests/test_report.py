@@ -18,11 +18,13 @@ from nightschool.evolve.registry import Registry
 from nightschool.evolve.report import Compared, Report, report, side_by_side
 from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Cycle, Measure, Verdict
+from nightschool.interfaces import cli, reporting
 from nightschool.interfaces.reporting import printed as print_report
 from nightschool.interfaces.reporting import to_json, write_html
 from nightschool.memory.store import MemoryStore
 from nightschool.serving.engine import WEIGHTS
 from rich.console import Console
+from typer.testing import CliRunner
 
 MEASURES = (
     Measure("preference", 0.5, 0.7, 0.2, 0.1, 0.3, True, "interval above .5"),
@@ -55,7 +57,7 @@ class NamingEngine:
 
 @pytest.fixture
 def registry(quick_store: MemoryStore) -> Iterator[Registry]:
-    return Registry(quick_store.database, quick_store.settings.home / "adapters", quick_store.clock)
+    return Registry.of(quick_store)
 
 
 @pytest.fixture
@@ -271,6 +273,18 @@ def test_page_that_cannot_be_written_leaves_nothing_of_it(
     with pytest.raises(FileNotFoundError):
         write_html(report(quick_store, registry), [], page)
     assert list(page.parent.iterdir()) == []
+
+
+def test_page_that_cannot_be_written_is_told_before_anything_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "missing" / "page.html"
+    asked = ["report", "--html", str(page), "--home", str(tmp_path / "no home")]
+    told = str(CliRunner().invoke(cli.app, asked).exception)
+    assert told == f"--html is {page}, and {page.parent} is no folder to write into; make it, or name another"
+    monkeypatch.setattr(reporting, "find_spec", lambda _: None)
+    told = str(CliRunner().invoke(cli.app, asked).exception)
+    assert "--html needs matplotlib" in told and "nightschool[report]" in told
 
 
 def test_page_of_a_night_that_was_not_judged_shows_the_curve_of_those_before(

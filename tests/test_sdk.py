@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -57,7 +58,7 @@ class EchoEngine:
 def assistant(tmp_path: Path, embedder: Embedder) -> Iterator[Assistant]:
     settings = Settings(home=tmp_path / "home")
     store = MemoryStore(settings, embedder=embedder)
-    registry = Registry(store.database, settings.home / "adapters", store.clock)
+    registry = Registry.of(store)
     with Assistant(settings, store, registry, EchoEngine()) as opened:
         yield opened
 
@@ -110,9 +111,7 @@ def test_empty_text_is_refused(assistant: Assistant) -> None:
 def test_reply_that_takes_too_long_is_an_error_and_is_not_kept(quick_store: MemoryStore, toy_base: str) -> None:
     serving = ServingSettings(base=toy_base, timeout_seconds=1e-6, threads=1)
     settings = replace(quick_store.settings, serving=serving)
-    late = Assistant(
-        settings, quick_store, Registry(quick_store.database, settings.home / "adapters", quick_store.clock)
-    )
+    late = Assistant(settings, quick_store, Registry.of(quick_store))
     with pytest.raises(ServingError, match=r"allow more time .*serving\.timeout_seconds"):
         late.reply("Hello there", user_id="ada")
     assert not list(quick_store.interactions())
@@ -246,6 +245,22 @@ def test_empty_answer_is_an_error_and_is_not_kept(assistant: Assistant, monkeypa
     monkeypatch.setattr(assistant.engine, "stream", lambda *_, **__: pieces(" ", "\n"))
     with pytest.raises(ServingError, match="the base answered nothing"):
         assistant.reply("Hello there")
+    assert not list(assistant.store.interactions())
+
+
+@pytest.mark.parametrize(
+    ("odd", "fault"), [("a\0b", "NUL character at 1"), ("\ud83d", "half of a surrogate pair at 0")]
+)
+def test_answer_that_cannot_be_kept_is_the_engines_fault_and_is_not_shown(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch, odd: str, fault: str
+) -> None:
+    monkeypatch.setattr(assistant.engine, "stream", lambda *_, **__: pieces("Well, ", odd, "more"))
+    with pytest.raises(ServingError, match=f"what the base answered holds .*{fault}, so nothing was recorded"):
+        assistant.reply("Hello there")
+    with assistant.stream("Hello there") as answer:
+        assert next(answer) == "Well, "
+        with pytest.raises(ServingError, match=fault):
+            next(answer)
     assert not list(assistant.store.interactions())
 
 
@@ -546,7 +561,7 @@ def test_awaited_reply_in_pieces_waits_for_a_place_no_longer_than_for_an_answer(
 
 def test_page_says_how_many_replies_are_open_at_once() -> None:
     page = (Path(nightschool.__file__).parent / "docs" / "sdk.md").read_text(encoding="utf-8")
-    assert f"has {THREADS} such replies open" in page and MOST_WAITING == 8 and "at most eight at once" in page
+    assert f"has {THREADS} such streams open" in page and MOST_WAITING == 8 and "At most eight are in line" in page
 
 
 def test_each_reply_draws_for_itself(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,6 +614,21 @@ def test_opening_finishes_a_withdrawal_that_a_crash_interrupted(assistant: Assis
     assert not (two.path / WEIGHTS).exists() and (two.path / MANIFEST).exists() and (one.path / WEIGHTS).exists()
 
 
+def test_home_whose_withdrawal_fails_is_closed_again(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def broken(registry: Registry) -> None:
+        opened.append(registry.database)
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Registry, "withdraw_tainted", broken)
+    with pytest.raises(StoreError, match="the disk is full"):
+        nightschool.open(settings=assistant.settings)
+    (database,) = opened
+    with pytest.raises(StoreError, match="it was closed"), database.reading():
+        pass
+
+
 def test_only_some_turns_of_a_session_wait(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, _ = held_back(assistant, monkeypatch)
     with ThreadPoolExecutor(MOST_WAITING + 1) as pool:
@@ -629,6 +659,34 @@ def test_cancelled_reply_returns_at_once_and_is_not_kept(assistant: Assistant, m
 
     asyncio.run(talk())
     assert [i.text for i in assistant.store.interactions()] == ["Hello again"]
+
+
+def test_reply_that_is_cancelled_when_it_is_written_already_is_the_last_of_its_session(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate, written = Event(), Event(), assistant.store._indexing.written
+
+    def waiting(*given: Any) -> None:
+        begun.set()
+        assert gate.wait(60)
+        written(*given)
+
+    monkeypatch.setattr(assistant.store._indexing, "written", waiting)
+    front = AsyncAssistant(assistant)
+
+    async def talk() -> None:
+        job = asyncio.create_task(front.reply("Hello", user_id="ada", session_id="one"))
+        assert await asyncio.to_thread(begun.wait, 60)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        (last,) = await front.call(assistant.store.latest_interactions, "ada", "", "one", 1)
+        assert (last.text, last.reply) == ("Hello", "None: user=Hello")
+        gate.set()
+
+    asyncio.run(talk())
+    assert assistant.record("Bye", "Bye.", user_id="ada", session_id="one").position == 1
+    assert assistant.store.verify() == []
 
 
 def test_cancelled_replies_that_wait_are_not_answered_and_give_up_their_places(
@@ -694,7 +752,7 @@ def test_turns_of_a_session_are_answered_in_the_order_in_which_they_came(
 
 
 def over(store: MemoryStore) -> Assistant:
-    registry = Registry(store.database, store.settings.home / "adapters", store.clock)
+    registry = Registry.of(store)
     return Assistant(store.settings, store, registry, EchoEngine())
 
 
@@ -785,7 +843,7 @@ def test_closed_assistant_refuses(assistant: Assistant) -> None:
 
 def test_home_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for home in ("", 5, tmp_path / "file"):
+    for home in ("", 5, tmp_path / "file", os.fsdecode(bytes(tmp_path) + b"/\xff\xfe")):
         with pytest.raises(SettingsError, match="home"):
             nightschool.open(home)  # type: ignore[arg-type]
 

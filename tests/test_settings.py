@@ -1,3 +1,4 @@
+import os
 from math import inf
 from pathlib import Path
 
@@ -24,15 +25,46 @@ def test_defaults_hold_without_file_and_environment(tmp_path: Path) -> None:
 
 
 def test_home_that_is_none_is_named(tmp_path: Path) -> None:
-    for wrong in ("", 5, b"home", "~nobody-of-this-name/home"):
-        with pytest.raises(SettingsError, match="home"):
+    no_utf_8 = os.fsdecode(b"/tmp/\xff\xfe")
+    for wrong in ("", 5, b"home", "~nobody-of-this-name/home", no_utf_8, Path(no_utf_8)):
+        with pytest.raises(SettingsError, match="home") as refused:
             load_settings(wrong, {})  # type: ignore[arg-type]
+        assert str(refused.value).isascii()
     with pytest.raises(SettingsError, match=r"home is 'x'; give a pathlib\.Path"):
         Settings(home="x")  # type: ignore[arg-type]
     (tmp_path / "file").touch()
     for home in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "a\0b"):
         with pytest.raises(SettingsError, match="is no folder and cannot be made"):
             make_home(home)
+
+
+def test_home_in_a_folder_that_is_no_utf_8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff")
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(SettingsError, match=r"home is '.*udcff.home'; give a path that is UTF-8"):
+        load_settings("home", {})
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("~nobody-of-this-name/x", "Could not determine home directory"),
+        (os.fsdecode(b"\xff"), "give a path that is UTF-8"),
+        ("file://", "give the path of a folder"),
+    ],
+)
+def test_index_in_no_folder_is_refused_when_the_settings_are_read(tmp_path: Path, url: str, why: str) -> None:
+    with pytest.raises(SettingsError, match=rf"memory\.index_url .*{why}"):
+        load_settings(tmp_path, {"NIGHTSCHOOL_MEMORY_INDEX_URL": url})
+
+
+def test_settings_that_are_a_link_to_nothing_are_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").symlink_to(tmp_path / "elsewhere.toml")
+    with pytest.raises(SettingsError, match=r"settings\.toml cannot be read: No such file"):
+        load_settings(tmp_path, {})
+    (tmp_path / "elsewhere.toml").write_text("[night]\nseed = 7\n")
+    assert load_settings(tmp_path, {}).night.seed == 7
 
 
 def test_settings_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -92,6 +124,26 @@ def test_short_names_reach_the_database_and_the_base(tmp_path: Path) -> None:
     settings = load_settings(tmp_path, env)
     assert settings.database_url == "postgresql+psycopg://x"
     assert settings.serving.base == "some/base"
+
+
+def test_setting_that_two_variables_set_is_refused_unless_they_agree(tmp_path: Path) -> None:
+    env = {"NIGHTSCHOOL_BASE": "one/base", "NIGHTSCHOOL_SERVING_BASE": "one/base"}
+    assert load_settings(tmp_path, env).serving.base == "one/base"
+    with pytest.raises(SettingsError, match=r"NIGHTSCHOOL_BASE and NIGHTSCHOOL_SERVING_BASE both set serving\.base"):
+        load_settings(tmp_path, env | {"NIGHTSCHOOL_SERVING_BASE": "another"})
+    urls = {
+        "NIGHTSCHOOL_DATABASE_URL": "sqlite:///a.db",
+        "NIGHTSCHOOL_MEMORY_DATABASE_URL": "postgresql://u:secret@h/d",
+    }
+    with pytest.raises(SettingsError, match=r"both set memory\.database_url, and differ") as refused:
+        load_settings(tmp_path, urls)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["NIGHTSCHOOL_NIGHT", "NIGHTSCHOOL_NIGHT_"])
+def test_variable_that_names_a_section_alone_is_told_what_is_expected(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}; expected NIGHTSCHOOL_<SECTION>_<FIELD>"):
+        load_settings(tmp_path, {name: "9"})
 
 
 def test_home_comes_from_the_environment_when_not_given(tmp_path: Path) -> None:
@@ -183,6 +235,7 @@ def test_plain_form_has_every_section_but_not_the_home(tmp_path: Path) -> None:
         ("censor", "disliked_below", 0.0),  # a rating of 0 would be disliked
         ("censor", "liked_above", 0.0),
         ("memory", "recall_limit", -1),
+        ("memory", "recall_limit", 10**9 + 1),
         ("night", "lora_targets", "experts"),
         ("serving", "engine", "llama.cpp"),
         ("serving", "weights", "half"),

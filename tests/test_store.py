@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import traceback
@@ -8,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 from string import ascii_letters
-from threading import Thread
+from threading import Event, Thread
+from time import sleep
 from uuid import uuid4
 
 import numpy as np
 import pytest
 from nightschool.errors import InputError, NotFound, SettingsError, StoreError
+from nightschool.memory import database
 from nightschool.memory.conversations import Conversation, Owner, Review, draft_id, turn_memory_id
 from nightschool.memory.database import Database, file_of
 from nightschool.memory.rows import IDS_A_QUERY
@@ -701,11 +704,21 @@ def test_file_that_is_no_database_is_a_store_error(settings, hash_embedder):
         MemoryStore(settings, embedder=hash_embedder)
 
 
-def test_password_of_the_database_is_not_shown(tmp_path, hash_embedder):
-    memory = MemorySettings(database_url="postgresql+psycopg://ann:secret@127.0.0.1:1/none")
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://ann:cr%40et@127.0.0.1:1/none", "postgresql+psycopg://ann:***@127.0.0.1:1/none"),
+        (
+            "postgresql+psycopg://127.0.0.1:1/none?password=cr%26et&sslpassword=cr%2Bet&user=ann",
+            "postgresql+psycopg://127.0.0.1:1/none?password=***&sslpassword=***&user=ann",
+        ),
+    ],
+    ids=["of the user", "among the options"],
+)
+def test_password_of_the_database_is_not_shown(tmp_path, hash_embedder, url, shown):
     with pytest.raises(StoreError) as raised:
-        MemoryStore(Settings(home=tmp_path, memory=memory), embedder=hash_embedder)
-    assert "cannot open" in str(raised.value) and "secret" not in str(raised.value)
+        MemoryStore(Settings(home=tmp_path, memory=MemorySettings(database_url=url)), embedder=hash_embedder)
+    assert f"cannot open the database {shown}: " in str(raised.value) and "cr%" not in str(raised.value)
 
 
 @pytest.mark.parametrize("url", ["mysql://ann:secret@h/d", "postgres://ann:secret@h/d", "nosuch+driver://h/d"])
@@ -846,6 +859,45 @@ def test_one_night_at_a_time_in_an_sqlite_database_that_two_homes_share(tmp_path
     two.close()
 
 
+@contextmanager
+def looking(home, url):
+    """Another home of the database asks whether a night runs, which takes it half a second."""
+    begun = Event()
+
+    def look():
+        database = Database(url)
+        with night_lock(home, database):
+            begun.set()
+            sleep(0.5)
+        database.close()
+
+    looks = Thread(target=look)
+    looks.start()
+    assert begun.wait(60)
+    yield
+    looks.join()
+
+
+def test_night_waits_for_another_home_of_its_sqlite_database_that_only_looks(tmp_path):
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    _wait_for_the_other(tmp_path, url)
+
+
+@pytest.mark.postgres
+def test_night_waits_for_another_home_of_its_postgresql_that_only_looks(tmp_path):
+    with postgres_schema() as url:
+        _wait_for_the_other(tmp_path, url)
+
+
+def _wait_for_the_other(tmp_path, url):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    database = Database(url)
+    with looking(tmp_path / "one", url), night_lock(tmp_path / "two", database) as still_alone:
+        still_alone()
+    database.close()
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -933,11 +985,12 @@ def test_turn_that_comes_back_in_front_of_tools_is_their_request_again(quick_sto
     assert quick_store.verify() == []
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///:memory:?key=hidden"])
 def test_database_that_every_thread_would_have_of_its_own_is_refused(tmp_path, hash_embedder, url):
     settings = Settings(home=tmp_path, memory=MemorySettings(database_url=url))
-    with pytest.raises(SettingsError, match="name a file"):
+    with pytest.raises(SettingsError, match="name a file") as raised:
         MemoryStore(settings, embedder=hash_embedder)
+    assert "hidden" not in str(raised.value)
 
 
 def test_feedback_of_many_is_asked_for_in_parts(quick_store, executed):
@@ -986,3 +1039,26 @@ def test_store_of_another_process_is_refused(quick_store, monkeypatch):
     with pytest.raises(StoreError, match="before this process was forked"):
         said(quick_store, "a")
     monkeypatch.undo()
+
+
+class Locked:
+    """A connection to a file that another process is making."""
+
+    def __init__(self, *errors: str) -> None:
+        self.errors, self.asked = list(errors), 0
+
+    def execute(self, statement: str) -> None:
+        self.asked += 1
+        if self.errors:
+            raise sqlite3.OperationalError(self.errors.pop(0))
+
+
+def test_file_that_another_process_is_making_is_waited_for(monkeypatch):
+    connection = Locked("database is locked", "database is locked")
+    database._use_wal(connection)
+    assert connection.asked == 3
+    with pytest.raises(sqlite3.OperationalError, match="no space"):
+        database._use_wal(Locked("no space left"))
+    monkeypatch.setattr(database, "WAIT_S", 0.0)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        database._use_wal(Locked("database is locked"))
