@@ -152,7 +152,7 @@ class Batch:
             self._cache = self._cache.copied(kept)
             self._trim()
         elif self._cache is not None:
-            self._cache.batch_select_indices(torch.tensor(kept, device=self._device))
+            self._cache.reorder_cache(torch.tensor(kept, device=self._device))  # states, too, know this one
             if self.divisible:
                 self._trim()
 

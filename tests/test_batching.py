@@ -598,25 +598,37 @@ def test_what_a_process_that_ends_does_not_answer_is_an_error(
 # -- families whose cache cannot be shifted ---
 
 
-def test_sliding_windows_are_answered_side_by_side_though_not_in_one_batch(
-    toy_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2, "bos_token_id": None}
+MIXED = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16}
+HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+EXPERTS |= {"shared_expert_intermediate_size": 16}
+FAMILIES = {
+    "Qwen2": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+    "Lfm2": {"layer_types": ["conv", "full_attention"]},
+    "Qwen3Next": {**MIXED, **HEADS, **EXPERTS},
+}
 
-    tokenizer = AutoTokenizer.from_pretrained(toy_base)
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_and_states_are_answered_side_by_side_though_not_in_one_batch(
+    toy_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(toy_base)
     tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(0)
-    Qwen2ForCausalLM(
-        Qwen2Config(
-            **{"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-            **{"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512},
-            **{"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0, "initializer_range": 0.2},
-            **{"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id},
-        )
-    ).save_pretrained(tmp_path)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **SMALL, **ids, **FAMILIES[family])
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path)
     engine = LocalEngine(ServingSettings(base=str(tmp_path), device="cpu", threads=1))
     alone = [engine.generate([prompt], sampling=LONG)[0] for prompt in PROMPTS]
     watched = Watched(engine, monkeypatch)
     watched.pause = 0.01
     assert ask_all(engine, [(p, None, LONG) for p in PROMPTS]) == alone
     assert len(set(alone)) == 3 and not engine._batcher._prefixes._kept
+    engine._ends = frozenset(range(0, len(tokenizer), 5))  # so that rows of one call leave it at different times
+    alone = [engine.generate([prompt], sampling=LONG)[0] for prompt in PROMPTS]
+    assert engine.generate(PROMPTS, sampling=LONG) == alone and len(set(map(len, alone))) > 1
