@@ -24,11 +24,13 @@ MOST_EXPANDED = 0.3
 SQLITE_FILE = re.compile(r"(?P<driver>sqlite(\+\w+)?:///)(?!:memory:|file:)(?P<path>[^?]+)(?P<options>.*)")
 LINKED = re.compile(r"(^|_)(PORT|SERVICE)(_|$)")  # what a cluster puts into the environment for a service of our name
 ALIASES = {"DATABASE_URL": "MEMORY_DATABASE_URL", "BASE": "SERVING_BASE"}  # of environment variables
+SECRET = re.compile(r"([?&][^=&]*(pass|secret|key|token)[^=&]*=)[^&]*", re.IGNORECASE)  # among a driver's options
 LORA_TARGETS = ("attention", "attention+mlp")
 
 
 def without_user(url: str) -> str:
-    """For messages: a name and a password in it stay out of them; all of it where it is no address."""
+    """For messages: a name, a password and secret options stay out of them; all of it where it is no address."""
+    url = SECRET.sub(r"\1***", url)
     if "@" not in url:
         return url
     try:

@@ -7,7 +7,6 @@ first statement on, so what a writing transaction reads stays true until it comm
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..errors import SchemaOutdated, SettingsError, StoreError
+from ..settings import SECRET
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 WRITING, ALONE = "nightschool_writing", "nightschool_alone"
@@ -41,7 +41,6 @@ DIALECTS = {  # whose locks and erasing we know, and what brings the driver
 }
 WRITERS_LOCK = 5_177_013  # any number, the same in every process
 LOOK_S = 0.05  # between two looks whether a lock is free
-SECRET = re.compile(r"([?&][^=&]*(pass|secret|key|token)[^=&]*=)[^&]*", re.IGNORECASE)  # among a driver's options
 WAIT_S = 30.0  # for another writer
 PRAGMAS = (f"busy_timeout={WAIT_S * 1000:.0f}", "foreign_keys=ON", "secure_delete=ON")
 

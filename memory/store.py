@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -129,7 +129,14 @@ class MemoryStore(Facts):
         self.sql = self.database.sql
         self._lock = RLock()
         self._topics = TopicRows(settings.memory.topic_cosine, self.embedder.dimension)
-        self._indexing = Indexing(self.database, self.embedder, settings.index_url)
+        with ExitStack() as opening:
+            opening.callback(self.close)
+            self._indexing = Indexing(self.database, self.embedder, settings.index_url)
+            self._finish()
+            opening.pop_all()  # it stays open
+
+    def _finish(self) -> None:
+        """What a migration left to do, and a forgetting that was interrupted."""
         with self.database.reading() as session:
             due = [name for name in AFTER_MIGRATIONS if session.get(StateRow, name)]
         for name in due:

@@ -733,11 +733,13 @@ def test_doctor_finds_what_would_stop_a_reply_and_keeps_passwords(tmp_path: Path
         "NIGHTSCHOOL_SERVING_ENGINE": "vllm",
         "NIGHTSCHOOL_SERVING_URL": "http://127.0.0.1:1",
         "NIGHTSCHOOL_DATABASE_URL": "postgresql+psycopg://ann:secret@127.0.0.1:1/none",
+        "NIGHTSCHOOL_MEMORY_INDEX_URL": "s3://place/index?aws_secret_access_key=secret",
     }
     found = examine(load_settings(tmp_path / "home", env))
     assert any("no *.safetensors" in problem for problem in found["problems"])
     assert any(problem.startswith("engine: ") for problem in found["problems"])
-    assert "secret" not in json.dumps(found) and "ann" in found["settings"]["memory"]["database_url"]
+    assert "=secret" not in json.dumps(found) and ":secret" not in json.dumps(found)
+    assert "ann" in found["settings"]["memory"]["database_url"]
 
 
 def test_doctor_names_a_length_of_replies_that_leaves_no_room_for_a_prompt(toy_base: str, tmp_path: Path) -> None:

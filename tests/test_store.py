@@ -1062,3 +1062,12 @@ def test_file_that_another_process_is_making_is_waited_for(monkeypatch):
     monkeypatch.setattr(database, "WAIT_S", 0.0)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         database._use_wal(Locked("database is locked"))
+
+
+def test_database_of_a_store_that_cannot_be_opened_is_closed(settings, hash_embedder, monkeypatch):
+    closed, close = [], Database.close
+    monkeypatch.setattr(Database, "close", lambda held: (closed.append(held), close(held)))
+    monkeypatch.setattr(MemoryStore, "_finish", lambda held: held.sql.connect().exec_driver_sql("SELECT nothing"))
+    with pytest.raises(OperationalError, match="nothing"):
+        MemoryStore(settings, embedder=hash_embedder)
+    assert len(closed) == 1
