@@ -115,8 +115,9 @@ def test_home_that_nobody_made_is_an_error_and_is_not_made(run: Run, tmp_path: P
 
 
 def test_database_that_is_empty_is_no_answer_and_adapters_that_no_record_knows_are_told(
-    run: Run, tmp_path: Path
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("nightschool.interfaces.printing.BEGINNING_S", 0.1)  # nobody makes its tables
     home = tmp_path / "home"
     assert run("import", export(tmp_path, LINE)).exit_code == 0
     folder = home / "adapters" / "a-made"
@@ -562,7 +563,10 @@ def test_doctor_finds_an_index_and_probes_that_cannot_be_read_and_tells_the_rest
     assert any("memory: cannot" in problem for problem in json.loads(run("doctor", "--json").stdout)["problems"])
 
 
-def test_night_that_was_killed_is_told_from_one_that_runs(run: Run, tmp_path: Path) -> None:
+def test_night_that_was_killed_is_told_from_one_that_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nightschool.pipelines.lock.WAIT_S", 0.1)
     run("init")
     with cli.assistant(tmp_path / "home") as nightschool:
         cycle_id = nightschool.registry.open_cycle()
