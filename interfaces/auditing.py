@@ -11,6 +11,7 @@ import typer
 from .printing import AdapterId, AsJson, Home, Limit, ReplyId, assistant, none_found, show, show_found, when
 
 if TYPE_CHECKING:
+    from ..evolve.lineage import Event
     from ..memory.types import Feedback, Interaction, Satisfaction
     from ..sdk import Assistant
 
@@ -111,15 +112,21 @@ def _lineage_lines(found: Any) -> list[str]:
 def audit_events(home: Home = None, limit: Limit = 20, as_json: AsJson = False) -> None:
     """What served when, and why: nights, switches and what was forgotten (never whose), newest first."""
     from ..evolve import lineage as lines_of
-    from .doctor import outcome_by_now
 
     with assistant(home) as nightschool:
-        registry = nightschool.registry
-        found = lines_of.events(registry)[::-1][:limit]
-        nights = {c.id: outcome_by_now(c, nightschool.settings.home, registry.database) for c in registry.cycles()}
-        found = [replace(e, what=nights[e.id]) if e.kind == "night" and e.id else e for e in found]
+        found = [_by_now(nightschool, e) for e in lines_of.events(nightschool.registry)[::-1][:limit]]
     lines = [f"{when(e.created_utc)}  {e.kind:<9}  {e.id or 'the base'}  {e.what}" for e in found]
     show_found([asdict(e) for e in found], as_json, lines, "nothing was learnt, switched or forgotten yet")
+
+
+def _by_now(nightschool: Assistant, event: Event) -> Event:
+    """The same, told as ended if it is a night that runs no more."""
+    from .doctor import outcome_by_now
+
+    if event.kind != "night" or event.id is None or event.what != "running":
+        return event
+    cycle = nightschool.registry.cycle(event.id)
+    return replace(event, what=outcome_by_now(cycle, nightschool.settings.home, nightschool.store.database))
 
 
 @audit.command("verify")

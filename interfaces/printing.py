@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -31,7 +30,7 @@ err = Console(stderr=True, soft_wrap=True, emoji=False)
 NIGHT_EXIT = {"promoted": 0, "nothing to learn": 3, "rejected": 4, "failed": 1}
 ENDED = "ended without a word"  # the outcome of a night that is unfinished and does not run
 OURS = ("index", "adapters", "exports")  # what a home holds beside its database and what people write themselves
-BEGINNING_S, LOOK_S = 2.0, 0.05  # how long another command may take to make the tables, and between two looks
+BEGINNING_S = 2.0  # how long another command may take to make the tables
 SET_IN = "\n" + 10 * " "  # before each further line of a text, so that nobody's text looks like a line of ours
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
@@ -112,14 +111,10 @@ def checked_home(settings: Settings, patience: float = 0) -> Settings:
 
 def _stays_empty(url: str, patience: float) -> bool:
     """Whether it holds no tables of ours, also `patience` seconds later: another command may be making them."""
+    from ..memory.database import comes_true
     from ..memory.verification import is_empty
 
-    until = time.monotonic() + patience
-    while empty := is_empty(url):
-        if time.monotonic() >= until:
-            break
-        time.sleep(LOOK_S)
-    return empty
+    return not comes_true(lambda: not is_empty(url), patience)
 
 
 def is_home(settings: Settings) -> bool:

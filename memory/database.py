@@ -40,7 +40,7 @@ DIALECTS = {  # whose locks and erasing we know, and what brings the driver
     "postgresql": "run `pip install 'nightschool[postgres]'` and begin the URL with postgresql+psycopg://",
 }
 WRITERS_LOCK = 5_177_013  # any number, the same in every process
-LOOK_S = 0.05  # between two looks whether a lock is free
+LOOK_S = 0.05  # between two looks
 WAIT_S = 30.0  # for another writer
 PRAGMAS = (f"busy_timeout={WAIT_S * 1000:.0f}", "foreign_keys=ON", "secure_delete=ON")
 
@@ -48,6 +48,16 @@ PRAGMAS = (f"busy_timeout={WAIT_S * 1000:.0f}", "foreign_keys=ON", "secure_delet
 def without_password(url: str) -> str:
     """SettingsError if it is no URL of a database."""
     return SECRET.sub(r"\1***", _parsed(url).render_as_string(hide_password=True))
+
+
+def comes_true(found: Callable[[], bool], wait_s: float) -> bool:
+    """Whether it is found so within `wait_s` seconds, looked at once at least."""
+    until = monotonic() + wait_s
+    while not found():
+        if monotonic() >= until:
+            return False
+        sleep(LOOK_S)
+    return True
 
 
 def file_of(url: str) -> Path | None:
@@ -129,15 +139,8 @@ class _ServerLock:
                 connection.exec_driver_sql(f"SELECT pg_advisory_unlock({self._key})")
 
     def _take(self) -> bool:
-        until = monotonic() + self._wait_s
-        while not self._try():
-            if monotonic() >= until:
-                return False
-            sleep(LOOK_S)
-        return True
-
-    def _try(self) -> bool:
-        return bool(self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({self._key})").scalar())
+        asked = f"SELECT pg_try_advisory_lock({self._key})"
+        return comes_true(lambda: bool(self._connection.exec_driver_sql(asked).scalar()), self._wait_s)
 
     def _take_again(self) -> bool:
         """Whether that was possible; of a server that is gone, nobody knows who has it."""
