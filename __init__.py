@@ -1,14 +1,24 @@
 """Nightschool: a self-evolving assistant with long-term memory."""
 
+from .aio import AsyncAssistant
+from .content import Message
 from .errors import NightschoolError
+from .memory.types import Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, Recall
 from .replies import Reply, ReplyStream
-from .sdk import Assistant, AsyncAssistant, open
+from .sdk import Assistant, open
 from .settings import Settings, load_settings
 
 __all__ = [
     "Assistant",
     "AsyncAssistant",
+    "Feedback",
+    "ForgetPlan",
+    "ForgetReceipt",
+    "Interaction",
+    "Memory",
+    "Message",
     "NightschoolError",
+    "Recall",
     "Reply",
     "ReplyStream",
     "Settings",

@@ -9,24 +9,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import inf
 from pathlib import Path
 from secrets import randbits
 from threading import Condition, Event, Lock, RLock, get_ident
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 from weakref import WeakSet, WeakValueDictionary
 
-from anyio import CapacityLimiter, Semaphore, fail_after, to_thread
-
 from .content import Message
-from .errors import InputError, ServingError, StoreError
-from .memory.conversations import Owner, checked_new_owner, checked_text, fault_of, messages_of
+from .errors import InputError, NotFound, Overtaken, ServingError, StoreError, Unerased
+from .memory.conversations import Owner, checked_new_owner, checked_text, fault_of, messages_of, opening_of
 from .memory.types import (
     DEFAULT_USER,
     REACH,
@@ -40,7 +38,7 @@ from .memory.types import (
     Recall,
     with_notes,
 )
-from .replies import AsyncReplyStream, Listener, Reply, ReplyStream
+from .replies import Listener, Reply, ReplyStream
 from .settings import ServingSettings, Settings, folder_of, load_settings
 
 if TYPE_CHECKING:
@@ -49,13 +47,11 @@ if TYPE_CHECKING:
     from .memory.store import MemoryStore
     from .serving.engine import Engine
 
-P = ParamSpec("P")
-R = TypeVar("R")
 log = logging.getLogger("nightschool")
 AT_HAND = 2000  # characters of a session's end that every base has room for, beside notes
 LOOK_S = 0.2  # between two looks whether a reply that waits is still wanted
 MOST_WAITING = 8  # turns of one session, the one that is answered with them
-THREADS = 40  # of `AsyncAssistant` for each kind of call
+MOST_LISTED = 1000  # memories of one user, unless more are asked for
 
 
 @dataclass
@@ -188,18 +184,38 @@ class Assistant:
         with self._turn_of(owner, listener.dropped):
             self.store.require_index()  # what could not be recorded is not answered
             earlier = self.store.latest_interactions(*owner, REACH)
+            opening = self._out_of_reach(owner, earlier)
             memories = self._known(text, user_id, agent_id, earlier)
-            prompt = with_notes([*messages_of(earlier), *turn], [m.text for m in memories])
+            said = [*chain(*map(opening_of, opening)), *messages_of(earlier), *turn]
+            prompt = with_notes(said, [m.text for m in memories])
             with self._following().hold() as adapter_id:
                 answer = self._said(prompt, adapter_id, listener)
             if not answer.strip():
                 raise ServingError(f"{adapter_id or 'the base'} answered nothing, so nothing was recorded; ask again")
             listener.heard_all(self.settings.serving.timeout_seconds or inf)
             _require_wanted(listener.dropped)
-            shown: dict[str, Any] = {"memory_ids": [m.id for m in memories], "after": [i.id for i in earlier]}
-            shown["check"] = partial(_require_wanted, listener.dropped)  # whoever leaves while it is written
+            shown: dict[str, Any] = {
+                "memory_ids": [m.id for m in memories],
+                "after": [i.id for i in (*opening, *earlier)],
+            }
+            shown["check"] = partial(self._check_still, memories, adapter_id, listener.dropped)
             kept = self.store.record(turn, answer, **owner._asdict(), adapter_id=adapter_id, **shown)
         return Reply(answer, kept.id, owner.session_id, adapter_id, kept.memory_ids)
+
+    def _out_of_reach(self, owner: Owner, earlier: Sequence[Interaction]) -> list[Interaction]:
+        """The first turn of the session where that came before `earlier` and begins with what holds for all of it."""
+        first = self.store.first_interaction(*owner) if len(earlier) == REACH else None
+        return [first] if first and first.position < earlier[0].position and opening_of(first) else []
+
+    def _check_still(self, memories: Sequence[Memory], adapter_id: str | None, dropped: Event) -> None:
+        """While it is written: somebody still wants it, and nothing that made it was forgotten meanwhile."""
+        _require_wanted(dropped)
+        held = self.store.memories([m.id for m in memories])
+        # of a statement another turn may say the same in other words, and by the same id
+        if any(m.id in held and held[m.id].text != m.text for m in memories) or adapter_id in self.registry.tainted():
+            raise Overtaken(
+                "what the reply was made from changed or was forgotten meanwhile; nothing was recorded, ask again"
+            )
 
     def _owner(self, user_id: str, agent_id: str, session_id: str | None) -> Owner:
         """Of a turn: in this object's own session where none is named."""
@@ -274,16 +290,27 @@ class Assistant:
         user_id: str = DEFAULT_USER,
         agent_id: str = "",
         session_id: str | None = None,
+        memory_ids: Sequence[str] = (),
         created_utc: float | None = None,
     ) -> Interaction:
         """Keep a turn that something else answered. `created_utc`: seconds since 1970, default now.
 
-        It waits for its turn in the session as `reply` does, and ServingError tells where that lasts too long.
+        `memory_ids` are of the memories that it was shown, so that the reply is traced to them, and teaches nothing
+        once one of them is forgotten; NotFound for one that the user cannot see. It waits for its turn in the session
+        as `reply` does, and ServingError tells where that lasts too long.
         """
         messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
         owner = self._owner(user_id, agent_id, session_id)
         with self._turn_of(owner, Event(), inf):  # not between what a reply is shown and its record
-            return self.store.record(messages, reply, **owner._asdict(), created_utc=created_utc)
+            check = partial(self._check_visible, memory_ids, user_id)
+            given: dict[str, Any] = {"memory_ids": memory_ids, "created_utc": created_utc, "check": check}
+            return self.store.record(messages, reply, **owner._asdict(), **given)
+
+    def _check_visible(self, memory_ids: Sequence[str], user_id: str) -> None:
+        held = self.store.memories(memory_ids)
+        visible = {i for i, memory in held.items() if memory.shared or memory.user_id == user_id}
+        if missing := sorted(set(memory_ids) - visible):
+            raise NotFound(f"user {user_id!r} has no memory {', '.join(missing)}; nothing was recorded")
 
     def rate(
         self,
@@ -344,6 +371,17 @@ class Assistant:
             threshold=threshold,
         )
 
+    def memories(
+        self,
+        *,
+        user_id: str = DEFAULT_USER,
+        agent_id: str | None = None,
+        kind: MemoryKind | None = None,
+        limit: int = MOST_LISTED,
+    ) -> list[Memory]:
+        """What is held of this user, of all agents unless one is given, newest first."""
+        return self.store.memories_of(user_id, agent_id=agent_id, kind=kind, limit=limit)
+
     def history(self, *, user_id: str = DEFAULT_USER, agent_id: str = "", subject: str | None = None) -> list[Memory]:
         """What this user stated of each subject, in order of time: what holds (`valid_to` is None) and what did."""
         return self.store.history(user_id=user_id, agent_id=agent_id, subject=subject)
@@ -374,11 +412,21 @@ class Assistant:
         )
 
     def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
-        """Erase for good what the plan holds, and withdraw what was trained on it, with its weights."""
+        """Erase for good what the plan holds, and withdraw what was trained on it, with its weights.
+
+        Unerased if the rows are gone, and not all their bytes or weights.
+        """
         try:
-            return self.store.forget_apply(plan)
+            receipt = self.store.forget_apply(plan)
         finally:  # the rows may be gone although their bytes could not be erased yet
             _withdraw(self.registry)
+        if kept := self.registry.unerased():
+            raise Unerased(
+                f"the rows are deleted, but not yet the weights that learnt from them: {', '.join(map(str, kept))};"
+                " delete these files, or make them deletable and open the home again, which erases them",
+                receipt,
+            )
+        return receipt
 
 
 def _withdraw(registry: Registry) -> None:
@@ -407,82 +455,3 @@ def _opened(serving: ServingSettings) -> Engine:
     from .serving.vllm import VLLMEngine
 
     return VLLMEngine(serving)
-
-
-class AsyncAssistant:
-    """`Assistant` for asyncio and trio: the same calls, each run in a worker thread.
-
-    Anything else that blocks goes by `call`: `await front.call(assistant.store.counts)`. Replies and what is recorded
-    wait for their turn, each in threads of their own, and hold up no call of another kind. Use it in one event loop;
-    close the `Assistant`.
-    """
-
-    def __init__(self, assistant: Assistant) -> None:
-        self.sync, self._streams = assistant, Semaphore(THREADS)
-        limiters = (CapacityLimiter(THREADS) for _ in range(4))
-        self._replying, self._streaming, self._recording, self._others = limiters
-
-    async def call(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await to_thread.run_sync(partial(method, *args, **kwargs), limiter=self._others)
-
-    async def reply(
-        self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
-    ) -> Reply:
-        """As `Assistant.reply`. One that is cancelled returns at once, and is not recorded.
-
-        But one that is cancelled so late that it is written already, and is indexed or waits for that, stays: it is the
-        last of its session then (`store.latest_interactions`).
-        """
-        listener = Listener()
-        answer = partial(self.sync._reply, text, user_id, agent_id, session_id, listener)
-        try:
-            return await to_thread.run_sync(answer, abandon_on_cancel=True, limiter=self._replying)
-        finally:
-            listener.drop()
-
-    @asynccontextmanager
-    async def stream(
-        self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str | None = None
-    ) -> AsyncIterator[AsyncReplyStream]:
-        """As `Assistant.stream`: `async with front.stream(...) as answer: async for piece in answer: ...`.
-
-        ServingError where as many as there are threads are still read after `serving.timeout_seconds`.
-        """
-        await self._await_place()
-        try:
-            with self.sync.stream(text, user_id=user_id, agent_id=agent_id, session_id=session_id) as stream:
-                yield AsyncReplyStream(stream, self._streaming)
-        finally:
-            self._streams.release()
-
-    async def _await_place(self) -> None:
-        seconds = self.sync.settings.serving.timeout_seconds
-        try:
-            with fail_after(seconds or inf):
-                await self._streams.acquire()
-        except TimeoutError:
-            raise ServingError(
-                f"{THREADS} replies are being read in pieces, the most at once, and none has ended after {seconds:g} s"
-                " (serving.timeout_seconds); leave those that nobody reads"
-            ) from None
-
-    async def record(self, turn: str | Sequence[Message], reply: str, **owner: Any) -> Interaction:
-        return await to_thread.run_sync(partial(self.sync.record, turn, reply, **owner), limiter=self._recording)
-
-    async def rate(self, reply: Reply | Interaction | str, rating: float | None = None, **said: Any) -> Feedback:
-        return await self.call(self.sync.rate, reply, rating, **said)
-
-    async def remember(self, text: str, **owner: Any) -> Memory:
-        return await self.call(self.sync.remember, text, **owner)
-
-    async def recall(self, query: str, **owner: Any) -> list[Recall]:
-        return await self.call(self.sync.recall, query, **owner)
-
-    async def history(self, **owner: Any) -> list[Memory]:
-        return await self.call(self.sync.history, **owner)
-
-    async def forget(self, **selection: Any) -> ForgetPlan:
-        return await self.call(self.sync.forget, **selection)
-
-    async def forget_apply(self, plan: ForgetPlan) -> ForgetReceipt:
-        return await self.call(self.sync.forget_apply, plan)

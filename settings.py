@@ -238,6 +238,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.home, Path):
             raise SettingsError(f"home is {self.home!r}; give a pathlib.Path")
+        for name in SECTIONS:
+            _require_types(name, getattr(self, name), type(self).__dataclass_fields__[name].default_factory)
         whole = folder_of(self.home).absolute()  # what is opened later is opened there too
         object.__setattr__(self, "home", folder_of(whole))
         _ = self.index_url  # what is none shows before anything is opened
@@ -262,6 +264,17 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Sections as plain data, for manifests; the home is left out, since results do not depend on it."""
         return {name: asdict(getattr(self, name)) for name in SECTIONS}
+
+
+def _require_types(section: str, stage: Any, kind: Any) -> None:
+    """Values of the types of their defaults, as code may give others; a whole number is a float, too."""
+    if not isinstance(stage, kind):
+        raise SettingsError(f"{section} is of type {type(stage).__name__}; give a {kind.__name__}")
+    for name, default in vars(kind()).items():
+        wanted, given = type(default), getattr(stage, name)
+        fits = isinstance(given, int | float if wanted is float else wanted)
+        if not fits or isinstance(given, bool) != (wanted is bool):
+            raise SettingsError(f"{section}.{name} must be {wanted.__name__}, not {given!r}")
 
 
 SECTIONS = tuple(field.name for field in fields(Settings) if field.name != "home")

@@ -197,8 +197,8 @@ class _Gathering:
 
     def _unfit(self, interaction: Interaction) -> str | None:
         """Why nothing can be learnt from it, if so."""
-        if self._prompts.missing_memories(interaction):
-            return "a memory that the reply was given is forgotten"
+        if self._prompts.repeats_forgotten(interaction):
+            return "a memory that the reply or one before it was given is forgotten"
         if self._prompts.missing_turns(interaction):
             return "a turn that the reply was given is forgotten"
         asked = any(m["role"] != "assistant" for m in self._prompts.prompt(interaction))

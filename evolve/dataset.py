@@ -224,7 +224,7 @@ def _unseen(judged: Sequence[Answer], taught: Set[Words], said: Said, excluded: 
 def _open(prompts: Prompts, teaches: Callable[[Interaction], bool], judged: Set[str], said: Said) -> list[Interaction]:
     """Answered interactions of nobody held out, whose prompt is whole and not among those `judged`, either."""
     ours = (i for i in prompts.interactions.values() if i.reply.strip() and teaches(i))
-    whole = (i for i in ours if not (prompts.missing_memories(i) or prompts.missing_turns(i)))
+    whole = (i for i in ours if not (prompts.repeats_forgotten(i) or prompts.missing_turns(i)))
     return [i for i in whole if said.prompt(i) not in judged]
 
 

@@ -16,6 +16,7 @@ from ..errors import GateRefused, StoreError
 from ..memory.conversations import answered_since
 from ..memory.store import MemoryStore
 from ..memory.types import Feedback, Interaction, Satisfaction
+from ..serving.engine import WEIGHTS
 from . import dataset
 from .reception import met
 from .registry import Registry
@@ -189,6 +190,11 @@ def _bad_adapters(registry: Registry) -> list[str]:
     for adapter in registry.adapters():
         if not is_held(adapter) and (adapter.id in tainted or (adapter.path / PRUNED).exists()):
             continue  # erased with what taught them, or pruned
+        if adapter.id in tainted:
+            found.append(
+                f"adapter {adapter.id} is withdrawn, but its weights are not erased; delete {adapter.path / WEIGHTS}"
+            )
+            continue
         try:
             on_disk = read_adapter(adapter.path)
         except GateRefused as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..content import content_id
-from ..memory.conversations import messages_of, request_of
+from ..memory.conversations import messages_of, opening_of, request_of
 from ..memory.cues import Exchange
 from ..memory.reader import LOOK_BACK
 from ..memory.types import REACH, Interaction, Memory, with_notes
@@ -60,7 +60,8 @@ class Prompts:
     def prompt(self, interaction: Interaction, *, whole: bool = False) -> Prompt:
         """With the turns within reach, or the `whole` session before it."""
         earlier = self._earlier(interaction, None if whole else REACH)
-        messages = [*messages_of(earlier), *interaction.turn]
+        opening = [] if whole else [m for first in self._opening(interaction) for m in opening_of(first)]
+        messages = [*opening, *messages_of(earlier), *interaction.turn]
         return tuple(with_notes(messages, self._notes(interaction)))
 
     def key(self, interaction: Interaction) -> str:
@@ -119,7 +120,12 @@ class Prompts:
         return [i.id for i in session[max(0, index - LOOK_BACK) : index + 2]]
 
     def missing_memories(self, interaction: Interaction) -> list[str]:
+        """What it was shown and is not held any more."""
         return [m for m in interaction.memory_ids if m not in self.memories]
+
+    def repeats_forgotten(self, interaction: Interaction) -> bool:
+        """Whether it, or a reply that its prompt holds, was shown a memory that is gone, and may repeat it."""
+        return any(map(self.missing_memories, (*self._earlier(interaction, REACH), interaction)))
 
     def missing_turns(self, interaction: Interaction) -> set[int]:
         """The places in the session, as far as the prompt reaches back, of which the turn is forgotten."""
@@ -128,7 +134,7 @@ class Prompts:
 
     def sources(self, interaction: Interaction) -> tuple[str, ...]:
         """The interaction and every other whose words are in its prompt: earlier turns, what its notes were made of."""
-        found = [interaction.id, *(i.id for i in self._earlier(interaction, REACH))]
+        found = [i.id for i in (interaction, *self._opening(interaction), *self._earlier(interaction, REACH))]
         for memory_id in interaction.memory_ids:
             found += self._made_of(self.memories[memory_id], interaction.created_utc)
         return tuple(dict.fromkeys(found))
@@ -151,6 +157,11 @@ class Prompts:
         index = self._index[interaction.id]
         first = 0 if reach is None else max(0, index - reach)
         return self._sessions[session_key(interaction)][first:index]
+
+    def _opening(self, interaction: Interaction) -> list[Interaction]:
+        """The first turn of its session where that is out of reach and begins with what holds for all of it."""
+        first = self._sessions[session_key(interaction)][0]
+        return [first] if self._index[interaction.id] > REACH and opening_of(first) else []
 
     def _notes(self, interaction: Interaction) -> list[str]:
         return [self.memories[m].text for m in interaction.memory_ids]

@@ -244,11 +244,16 @@ class Registry:
 
         What cannot be erased is told in the log, with the file, and tried again by the next night.
         """
+        return [adapter.id for adapter in (*self._held_tainted(), *self._lost()) if erase(adapter.path / WEIGHTS)]
+
+    def unerased(self) -> list[Path]:
+        """The files of weights that may know what was forgotten and are still there."""
+        return [adapter.path / WEIGHTS for adapter in self._held_tainted()]
+
+    def _held_tainted(self) -> list[Adapter]:
         with self.database.reading() as session:  # at every start, so of the tainted alone
             rows = select(AdapterRow).where(AdapterRow.tainted.is_not(None)).order_by(AdapterRow.created_utc)
-            held = [a for a in map(self._adapter, session.scalars(rows)) if is_held(a)]
-        erased = [adapter.id for adapter in held if erase(adapter.path / WEIGHTS)]
-        return erased + [adapter.id for adapter in self._lost() if erase(adapter.path / WEIGHTS)]
+            return [a for a in map(self._adapter, session.scalars(rows)) if is_held(a)]
 
     def _lost(self) -> list[Adapter]:
         """What a night sealed and did not record, of snapshots of which something was forgotten: it may have been

@@ -7,13 +7,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from ..errors import InputError, NotFound, Unerased
-from ..memory.types import Selection
-from .printing import AsJson, Home, assistant, checked_files, err, none_found, out, show, show_done, show_found, when
+from ..memory.types import MemoryKind, Selection
+from .printing import (
+    AsJson,
+    Home,
+    Limit,
+    assistant,
+    checked_files,
+    err,
+    none_found,
+    out,
+    show,
+    show_done,
+    show_found,
+    when,
+)
 
 if TYPE_CHECKING:
     from ..memory.types import ForgetPlan, ForgetReceipt, Memory
@@ -41,6 +54,23 @@ def rebuild(home: Home = None) -> None:
     with assistant(home) as nightschool, err.status("embedding") as status:
         count = nightschool.store.rebuild_index(lambda n: status.update(f"{n} memories embedded"))
     out.print(f"{count} memories indexed")
+
+
+@memory.command("list")
+def memory_list(
+    user: Annotated[str, typer.Option("--user", help="Whose memories.")] = "default",
+    agent: Annotated[str | None, typer.Option("--agent", help="Of one agent; of all by default.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help=f"One of {', '.join(get_args(MemoryKind))}.")] = None,
+    limit: Limit = 100,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is held of a user, newest first."""
+    with assistant(home) as nightschool:
+        found = nightschool.memories(user_id=user, agent_id=agent, kind=cast("MemoryKind | None", kind), limit=limit)
+        none = none_found("nothing is held", nightschool, user) if not found else ""
+    lines = [f"{m.id}  {when(m.created_utc)}  {m.kind}: {' '.join(m.text.split())}" for m in found]
+    show_found([asdict(m) for m in found], as_json, lines, none)
 
 
 @memory.command()

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from math import inf, isfinite
 from typing import NamedTuple, get_args
 
 from ..content import Message, Role, content_id
 from ..errors import InputError
-from .types import FeedbackEvent, Interaction
+from .types import FeedbackEvent, Interaction, MemoryKind
 
 ROLES: tuple[str, ...] = get_args(Role)
 EVENTS: tuple[str, ...] = get_args(FeedbackEvent)
 NAME_LENGTH = 255  # bytes: PostgreSQL has to find room for three of them in a row of an index
 ID_LENGTH = 64
+MOST_ASKED = 10**9  # memories at once; the index takes no number of more than 63 bits
 CALLS = "tool_calls"  # a reply that is nothing else is JSON with this key
 AHEAD = 86_400.0  # seconds that the clock of another machine may be ahead of the one here
 TOO_LATE = "more than a day ahead of the clock of this machine"
@@ -86,6 +88,11 @@ def draft_id(interaction_id: str, base_id: str, text: str) -> str:
 
 
 # -- what a turn says ---
+
+
+def opening_of(first: Interaction) -> list[Message]:
+    """The system messages that begin the first turn of a session: they hold for all of it."""
+    return list(takewhile(lambda message: message["role"] == "system", first.turn))
 
 
 def user_words(turn: Iterable[Message]) -> str:
@@ -310,6 +317,18 @@ def checked_ids(where: str, ids: Iterable[str] | None) -> tuple[str, ...] | None
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         raise InputError(f"{where} is of type {type(ids).__name__}; give a list of ids")
     return tuple(checked_text(f"{where}: an id", i) for i in ids)
+
+
+def checked_kind(kind: MemoryKind | None) -> MemoryKind | None:
+    if kind not in (None, *get_args(MemoryKind)):
+        raise InputError(f"kind is {kind!r}; give one of {', '.join(get_args(MemoryKind))}")
+    return kind
+
+
+def checked_limit(limit: int) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MOST_ASKED:
+        raise InputError(f"limit is {limit!r}; give a whole number from 1 to {MOST_ASKED}")
+    return limit
 
 
 def checked_time(where: str, value: float) -> float:

@@ -28,7 +28,9 @@ def erase_bytes(home: Path, database: Database, indexing: Indexing, now: float) 
         return
     try:
         indexing.erase()
-        kept = _undeleted([*(home / name for name in exports_in(home)), *readers_in(home)])
+        kept = _undeleted(readers_in(home))
+        while not kept and (names := exports_in(home)):  # one may just have got its name
+            kept = _undeleted([home / name for name in names])
         database.erase()
     except StoreError as error:
         said = str(error)

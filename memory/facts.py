@@ -12,14 +12,14 @@ from sqlalchemy import select
 from ..errors import NotFound
 from ..settings import Settings
 from . import reading
-from .conversations import Owner, checked_owner, checked_text
+from .conversations import Owner, checked_kind, checked_limit, checked_owner, checked_text
 from .database import Database
 from .grouping import groups
-from .rows import to_interaction
+from .rows import to_interaction, to_memory
 from .stated_rows import statements_of
 from .tables import InteractionRow, MemoryRow
 from .topic_rows import states
-from .types import Draft, Feedback, Interaction, Memory, Topic
+from .types import Draft, Feedback, Interaction, Memory, MemoryKind, Topic
 
 
 class Facts:
@@ -72,6 +72,12 @@ class Facts:
             rows = reading.of_session(Owner(user_id, agent_id, session_id)).order_by(InteractionRow.position.desc())
             return [to_interaction(row) for row in session.scalars(rows.limit(most))][::-1]
 
+    def first_interaction(self, user_id: str, agent_id: str, session_id: str) -> Interaction | None:
+        """The one that a session begins with, of those that are held."""
+        with self.database.reading() as session:
+            rows = reading.of_session(Owner(user_id, agent_id, session_id)).order_by(InteractionRow.position)
+            return next(map(to_interaction, session.scalars(rows.limit(1))), None)
+
     def feedback(self, interaction_ids: Collection[str] | None = None) -> dict[str, list[Feedback]]:
         """All feedback by interaction, oldest first; or that on some."""
         with self.database.reading() as session:
@@ -94,6 +100,17 @@ class Facts:
         """Those of `ids` that exist."""
         with self.database.reading() as session:
             return reading.memories(session, ids)
+
+    def memories_of(
+        self, user_id: str, *, agent_id: str | None = None, kind: MemoryKind | None = None, limit: int
+    ) -> list[Memory]:
+        """The latest `limit` memories of this user, of all agents or of one, newest first."""
+        checked_owner(user_id, agent_id or "", "")
+        wanted = {"user_id": user_id, "agent_id": agent_id, "kind": checked_kind(kind)}
+        rows = select(MemoryRow).filter_by(**{name: value for name, value in wanted.items() if value is not None})
+        latest = rows.order_by(MemoryRow.created_utc.desc(), MemoryRow.id).limit(checked_limit(limit))
+        with self.database.reading() as session:
+            return list(map(to_memory, session.scalars(latest)))
 
     def sort_ids(self, ids: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Those that name memories apart from those that name interactions, or nothing: (interactions, memories)."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nextafter
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .conversations import checked_past, checked_time
+from .conversations import checked_kind, checked_past, checked_time
 from .embed import Embedder
 from .passages import IndexRow, windows
 from .ranking import ALONE, REACH, Fit, Query, Weights, folded, rank
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 RANKED_WHOLE = 2000  # a store of at most so many memories
 CANDIDATES = 200  # of a larger one: by cosine, and as many by words
-MOST_ASKED = 10**9  # memories at once; the index takes no number of more than 63 bits
 MOST_TERMS = 400  # that a larger one is searched for
 SESSIONS = 20  # whose other turns are looked at too
 PLACED = 400  # of the best, around which is looked
@@ -147,8 +146,7 @@ def _said_once(recalls: Iterable[Recall]) -> list[Recall]:
 
 
 def checked_filters(filters: Filters, now: float) -> Filters:
-    if filters.kind not in (None, *get_args(MemoryKind)):
-        raise InputError(f"kind is {filters.kind!r}; give one of {', '.join(get_args(MemoryKind))}")
+    checked_kind(filters.kind)
     for where in ("since", "until", "as_of"):
         if (time := getattr(filters, where)) is not None:
             checked_time(where, time)
@@ -159,12 +157,6 @@ def checked_filters(filters: Filters, now: float) -> Filters:
     if filters.since is not None and filters.as_of is not None and filters.since > filters.as_of:
         raise InputError(f"since ({filters.since}) is after as_of ({filters.as_of}), so there is nothing between them")
     return filters
-
-
-def checked_limit(limit: int) -> int:
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MOST_ASKED:
-        raise InputError(f"limit is {limit!r}; give a whole number from 1 to {MOST_ASKED}")
-    return limit
 
 
 def checked_threshold(threshold: float) -> float:

@@ -34,6 +34,7 @@ from .conversations import (
     checked_conversation,
     checked_id,
     checked_ids,
+    checked_limit,
     checked_messages,
     checked_new_owner,
     checked_owner,
@@ -67,7 +68,6 @@ from .recalling import (
     best_of,
     candidates,
     checked_filters,
-    checked_limit,
     checked_threshold,
 )
 from .restoring import Restored, Restoring, batches

@@ -113,18 +113,30 @@ class VectorIndex:
         """Write the living rows anew and remove every older file, so that deleted rows leave no bytes behind."""
         with self._lock, _translated("erase from"):
             table = self._open()
-            living = table.search().to_batches()
+            before, living = table.version, table.search().to_batches()
             self._table = self._connect().create_table(TABLE, living, schema=self._schema(), mode="overwrite")
             self._make_indexes()
             time.sleep(0.01)  # the clean-up spares what is younger than the age asked for, at least a millisecond
             self._table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
+            if any(left["version"] <= before for left in self._table.list_versions()):
+                self._make_again()  # a clock that is ahead of this one wrote them, or this one was set back
             self._settled()
+
+    def _make_again(self) -> None:
+        """The table anew with the same rows. Where it is broken off the next opening finds them in SQL."""
+        living = self._open().to_arrow()
+        self._drop()
+        self._table = self._connect().create_table(TABLE, living, schema=self._schema())
+        self._make_indexes()
 
     def drop(self) -> None:
         with self._lock, _translated("drop"):
-            self._table = None
-            self._connect().drop_table(TABLE, ignore_missing=True)
-            self._new, self._due, self._few = 0, 0, []
+            self._drop()
+
+    def _drop(self) -> None:
+        self._table = None
+        self._connect().drop_table(TABLE, ignore_missing=True)
+        self._new, self._due, self._few = 0, 0, []
 
     # -- reading ---
 

@@ -182,7 +182,7 @@ def test_a_reply_given_a_forgotten_memory_is_left_out_with_the_reason():
     world.says("the bell?", "five euros", 1.0)
     snapshot = world.freeze()
     assert [e.completion for e in snapshot.examples] == ["five euros"]
-    assert reasons(snapshot) == {"a memory that the reply was given is forgotten": (left_out,)}
+    assert reasons(snapshot) == {"a memory that the reply or one before it was given is forgotten": (left_out,)}
 
 
 def test_a_reply_given_a_forgotten_turn_is_left_out_with_the_reason_and_one_out_of_its_reach_is_not():
@@ -1225,7 +1225,7 @@ def test_forgetting_in_the_store_leaves_every_future_snapshot(store: MemoryStore
     after = freeze(store, store.settings, now=NOW)
     assert gone in before.interaction_ids()
     assert gone not in after.interaction_ids()
-    assert "a memory that the reply was given is forgotten" in reasons(after)
+    assert "a memory that the reply or one before it was given is forgotten" in reasons(after)
     with pytest.raises(NotFound, match=gone):
         from_rows(store, to_rows(before))
 

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 from nightschool.errors import InputError
-from nightschool.memory.recalling import MOST_ASKED, Filters
+from nightschool.memory.conversations import MOST_ASKED
+from nightschool.memory.recalling import Filters
 from nightschool.memory.store import MemoryStore
 from nightschool.settings import MemorySettings, Settings
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import nightschool
 import pytest
+from nightschool.aio import THREADS, AsyncAssistant
 from nightschool.content import Message
 from nightschool.errors import InputError, Overtaken, ServingError, SettingsError, StoreError
 from nightschool.evolve.registry import Registry
@@ -25,7 +26,7 @@ from nightschool.memory.embed import Embedder
 from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
 from nightschool.replies import ReplyStream
-from nightschool.sdk import LOOK_S, MOST_WAITING, THREADS, Assistant, AsyncAssistant
+from nightschool.sdk import LOOK_S, MOST_WAITING, Assistant
 from nightschool.serving.engine import MANIFEST, WEIGHTS, Pieces, Sampling
 from nightschool.settings import ServingSettings, Settings
 
@@ -510,7 +511,7 @@ def test_awaited_reply_comes_in_pieces(assistant: Assistant) -> None:
 
 
 def test_turns_to_be_recorded_hold_up_nobody_elses_calls(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nightschool.sdk.THREADS", 2)
+    monkeypatch.setattr("nightschool.aio.THREADS", 2)
     front = AsyncAssistant(assistant)
 
     async def talk() -> None:
@@ -540,7 +541,7 @@ def test_pieces_that_nobody_takes_break_the_reply_off(assistant: Assistant) -> N
 def test_awaited_reply_in_pieces_waits_for_a_place_no_longer_than_for_an_answer(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nightschool.sdk.THREADS", 1)
+    monkeypatch.setattr("nightschool.aio.THREADS", 1)
     front, patient = AsyncAssistant(assistant), assistant.settings
     gate, _ = held_back(assistant, monkeypatch)
 
