@@ -185,6 +185,31 @@ def test_a_reply_given_a_forgotten_memory_is_left_out_with_the_reason():
     assert reasons(snapshot) == {"a memory that the reply or one before it was given is forgotten": (left_out,)}
 
 
+def test_a_reply_after_one_that_was_given_a_forgotten_memory_is_left_out_as_far_as_it_reaches():
+    world = World()
+    world.says("the brake?", "as noted, a coaster brake", memories=("m9",), session="a")
+    left_out = world.says("and the bell?", "five euros", 1.0, session="a")
+    for n in range(REACH - 1):
+        world.says(f"turn {n}", f"reply {n}", session="a")
+    world.says("the bell?", "ten euros", 1.0, session="a")
+    snapshot = world.freeze()
+    assert [e.completion for e in snapshot.examples] == ["ten euros"]
+    assert reasons(snapshot) == {"a memory that the reply or one before it was given is forgotten": (left_out,)}
+
+
+def test_system_prompt_that_opens_a_session_without_end_stays_in_its_prompts_and_is_a_source():
+    world = World()
+    opened = world.says("turn 0", "reply 0", session="a", system="Be kind.")
+    for n in range(1, REACH + 10):
+        world.says(f"turn {n}", f"reply {n}", session="a")
+    world.says("the bell?", "ten euros", 1.0, session="a")
+    snapshot = world.freeze()
+    (example,) = snapshot.examples
+    assert [m["content"] for m in example.prompt[:2]] == ["Be kind.", "turn 10"]
+    assert opened in example.interaction_ids and "i00001" not in example.interaction_ids
+    assert world.load(to_rows(snapshot)).id == snapshot.id
+
+
 def test_a_reply_given_a_forgotten_turn_is_left_out_with_the_reason_and_one_out_of_its_reach_is_not():
     world = World()
     forgotten = world.says("my diagnosis is lupus", "noted", session="a")
@@ -1102,12 +1127,15 @@ def test_an_earlier_turn_that_is_forgotten_is_missed_as_well():
         world.load(rows)
 
 
-def test_a_correction_after_a_turn_that_was_shown_what_is_forgotten_loads():
+def test_what_followed_a_turn_that_was_shown_what_is_forgotten_teaches_nothing_more_and_loads_as_it_was():
     world = World()
+    world.knows("m9", "the vault opens with 8842")
     world.says("hello", "hi", session="a", memories=("m9",))
     world.says("the bell?", "no idea", None, "ten euros", session="a")
     snapshot = world.freeze()
     assert [(p.how, p.interaction_ids) for p in snapshot.pairs] == [("correction", ("i00001", "i00000"))]
+    del world.memories["m9"]
+    assert world.freeze().pairs == ()
     assert world.load(to_rows(snapshot)).id == snapshot.id
 
 

@@ -122,6 +122,23 @@ def test_exports_in_the_home_are_erased_and_the_receipt_names_them(quick_store, 
         assert session.scalars(select(ReceiptRow)).one().details["exports"] == 2
 
 
+def test_export_that_gets_its_name_while_the_exports_are_deleted_goes_too(quick_store, settings, monkeypatch):
+    said(quick_store, SECRET)
+    first, second = (settings.home / "exports" / name for name in ("one.jsonl", "two.jsonl"))
+    first.parent.mkdir()
+    first.write_text(SECRET)
+    unlink = Path.unlink
+
+    def meanwhile(path: Path, **how: bool) -> None:
+        if path == first:
+            second.write_text(SECRET)
+        unlink(path, **how)
+
+    monkeypatch.setattr(Path, "unlink", meanwhile)
+    quick_store.forget_apply(quick_store.forget(user_id="ann"))
+    assert not first.exists() and not second.exists() and not quick_store.unfinished()
+
+
 def test_link_among_the_exports_goes_and_what_it_points_to_stays(quick_store, settings, tmp_path):
     said(quick_store, SECRET)
     elsewhere = tmp_path / "elsewhere"

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Semaphore
-from typing import Any
+from typing import Any, cast
 
 import nightschool
 import pytest
 from nightschool.aio import THREADS, AsyncAssistant
 from nightschool.content import Message
-from nightschool.errors import InputError, Overtaken, ServingError, SettingsError, StoreError
+from nightschool.errors import InputError, NotFound, Overtaken, ServingError, SettingsError, StoreError, Unerased
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
@@ -25,6 +25,7 @@ from nightschool.memory.conversations import Owner
 from nightschool.memory.embed import Embedder
 from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
+from nightschool.memory.types import REACH, MemoryKind
 from nightschool.replies import ReplyStream
 from nightschool.sdk import LOOK_S, MOST_WAITING, Assistant
 from nightschool.serving.engine import MANIFEST, WEIGHTS, Pieces, Sampling
@@ -323,6 +324,83 @@ def test_reply_to_what_is_forgotten_meanwhile_is_not_kept(
     with pytest.raises(StoreError, match="kept or forgotten meanwhile"):
         assistant.reply("What is my code?", user_id="ada", session_id="two")
     assert not list(assistant.store.interactions())
+
+
+def test_reply_of_an_adapter_that_learnt_from_what_is_forgotten_meanwhile_is_not_kept(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = assistant.record("My safe opens with 8842.", "Noted.", user_id="eve", session_id="e")
+    serve(assistant, taught.id)
+    meanwhile(assistant, monkeypatch, lambda: assistant.forget_apply(assistant.forget(user_id="eve")))
+    with pytest.raises(Overtaken, match="forgotten meanwhile; nothing was recorded"):
+        assistant.reply("How does the safe open?", user_id="bob", session_id="b")
+    assert not list(assistant.store.interactions())
+
+
+def test_reply_shown_words_that_are_forgotten_while_others_say_the_same_is_not_kept(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = assistant.record("Oh, dear, I live in Oslo now.", "Noted.", user_id="ada", session_id="one")
+    assistant.record("Well, I live in Oslo.", "I know.", user_id="ada", session_id="two")
+    meanwhile(assistant, monkeypatch, lambda: assistant.forget_apply(assistant.forget(interaction_ids=[first.id])))
+    with pytest.raises(Overtaken, match="forgotten meanwhile; nothing was recorded"):
+        assistant.reply("Where do I live?", user_id="ada", session_id="three")
+    assert [i.session_id for i in assistant.store.interactions()] == ["two"]
+
+
+def test_weights_that_cannot_be_erased_are_told_of_with_the_receipt(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = assistant.record("My safe opens with 8842.", "Noted.", user_id="eve", session_id="e")
+    adapter = serve(assistant, taught.id)
+    plan, unlink = assistant.forget(user_id="eve"), Path.unlink
+
+    def refused(path: Path, **how: bool) -> None:
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "not permitted")
+        unlink(path, **how)
+
+    with monkeypatch.context() as patched, pytest.raises(Unerased, match=f"weights.*{adapter.path / WEIGHTS}") as told:
+        patched.setattr(Path, "unlink", refused)
+        assistant.forget_apply(plan)
+    assert told.value.receipt.tainted_adapters == (adapter.id,)
+    assert assistant.registry.live() is None and not list(assistant.store.interactions())
+
+
+def test_recorded_reply_is_traced_to_the_memories_that_it_was_shown(assistant: Assistant) -> None:
+    note = assistant.remember("My dog is called Rex.", user_id="ada")
+    kept = assistant.record("My dog's name?", "Rex.", user_id="ada", session_id="s", memory_ids=[note.id])
+    assert assistant.store.interaction(kept.id).memory_ids == (note.id,)
+    for user in ("ada", "bob"):
+        with pytest.raises(NotFound, match=f"user '{user}' has no memory"):
+            unseen = ["m:none"] if user == "ada" else [note.id]
+            assistant.record("And?", "Rex.", user_id=user, session_id="t", memory_ids=unseen)
+    assert len(list(assistant.store.interactions())) == 1
+
+
+def test_memories_of_a_user_are_listed_newest_first(assistant: Assistant) -> None:
+    now = assistant.store.clock()
+    for age, text in ((2, "I live in Oslo."), (1, "Is the bakery open?")):
+        assistant.record(text, "Yes.", user_id="ada", agent_id="a", session_id="s", created_utc=now - age)
+    note = assistant.remember("The bakery closes at six.", user_id="ada")
+    assistant.remember("Not hers.", user_id="bob", shared=True)
+    found = assistant.memories(user_id="ada")
+    assert [m.kind for m in found] == ["note", "turn", *(m.kind for m in found[2:])]
+    assert {m.kind for m in found[2:]} == {"turn", "fact"} and all(m.user_id == "ada" for m in found)
+    assert assistant.memories(user_id="ada", agent_id="") == assistant.memories(user_id="ada", kind="note") == [note]
+    assert assistant.memories(user_id="ada", limit=1) == [note]
+    with pytest.raises(InputError, match="kind is 'notes'; give one of turn"):
+        assistant.memories(kind=cast(MemoryKind, "notes"))
+
+
+def test_system_prompt_that_opens_a_session_holds_for_all_of_it(assistant: Assistant) -> None:
+    assistant.record([{"role": "system", "content": "You are a pirate."}], "", user_id="ada", session_id="one")
+    for i in range(REACH + 2):
+        assistant.record(f"And what is {i} and {i}?", f"It is {2 * i}.", user_id="ada", session_id="one")
+    text = assistant.reply("Hello", user_id="ada", session_id="one").text
+    assert text.startswith("None: system=You are a pirate.") and "what is 1 and 1" not in text
+    opening = assistant.store.first_interaction("ada", "", "one")
+    assert opening and opening.turn[-1]["content"] == "And what is 0 and 0?"
 
 
 def test_reply_stands_in_its_session_where_it_was_given(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:

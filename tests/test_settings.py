@@ -1,6 +1,7 @@
 import os
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nightschool.errors import SettingsError
@@ -8,6 +9,8 @@ from nightschool.evolve.gate import criteria
 from nightschool.settings import (
     SECTIONS,
     GateSettings,
+    MemorySettings,
+    NightSettings,
     ServingSettings,
     Settings,
     load_settings,
@@ -280,3 +283,23 @@ def test_no_limit_is_a_limit_without_end() -> None:
 def test_bound_without_end_has_an_id_and_another_than_a_finite_one() -> None:
     ids = {criteria(GateSettings(max_sycophancy_rise=rise), []) for rise in (inf, 1.0)}
     assert len(ids) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"serving": ServingSettings(threads=1.5)},  # type: ignore[arg-type]
+        {"serving": ServingSettings(timeout_seconds=True)},
+        {"memory": MemorySettings(database_url=5)},  # type: ignore[arg-type]
+        {"memory": MemorySettings(recall_limit=2.5)},  # type: ignore[arg-type]
+        {"memory": {"recall_limit": 5}},
+    ],
+)
+def test_values_of_another_type_given_in_code_are_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    (section,) = wrong
+    with pytest.raises(SettingsError, match=rf"^{section}(\.\w+ must be \w+, not| is of type dict; give a Memory)"):
+        Settings(home=tmp_path, **wrong)
+
+
+def test_whole_number_is_a_float_in_code_too(tmp_path: Path) -> None:
+    assert Settings(home=tmp_path, night=NightSettings(budget_minutes=20)).night.budget_minutes == 20

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lancedb.table import LanceTable
 from nightschool.errors import StoreError
 from nightschool.memory import vectors as module
 from nightschool.memory.passages import IndexRow
@@ -142,6 +143,18 @@ def test_erased_row_leaves_no_bytes_and_no_older_file(index, tmp_path, bytes_in_
     assert not any(path.exists() for path in before)
     assert index.count() == 49
     assert found(index) == {str(n) for n in range(50)} - {"7"}
+
+
+def test_versions_that_the_clean_up_spares_as_those_of_a_clock_ahead_are_erased_too(index, bytes_in_home, monkeypatch):
+    index.add([row("a", seed=7), row("b", seed=8)])
+    index.delete(["a"])
+    with monkeypatch.context() as ahead:
+        ahead.setattr(LanceTable, "optimize", lambda *_, **__: None)
+        index.erase()
+    assert bytes_in_home(vector(7).tobytes()) == [] and index.ids() == ["b"]
+    assert [r.id for r in index.near(vector(8), visible("ann", ""), 9)] == ["b"]
+    index.add([row("c", seed=9)])
+    assert sorted(index.ids()) == ["b", "c"]
 
 
 def test_last_row_can_be_erased(index, bytes_in_home):
