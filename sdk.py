@@ -334,10 +334,30 @@ class Assistant:
         )
 
     def remember(
-        self, text: str, *, user_id: str = DEFAULT_USER, agent_id: str = "", session_id: str = "", shared: bool = False
+        self,
+        text: str,
+        *,
+        user_id: str = DEFAULT_USER,
+        agent_id: str = "",
+        session_id: str = "",
+        shared: bool = False,
+        source_ids: Sequence[str] = (),
+        created_utc: float | None = None,
     ) -> Memory:
-        """Keep a note. Private to the user unless `shared`."""
-        return self.store.remember(text, user_id=user_id, agent_id=agent_id, session_id=session_id, shared=shared)
+        """Keep a note. Private to the user unless `shared`.
+
+        It falls with any of `source_ids`, the turns of theirs that it is made from. `created_utc`: seconds since 1970,
+        default now.
+        """
+        return self.store.remember(
+            text,
+            user_id=user_id,
+            agent_id=agent_id,
+            session_id=session_id,
+            shared=shared,
+            source_ids=source_ids,
+            created_utc=created_utc,
+        )
 
     def recall(
         self,

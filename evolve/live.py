@@ -79,9 +79,18 @@ class Live:
             adapter = self._registry.live()  # as it is now, so that the alias never goes back
             if not self._settled(adapter):
                 self._serve(self._loaded(adapter) if adapter else None)
+                if not self._followed:
+                    self._discard_tainted()
                 self._followed = True
         finally:
             self._changing.release()
+
+    def _discard_tainted(self) -> None:
+        """What another process served, or a killed night judged, and was forgotten from since."""
+        try:
+            self._engine.discard(self._registry.tainted())
+        except ServingError as error:
+            log.warning("what was withdrawn may still be loaded: %s", error)
 
     def _settled(self, adapter: Adapter | None) -> bool:
         if adapter is None:

@@ -247,7 +247,10 @@ class Database:
     def require_own_process(self) -> None:
         """StoreError in a process that was forked after it was opened: neither SQLite nor LanceDB outlives that."""
         if os.getpid() != self._process:
-            raise StoreError(f"{self.url} was opened before this process was forked; open the home again in it")
+            raise StoreError(
+                f"{self.url} was opened before this process was forked; start processes by spawn,"
+                " or open the home after the fork"
+            )
 
     def close(self) -> None:
         self._closed = True  # a pool that is disposed of opens connections anew

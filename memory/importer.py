@@ -57,16 +57,16 @@ class _Record:
 
 def import_files(
     store: MemoryStore,
-    paths: Iterable[Path | str],
+    paths: Path | str | Iterable[Path | str],
     *,
     now: float,
     user_id: str = DEFAULT_USER,
     agent_id: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> ImportReport:
-    """Bring in every file. `now` is the time of what has none, `user_id` and `agent_id` whose it is where it names
-    nobody; `progress` is told how many conversations are in."""
-    files = [Path(path) for path in paths]
+    """Bring in every file, or the one. `now` is the time of what has none, `user_id` and `agent_id` whose it is where
+    it names nobody; `progress` is told how many conversations are in."""
+    files = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
     if missing := [str(path) for path in files if not path.exists() or path.is_dir()]:
         raise InputError(f"no such file: {', '.join(missing)}; nothing was brought in")
     report = ImportReport(0, 0, 0, 0, ())

@@ -280,6 +280,8 @@ def _checked_salt(head: dict[str, Any]) -> str:
 
 
 def batches(path: Path) -> Iterator[list[Line]]:
+    if not path.exists() or path.is_dir():
+        raise InputError(f"no such file: {path}; nothing was imported")
     with path.open("rb") as file:
         while lines := list(islice(file, ROWS_A_PAGE)):
             yield [_line(line) for line in lines]

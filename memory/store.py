@@ -29,7 +29,6 @@ from ..settings import Settings, make_home
 from . import reading
 from .conversations import (
     Conversation,
-    Owner,
     Review,
     checked_conversation,
     checked_id,
@@ -224,7 +223,9 @@ class MemoryStore(Facts):
         """Keep a whole conversation; `created_utc` is one time for all or one a message, `reviews` go by message."""
         given = self.clock() if created_utc is None else created_utc
         times = tuple(given) if isinstance(given, Sequence) else (given,) * len(messages)
-        owner = Owner(user_id, agent_id, session_id)
+        owner = checked_new_owner(user_id, agent_id, session_id)
+        if not session_id:
+            raise InputError("session_id is empty; name one")
         recorded = self.record_many([Conversation(owner, tuple(messages), times, reviews or {})])
         for error in recorded.errors.values():
             raise error
@@ -502,17 +503,18 @@ class MemoryStore(Facts):
         """Give back the space of what is gone, and make recall quick again: bytes of the home before and after."""
         return compact(self.settings.home, self.database, self._indexing)
 
-    def export(self, path: Path | None = None) -> tuple[Path, Counter[str]]:
+    def export(self, path: Path | str | None = None) -> tuple[Path, Counter[str]]:
         """Write every fact as lines of JSON, into the home by default: the file, and how many lines of each type."""
         now = self.clock()
-        to = path or self.settings.home / EXPORTS / f"memory-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}.jsonl"
+        named = f"memory-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}.jsonl"
+        to = self.settings.home / EXPORTS / named if path is None else Path(path)
         with self.database.moment() as session:
             return to, write_export(session, to, now)
 
-    def restore(self, path: Path) -> Restored:
+    def restore(self, path: Path | str) -> Restored:
         """Bring an export in. What is held already is known again, and what was forgotten here stays out."""
-        restoring = Restoring(path.name, self.embedder.dimension)
-        for lines in batches(path):
+        restoring = Restoring(Path(path).name, self.embedder.dimension)
+        for lines in batches(Path(path)):
             with self.database.reading() as session:
                 texts = new_texts_of(session, lines)
             vectors = self._vectors(texts)

@@ -7,7 +7,7 @@ thread. What the model has begun, a token or a pass, is not broken off.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -167,6 +167,9 @@ class Engine(Protocol):
     def load(self, adapter_id: str, path: Path) -> None: ...
 
     def unload(self, adapter_id: str) -> None: ...
+
+    def discard(self, adapter_ids: Collection[str]) -> None:
+        """Unload those that another process left where this one answers from; of none loaded here."""
 
     def adapters(self) -> list[str]: ...
 

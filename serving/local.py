@@ -6,7 +6,7 @@ that is unloaded while it answers is freed after its last call. Threads may shar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -242,6 +242,9 @@ class LocalEngine:
             raise self._unknown(adapter_id)
         if self._graphs:
             self._batcher.hand_in(partial(self._forget, lora))
+
+    def discard(self, adapter_ids: Collection[str]) -> None:
+        """Other processes have their own."""
 
     def _forget(self, lora: Lora) -> None:
         if self._graphs:  # not closed meanwhile

@@ -13,7 +13,7 @@ import os
 import re
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -46,12 +46,13 @@ class VLLMEngine:
 
     def __init__(self, settings: ServingSettings, client: httpx.Client | None = None) -> None:
         limits = httpx.Limits(max_connections=CALLS)
-        self._url = without_user(settings.url.rstrip("/"))  # for messages
+        url = settings.url.rstrip("/").removesuffix("/v1")  # as others write it
+        self._url = without_user(url)  # for messages
         key = os.environ.get(KEY, "").strip()
         if not (key.isascii() and key.isprintable()):  # an error of httpx would show it
             raise SettingsError(f"{KEY} has characters that no key of a server can have")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        address = _address(settings.url.rstrip("/"))  # without name and password, as httpx logs it
+        address = _address(url)  # without name and password, as httpx logs it
         # no proxy of the environment: what people say goes to this address and nowhere else
         self._client = client or httpx.Client(
             base_url=address.copy_with(userinfo=b""),
@@ -201,6 +202,12 @@ class VLLMEngine:
             self._leaving.add(adapter_id)
         self._drop_unused(adapter_id)
 
+    def discard(self, adapter_ids: Collection[str]) -> None:
+        """Have the server drop what other processes of ours left in it."""
+        with self._changing:
+            for adapter_id in sorted((self._listed().keys() & set(adapter_ids)) - set(self.adapters())):
+                self._unload(adapter_id)
+
     @contextmanager
     def _lease(self, adapter: str | None) -> Iterator[str]:
         self._give_back()
@@ -238,10 +245,13 @@ class VLLMEngine:
             with self._lock:
                 if adapter_id not in self._leaving or self._leases[adapter_id]:
                     return
-            self._send("/v1/unload_lora_adapter", {"lora_name": adapter_id}, missing_is_fine=True)
+            self._unload(adapter_id)
             with self._lock:
                 self._leaving.discard(adapter_id)
                 del self._paths[adapter_id]
+
+    def _unload(self, adapter_id: str) -> None:
+        self._send("/v1/unload_lora_adapter", {"lora_name": adapter_id}, missing_is_fine=True)
 
     def _drop_left(self) -> None:
         """What the server did not unload when it was asked to, or could not be asked to."""

@@ -1,7 +1,7 @@
 """The live adapter, followed while threads answer with it; the registry and its files are real."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Lock
@@ -26,6 +26,7 @@ class StrictEngine:
         self.loaded: set[str] = set()
         self.lock, self.pause = Lock(), pause
         self.broken = False
+        self.discarded: list[str] | None = None
         self.loading = Event()
 
     def adapters(self) -> list[str]:
@@ -39,6 +40,11 @@ class StrictEngine:
         time.sleep(self.pause)
         with self.lock:
             self.loaded.add(adapter_id)
+
+    def discard(self, adapter_ids: Collection[str]) -> None:
+        if self.broken:
+            raise ServingError("the server is down")
+        self.discarded = sorted(adapter_ids)
 
     def unload(self, adapter_id: str) -> None:
         with self.lock:
@@ -255,3 +261,18 @@ def test_a_new_process_that_finds_the_live_adapter_refused_answers_with_the_one_
     (one.path / WEIGHTS).write_bytes(b"damaged")
     with Live(registry, StrictEngine(), 0.1).hold() as adapter_id:
         assert adapter_id is None
+
+
+def test_the_first_reply_of_a_process_discards_what_was_withdrawn_meanwhile(registry: Registry) -> None:
+    made, other = accepted(registry, b"one"), accepted(registry, b"two")
+    registry.taint(made.id, "a turn was forgotten")
+    engine = StrictEngine()
+    for _ in range(2):
+        with Live(registry, engine, 0.1).hold() as held:
+            assert (held, engine.discarded) == (None, [made.id])
+        registry.promote(other.id)
+        engine.broken = True  # whoever answers does not fail by it
+        with Live(registry, engine, 0.1).hold() as held:
+            assert held is None
+        registry.rollback()
+        engine.broken = False

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import count
@@ -352,6 +352,9 @@ class FailingEngine(ListingEngine):
     def __init__(self) -> None:
         super().__init__()
         self.asked, self.go_on = Event(), Event()
+
+    def discard(self, adapter_ids: Collection[str]) -> None:
+        pass
 
     def unload(self, adapter_id: str) -> None:
         self.loaded.remove(adapter_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
@@ -45,6 +45,9 @@ class NamingEngine:
 
     def load(self, adapter_id: str, path: Path) -> None:
         self.loaded.append(adapter_id)
+
+    def discard(self, adapter_ids: Collection[str]) -> None:
+        pass
 
     def unload(self, adapter_id: str) -> None:
         self.loaded.remove(adapter_id)

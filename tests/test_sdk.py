@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +45,9 @@ class EchoEngine:
 
     def load(self, adapter_id: str, path: Path) -> None:
         self.loaded.append(adapter_id)
+
+    def discard(self, adapter_ids: Collection[str]) -> None:
+        pass
 
     def unload(self, adapter_id: str) -> None:
         self.loaded.remove(adapter_id)

@@ -174,6 +174,15 @@ def test_adapter_answers_under_its_id_and_leaves_when_unloaded(
         engine.generate([PROMPT], adapter="b2:one")
 
 
+def test_what_another_process_left_on_the_server_is_discarded_and_what_is_loaded_here_stays(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    engine.load("b2:one", tmp_path)
+    server.loaded |= {"b2:two": "elsewhere", "b2:three": "elsewhere"}
+    engine.discard({"b2:one", "b2:two", "b2:gone"})
+    assert sorted(server.loaded) == ["b2:one", "b2:three"]
+
+
 def test_unloaded_adapter_stays_on_the_server_until_its_last_call_ends(
     engine: VLLMEngine, server: Server, tmp_path: Path
 ) -> None:
