@@ -115,6 +115,7 @@ class Assistant:
         self._engine = engine
         self._opened_engine: Engine | None = None  # by us, so ours to close
         self._opening = RLock()
+        self._unopened: tuple[ServingError | None, float] = None, 0.0  # why the engine could not be, and when
         self._live: Live | None = None
         self._session_id = uuid4().hex
         self._turns: WeakValueDictionary[tuple[str, ...], _Turns] = WeakValueDictionary()  # that are being answered
@@ -136,19 +137,31 @@ class Assistant:
 
     @property
     def engine(self) -> Engine:
-        """The serving engine, loaded when first needed."""
+        """The serving engine, loaded when first needed. Who waited while another call tried that fails with it."""
+        asked = time.monotonic()
         with self._opening:
             if self._engine is None:
-                self._engine = self._opened_engine = _opened(self.settings.serving)
+                error, failed = self._unopened
+                if error and failed > asked:
+                    raise ServingError(str(error)) from error
+                self._engine = self._opened_engine = self._open_engine()
             return self._engine
+
+    def _open_engine(self) -> Engine:
+        try:
+            return _opened(self.settings.serving)
+        except ServingError as error:
+            self._unopened = error, time.monotonic()
+            raise
 
     def _following(self) -> Live:
         """The live adapter in `engine`."""
         from .evolve.live import Live
 
+        engine = self.engine  # not under the lock, where nobody sees how long another has waited
         with self._opening:
             if self._live is None:
-                self._live = Live(self.registry, self.engine, self.settings.serving.parity_tolerance)
+                self._live = Live(self.registry, engine, self.settings.serving.parity_tolerance)
             return self._live
 
     # -- the day ---

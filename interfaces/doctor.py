@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..content import plain
 from ..errors import NightschoolError
+from ..memory.erasing import size_of
 from ..settings import Settings, without_user
 from .printing import ENDED, checked_home, is_home
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ..memory.database import Database
 
 PACKAGES = ("nightschool", "torch", "transformers", "peft", "trl", "lancedb", "sentence-transformers", "sqlalchemy")
+LEAST_FREE = 50_000_000  # bytes, of writing a day
 ANSWERING, TRAINING = ("accelerate", "peft"), ("trl", "datasets")  # what of the extras is needed for what
 
 
@@ -33,6 +36,7 @@ def examine(settings: Settings) -> dict[str, Any]:
     ]
     problems += _open_to_others("home", settings.home)
     _try(problems, "index", lambda: problems.extend(_index_open_to_others(settings)))
+    _try(problems, "disk", lambda: problems.extend(_short_of_room(settings.home)))
     return {
         "home": str(settings.home),
         "python": platform.python_version(),
@@ -60,6 +64,16 @@ def _open_to_others(what: str, folder: Path) -> list[str]:
 def _index_open_to_others(settings: Settings) -> list[str]:
     index = Path(settings.index_url)
     return [] if index.is_relative_to(settings.home) else _open_to_others("index", index)
+
+
+def _short_of_room(home: Path) -> list[str]:
+    """Forgetting and compacting write database and index once more."""
+    names = [home / name for name in ("nightschool.db", "index")] if home.is_dir() else []
+    needed = LEAST_FREE + sum(size_of(path) for path in names)
+    free = shutil.disk_usage(home).free if home.is_dir() else needed
+    if free >= needed:
+        return []
+    return [f"disk: {free / 1e6:.0f} MB are free at {home}; forgetting and compacting may want {needed / 1e6:.0f}"]
 
 
 def _version(name: str) -> str:

@@ -35,13 +35,18 @@ MOVED = "see nightschool_version"  # there, so that an older version refuses the
 FIRST_TABLES = {"interactions", "feedback", "memories", "topics", "snapshots", "adapters"}
 UNWRITTEN = ("unable to open database file", "attempt to write a readonly database")
 UNWRITABLE = "; SQLite writes a log beside it even to read it: copy a home that is read-only elsewhere"
+FULL = "database or disk is full"
+NO_ROOM = (
+    "; where the disk has room, it is the folder of temporary files, through which SQLite erases: start again with"
+    " SQLITE_TMPDIR set to one with room for the whole database, as the home"
+)
 DIALECTS = {  # whose locks and erasing we know, and what brings the driver
     "sqlite": "begin the URL with sqlite:///",
     "postgresql": "run `pip install 'nightschool[postgres]'` and begin the URL with postgresql+psycopg://",
 }
 WRITERS_LOCK = 5_177_013  # any number, the same in every process
 LOOK_S = 0.05  # between two looks
-WAIT_S = 30.0  # for another writer
+WAIT_S = 120.0  # for another writer, who may be erasing from a large index
 PRAGMAS = (f"busy_timeout={WAIT_S * 1000:.0f}", "foreign_keys=ON", "secure_delete=ON")
 
 
@@ -283,6 +288,7 @@ class Database:
         except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
             hint = UNWRITABLE if self._named and self._named.exists() and cause in UNWRITTEN else ""
+            hint = hint or (NO_ROOM if cause == FULL else "")
             raise StoreError(f"cannot {action} the database {self.url}: {cause}{hint}") from error
 
 

@@ -7,6 +7,7 @@ object store or a backup keeps beneath the files that we can name, see docs/obje
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import StoreError
@@ -46,10 +47,10 @@ def erase_bytes(home: Path, database: Database, indexing: Indexing, now: float) 
 
 def compact(home: Path, database: Database, indexing: Indexing) -> tuple[int, int]:
     """Give back the space of what is gone, and make recall quick again: bytes of the home before and after."""
-    before = _size(home)
+    before = size_of(home)
     indexing.erase()
     database.compact()
-    return before, _size(home)
+    return before, size_of(home)
 
 
 def _undeleted(paths: list[Path]) -> list[str]:
@@ -63,5 +64,14 @@ def _undeleted(paths: list[Path]) -> list[str]:
     return kept
 
 
-def _size(home: Path) -> int:
-    return sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+def size_of(path: Path) -> int:
+    """Bytes of the file, or of all files in the folder, but for those that go meanwhile."""
+    names = [path, *(Path(where) / name for where, _, files in os.walk(path) for name in files)]
+    return sum(map(_bytes_of, names))
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0

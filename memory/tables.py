@@ -107,10 +107,14 @@ class MemoryRow(Base):
 class SnapshotRow(Base):
     __tablename__ = "snapshots"
     id: Mapped[str] = mapped_column(ID, primary_key=True)
-    rows: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # references and weights, see evolve/dataset.py
-    excluded: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    rows: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSON, deferred=True
+    )  # references and weights, see evolve/dataset.py
+    excluded: Mapped[list[dict[str, Any]]] = mapped_column(JSON, deferred=True)
     censor: Mapped[str] = mapped_column(ID, server_default="")  # the version that scored it; empty: before they had one
-    reader_ids: Mapped[list[str] | None] = mapped_column(JSON)  # of what its reader was fitted on; none: not kept then
+    reader_ids: Mapped[list[str] | None] = mapped_column(
+        JSON, deferred=True
+    )  # of what its reader was fitted on; none: not kept then
     created_utc: Mapped[float] = mapped_column(Float)
 
 
@@ -170,7 +174,9 @@ class CycleRow(Base):
     number: Mapped[int | None] = mapped_column(Integer)  # in the order in which they began, whatever the clock said
     verdict_id: Mapped[int | None] = mapped_column(Integer)
     deployment_id: Mapped[int | None] = mapped_column(Integer)  # by which its candidate went into service
-    excluded: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)  # from its snapshot, as that night found it
+    excluded: Mapped[list[dict[str, Any]] | None] = mapped_column(
+        JSON, deferred=True
+    )  # from its snapshot, as that night found it
 
 
 class ReceiptRow(Base):

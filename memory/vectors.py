@@ -32,12 +32,16 @@ LAYOUT = "3"  # of the columns; raised whenever an older index cannot be read as
 SHARED = "shared"  # the scope of rows that everybody sees; a private one is a JSON list
 IDS_A_FILTER = 500
 ADDS_BEFORE_GATHER = 40  # every add leaves a fragment, and ten of them slow a search down by a millisecond
+MOST_FRAGMENTS = 2 * ADDS_BEFORE_GATHER  # that a process finds there and leaves
 FEW = 100  # rows; an add of more is a fragment worth keeping
 ROWS_BEFORE_OPTIMIZE = 5000  # rows that full text search has to scan until they are in its index
 SHARE_BEFORE_OPTIMIZE = 0.02  # of all rows, since optimizing writes every row of a table under a million anew
 KEPT_VERSIONS = timedelta(minutes=10)  # what another process may still be reading
 CONFLICTS = 20  # with other processes that make the same index, before giving up
 HALF = np.dtype("<f2")
+FAULTS = (OSError, RuntimeError, ValueError, pa.ArrowException)  # what LanceDB raises
+# of each request to a store of objects, which else is tried for minutes while every writer waits
+PATIENCE = {"timeout": "30s", "connect_timeout": "5s", "client_max_retries": "3", "client_retry_timeout": "30"}
 
 INDEXES = {
     "id": BTree(),
@@ -74,11 +78,12 @@ class VectorIndex:
         if not rows:
             return
         with self._lock, _translated("write"):
+            first = not self._new
             self._open().add(self._arrow(rows))
             self._new += len(rows)
             if len(rows) <= FEW:
                 self._few.append([row.id for row in rows])
-            if self._new >= max(self._due, ROWS_BEFORE_OPTIMIZE):
+            if self._new >= max(self._due, ROWS_BEFORE_OPTIMIZE) or (first and self._is_scattered()):
                 self.optimize()
             elif len(self._few) >= ADDS_BEFORE_GATHER:
                 self._gather()
@@ -94,6 +99,10 @@ class VectorIndex:
         with self._lock, _translated("optimize"):
             self._open().optimize(cleanup_older_than=KEPT_VERSIONS)
             self._settled()
+
+    def _is_scattered(self) -> bool:
+        """Whether many processes that each wrote a little have left as many fragments."""
+        return int(self._open().stats()["fragment_stats"]["num_fragments"]) >= MOST_FRAGMENTS
 
     def _gather(self) -> None:
         """Join the fragments of small adds by writing their rows anew, as they are now, and no others."""
@@ -193,7 +202,10 @@ class VectorIndex:
         if self._connection is None:
             self._make_private()
             # Every read looks for newer versions: other processes write too.
-            self._connection = lancedb.connect(self.url, read_consistency_interval=timedelta(0))
+            options = PATIENCE if "://" in self.url and not self.url.startswith("memory:") else None
+            self._connection = lancedb.connect(
+                self.url, read_consistency_interval=timedelta(0), storage_options=options
+            )
         return self._connection
 
     def _open(self) -> Any:
@@ -233,13 +245,13 @@ class VectorIndex:
         try:
             with self._lock:
                 self._connect().list_tables(limit=1)
-        except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        except FAULTS as error:
             cause = str(error).splitlines()[0][:200]
             raise StoreError(f"memory.index_url is {self.url}, and cannot be opened: {cause}") from error
 
     def check_owner(self) -> None:
-        """StoreError if it is the index of another store."""
-        with self._lock, _translated("read"), suppress(ValueError):  # there is none yet
+        """StoreError if it is the index of another store. One that cannot be read, or is not there yet, is nobody's."""
+        with self._lock, suppress(*FAULTS):
             self._check_owner(self._connect().open_table(TABLE).schema.metadata or {})
 
     def _check_owner(self, metadata: Mapping[bytes, bytes]) -> None:
@@ -366,6 +378,6 @@ def _translated(action: str) -> Iterator[None]:
     """LanceDB raises built-in exceptions for everything; here they become one of ours, with the cause kept."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+    except FAULTS as error:
         cause = str(error).splitlines()[0]
         raise StoreError(f"cannot {action} the index: {cause}; `nightschool memory rebuild` makes it anew") from error

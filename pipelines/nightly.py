@@ -50,15 +50,23 @@ def run(
             registry.sweep()
             registry.withdraw_tainted()
             why_not = _night(cycle_id, store, registry, engine, settings, progress, still_alone)
+            registry.erase_tainted()  # what was trained on what was forgotten meanwhile
+            registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why_not)
         except BaseException as error:  # an unattended night must record why it ended, whatever it was
             why = f"{type(error).__name__}: {error}".removesuffix(": ")
             with suppress(StoreError):  # that would hide what ended it
                 registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why)
                 registry.erase_tainted()
-            raise
-        registry.erase_tainted()  # what was trained on what was forgotten meanwhile
-        registry.update_cycle(cycle_id, finished_utc=store.clock(), error=why_not)
+            if not (isinstance(error, Exception) and _has_promoted(registry, cycle_id)):
+                raise
+            log.warning("its adapter serves, but the night %s did not end well: %s", cycle_id, why)
         return registry.cycle(cycle_id)
+
+
+def _has_promoted(registry: Registry, cycle_id: str) -> bool:
+    with suppress(StoreError):
+        return registry.cycle(cycle_id).outcome == "promoted"
+    return False
 
 
 def _require_alone(alone: Callable[[], None], registry: Registry, cycle_id: str) -> None:

@@ -545,6 +545,22 @@ def test_doctor_names_what_is_there_and_what_is_wrong(run: Run, tmp_path: Path) 
     assert "nothing" in examine(load_settings(tmp_path / "home", env))["problems"][0]
 
 
+def test_doctor_tells_where_the_disk_has_no_room_to_forget(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("remember", "My bell is red.")
+    monkeypatch.setattr("nightschool.interfaces.doctor.LEAST_FREE", 10**18)
+    (problem,) = json.loads(run("doctor", "--json").stdout)["problems"]
+    assert problem.startswith("disk: ") and "MB are free at" in problem
+
+
+def test_memories_of_a_user_are_listed(run: Run) -> None:
+    run("remember", "My bell is red.", "--user", "ada")
+    (found,) = json.loads(run("memory", "list", "--user", "ada", "--json").stdout)
+    assert (found["kind"], found["text"]) == ("note", "My bell is red.")
+    assert "note: My bell is red." in run("memory", "list", "--user", "ada").stdout
+    assert "nothing is held" in run("memory", "list", "--user", "ada", "--kind", "turn").output
+    assert "give one of turn" in str(run("memory", "list", "--kind", "notes").exception)
+
+
 def test_doctor_finds_an_index_and_probes_that_cannot_be_read_and_tells_the_rest(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -445,8 +445,8 @@ def test_of_what_is_no_file_no_head_is_read(tmp_path):
     assert check_head(tmp_path) is None  # as of a pipe, of which what is read is gone
 
 
-def test_export_is_brought_in_by_the_name_of_its_file(told: MemoryStore, tmp_path: Path) -> None:
+def test_export_is_brought_in_by_the_name_of_its_file(told, tmp_path):
     path, _ = told.export(str(tmp_path / "all.jsonl"))
-    assert path == tmp_path / "all.jsonl" and not told.restore(str(path)).new
-    with pytest.raises(InputError, match="no such file: .*none.jsonl; nothing was imported"):
+    assert path == tmp_path / "all.jsonl" and told.restore(str(path)).known["interaction"] == 3
+    with pytest.raises(InputError, match=r"no such file: .*none\.jsonl; nothing was imported"):
         told.restore(tmp_path / "none.jsonl")

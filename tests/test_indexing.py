@@ -382,3 +382,24 @@ def test_index_that_cannot_be_brought_in_step_is_tried_again_by_the_next_call(se
             broken.setattr(store._indexing, "reconcile", lambda: (_ for _ in ()).throw(StoreError("no room")))
             store.recall("zebra", user_id="ann")
         assert [r.memory.text for r in store.recall("a zebra", user_id="ann")] == ["a zebra"]
+
+
+@pytest.mark.parametrize("kept", [0, 40])
+def test_index_whose_newest_version_is_torn_is_made_anew(settings, hash_embedder, tmp_path, kept):
+    with opened(settings, hash_embedder) as store:
+        said(store, "one zebra")
+        (newest, *_) = sorted((settings.home / "index").rglob("*.manifest"))  # versions count down in names
+        newest.write_bytes(newest.read_bytes()[:kept])
+    with opened(settings, hash_embedder) as store:
+        with pytest.raises(StoreError, match="nightschool memory rebuild"):
+            recalled(store)
+        assert store.rebuild_index() == 1 and len(recalled(store)) == 1
+        assert store.verify() == []
+
+
+def test_disk_that_is_full_is_told_with_what_may_be_full(quick_store):
+    said(quick_store, "one zebra")
+    told = pytest.raises(StoreError, match=r"database or disk is full; .* SQLITE_TMPDIR")
+    with told, quick_store.database.writing() as session:
+        session.connection().exec_driver_sql("PRAGMA max_page_count = 1")
+        session.connection().exec_driver_sql("CREATE TABLE more AS SELECT randomblob(1000000)")

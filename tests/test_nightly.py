@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from nightschool.content import plain
-from nightschool.errors import GateRefused, NightschoolError, ServingError, SettingsError, TrainingError
+from nightschool.errors import GateRefused, NightschoolError, ServingError, SettingsError, StoreError, TrainingError
 from nightschool.evolve import dataset, dpo, lineage, sft
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import read_adapter, seal
@@ -596,6 +596,20 @@ def test_night_that_ends_too_soon_after_its_promotion_has_promoted(
         patched.setattr(Registry, "erase_tainted", killed)
         with pytest.raises(KeyboardInterrupt):
             night(assistant)
-    assert assistant.registry.latest_cycle().finished_utc is None
     assistant.registry.close_interrupted()  # as the next night does
     assert (assistant.registry.latest_cycle().outcome, assistant.registry.latest_cycle().error) == ("promoted", None)
+
+
+@pytest.mark.usefixtures("toy_nights")
+def test_failure_after_the_promotion_is_told_and_leaves_a_night_that_promoted(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_: object) -> None:
+        raise StoreError("the server is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "erase_tainted", gone)
+        cycle = night(assistant)
+    live = assistant.registry.live()
+    assert cycle.outcome == "promoted" and live and live.id == cycle.candidate_id
+    assert "did not end well: StoreError: the server is gone" in caplog.text

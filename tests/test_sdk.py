@@ -108,6 +108,29 @@ def test_session_goes_on_and_another_session_starts_anew(assistant: Assistant) -
     assert "assistant=" not in assistant.reply("Something else", user_id="ada", session_id="two").text
 
 
+def test_who_waits_for_an_engine_that_another_call_cannot_open_fails_with_it(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, waiting = list[float](), Event()
+
+    def opened(_: ServingSettings) -> EchoEngine:
+        tried.append(time.monotonic())
+        if len(tried) == 1:
+            assert waiting.wait(30)
+            time.sleep(0.2)  # the others are at the lock by then
+            raise ServingError("the server gave no answer in 120 s")
+        return EchoEngine()
+
+    monkeypatch.setattr("nightschool.sdk._opened", opened)
+    late = Assistant(assistant.settings, assistant.store, assistant.registry)
+    with ThreadPoolExecutor(4) as pool:
+        replies = [pool.submit(late.reply, "Hello", session_id=str(n)) for n in range(4)]
+        waiting.set()
+        failed = [reply.exception() for reply in replies]
+    assert all(isinstance(error, ServingError) and "no answer in 120 s" in str(error) for error in failed)
+    assert len(tried) == 1 and "user=Hello" in late.reply("Hello").text
+
+
 def test_empty_text_is_refused(assistant: Assistant) -> None:
     with pytest.raises(InputError, match="text is empty"):
         assistant.reply(" ")

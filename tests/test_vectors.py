@@ -157,6 +157,14 @@ def test_versions_that_the_clean_up_spares_as_those_of_a_clock_ahead_are_erased_
     assert sorted(index.ids()) == ["b", "c"]
 
 
+def test_processes_that_each_write_one_row_leave_few_fragments(tmp_path):
+    for n in range(module.MOST_FRAGMENTS + 5):
+        VectorIndex(str(tmp_path / "index"), DIMENSION, "embedder").add([row(str(n), seed=n)])
+    index = VectorIndex(str(tmp_path / "index"), DIMENSION, "embedder")
+    assert index.count() == module.MOST_FRAGMENTS + 5
+    assert index._open().stats()["fragment_stats"]["num_fragments"] <= 6
+
+
 def test_last_row_can_be_erased(index, bytes_in_home):
     index.add([row("only", seed=3)])
     index.delete(["only"])
