@@ -67,7 +67,7 @@ class Reading:
     fitted_on: frozenset[str] = frozenset()
 
 
-NOTHING = Reading()
+UNREAD = Reading()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..serving.base import load_tokenizer
 from ..settings import DatasetSettings, Settings
 from .answers import (
     DISPUTED,
-    NOTHING,
+    UNREAD,
     Answer,
     ClusterOf,
     Exclusions,
@@ -99,7 +99,7 @@ def split(
     fits: Fits = any_length,
 ) -> Split:
     untold = Exclusions()  # `build` finds them again, less what a reader labels
-    gathered = gather(prompts, feedback, vectors, settings, untold, NOTHING)
+    gathered = gather(prompts, feedback, vectors, settings, untold, UNREAD)
     sure = curate(gathered, prompts, settings.dataset.min_topic_users, untold, fits).answers
     return Split(*hold_out(sure, settings), tuple(sure))
 
@@ -126,7 +126,7 @@ def build(
     settings: Settings,
     *,
     now: float,
-    reading: Reading = NOTHING,
+    reading: Reading = UNREAD,
     expansion: Expansion | None = None,
     fits: Fits = any_length,
     parts: Split | None = None,

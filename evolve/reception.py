@@ -31,7 +31,7 @@ from ..memory.reader import (
 from ..memory.signals import asked_anew, explicit_signals, learned_signal
 from ..memory.types import Feedback, Interaction, Satisfaction
 from ..settings import CensorSettings
-from .answers import NOTHING, Reading, Vectors, assessed, session_cluster
+from .answers import UNREAD, Reading, Vectors, assessed, session_cluster
 from .prompts import Prompts
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def _read(
 ) -> Reading:
     shipped = shipped_reader()
     if not settings.read_turns or store.embedder.name != shipped.embedder:
-        return NOTHING
+        return UNREAD
     recent = sorted(prompts.interactions.values(), key=lambda i: (i.created_utc, i.id), reverse=True)
     rated = {i.id: score for i in recent if (score := rating_of(i, feedback.get(i.id, ()))) is not None}
     unread = [i for i in recent if i.id not in rated and i.reply.strip()][: settings.read_turns]
     if not unread:
-        return NOTHING
+        return UNREAD
     most = max(settings.read_turns, settings.refit_from)
     taught = [i for i in recent if i.id in rated and i.reply.strip() and teaches(i)][:most]
     taught = taught if len(taught) >= settings.refit_from else []
@@ -94,7 +94,7 @@ def met(store: MemoryStore, interaction_id: str, settings: CensorSettings) -> Sa
     NotFound if there is no such interaction.
     """
     session, feedback = store.session_of(interaction_id), store.feedback()
-    prompts, reading = Prompts(session, {}), NOTHING
+    prompts, reading = Prompts(session, {}), UNREAD
     asked, given = prompts.interactions[interaction_id], feedback.get(interaction_id, ())
     inferred = rating_of(asked, given) is None
     vectors = store.request_vectors([i.id for i in session]) if inferred else {}

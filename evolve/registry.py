@@ -35,13 +35,12 @@ from ..serving.engine import MANIFEST, WEIGHTS
 from .sealing import (
     PRUNED,
     erase,
-    intact,
     is_held,
     manifest_of,
     may_be_pruned,
     mend,
     origin,
-    read_adapter,
+    require_itself,
     write_manifest,
 )
 from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Snapshot, Verdict
@@ -135,8 +134,7 @@ class Registry:
                 return False
             if path.name.startswith(DEBRIS) or not (path / MANIFEST).exists():
                 return True
-            whole = intact(path) or not (path / WEIGHTS).exists()  # the latter was erased with what taught it
-            named = manifest_of(path) if whole else None
+            named = manifest_of(path)
             return named is not None and session.get(SnapshotRow, named.snapshot_id) is not None
 
     # -- snapshots ---
@@ -356,7 +354,7 @@ class Registry:
             raise GateRefused(
                 f"adapter {adapter.id} is tainted: {reason}; run `nightschool night` to train a clean one"
             )
-        read_adapter(adapter.path)
+        require_itself(adapter)
 
     def rollback(self) -> Adapter | None:
         """Back to what served before the live adapter and may still serve; None is the base.

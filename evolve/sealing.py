@@ -158,10 +158,19 @@ def ensure_loaded(engine: Engine, adapter: Adapter, tolerance: float) -> None:
             _load(engine, adapter, tolerance)
 
 
+def require_itself(adapter: Adapter) -> None:
+    """GateRefused unless its folder is whole and holds this one."""
+    if (found := read_adapter(adapter.path)).id != adapter.id:
+        raise GateRefused(
+            f"{adapter.path} holds {found.id} instead of adapter {adapter.id}; put it back from a backup, or run"
+            " `nightschool night` again"
+        )
+
+
 def _load(engine: Engine, adapter: Adapter, tolerance: float) -> None:
     if adapter.base_id != engine.base_id:
         raise GateRefused(of_another_base(adapter.id, adapter.base_id, engine.base_id))
-    read_adapter(adapter.path)
+    require_itself(adapter)
     engine.load(adapter.id, adapter.path)
     recorded = adapter.details.get("parity")  # an adapter that was not trained here has none
     try:

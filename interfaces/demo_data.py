@@ -339,10 +339,13 @@ CORRECTING = (
 WELCOME = ("You are welcome, see you soon!", "Any time, have a good ride!")
 
 
-def conversations(seed: int, now: float, count: int = 500) -> Iterator[dict[str, Any]]:
-    """`count` conversations as `nightschool import` reads them, oldest first, from the 30 days before `now`."""
+CONVERSATIONS = 500
+
+
+def conversations(seed: int, now: float) -> Iterator[dict[str, Any]]:
+    """Conversations as `nightschool import` reads them, oldest first, from the 30 days before `now`."""
     random = Random(seed)
-    times = sorted(int(now) - random.randrange(3600, DAYS * DAY) for _ in range(count))
+    times = sorted(int(now) - random.randrange(3600, DAYS * DAY) for _ in range(CONVERSATIONS))
     frequency = list(accumulate(1 / (1 + place / 3) for place in range(len(MATTERS))))
     for number, created_utc in enumerate(times):
         messages: list[dict[str, Any]] = []

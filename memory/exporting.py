@@ -80,7 +80,7 @@ def _remove_abandoned(path: Path) -> None:
     for left in path.parent.iterdir():
         with suppress(OSError):  # another came before, or it is not ours to remove
             old = time.time() - left.lstat().st_mtime > ABANDONED_S
-            if old and ours.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+            if old and ours.fullmatch(left.name):
                 left.unlink()
 
 

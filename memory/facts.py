@@ -131,7 +131,7 @@ class Facts:
     def held(self, interaction_ids: Iterable[str]) -> set[str]:
         """Those of these interactions that are held."""
         with self.database.reading() as session:
-            return {found.id for found in reading.by_id(session, interaction_ids)}
+            return reading.known(session, interaction_ids)
 
     def topic_requests(self, interaction_ids: Iterable[str]) -> dict[str, str]:
         """The request that founded the topic of each of these; those without a topic or forgotten are missing."""

@@ -32,7 +32,7 @@ from .words import stem, terms, words
 
 Array = NDArray[np.float32]
 
-REACH = 2  # turns to either side
+BESIDE = 2  # turns to either side
 ALONE = (*get_args(StatementKind), "correction")  # what repeats a turn has no neighbours in its session
 _SIGNS = re.compile(r"(?<!\w)-(?=\d)|(?<=\w)[+#]+|[%<>=≠≤≥]")
 _OF_EMOJI = re.compile("[\ufe00-\ufe0f\u20e3]")
@@ -172,4 +172,4 @@ def _place(row: IndexRow) -> tuple[tuple[str, str, str], float, int, bool]:
 
 def _near(a: tuple[object, int], b: tuple[object, int]) -> bool:
     """Whether both are of one session, and what was said between them is not merely missing among the rows."""
-    return a[0] == b[0] and abs(a[1] - b[1]) <= REACH
+    return a[0] == b[0] and abs(a[1] - b[1]) <= BESIDE

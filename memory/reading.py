@@ -117,6 +117,11 @@ def drafts(session: Session, interaction_ids: Iterable[str]) -> dict[str, list[D
     return found
 
 
+def known(session: Session, interaction_ids: Iterable[str]) -> set[str]:
+    """Those that are held."""
+    return set(scalars_in(session, select(InteractionRow.id), InteractionRow.id, interaction_ids))
+
+
 def memories(session: Session, ids: Iterable[str]) -> dict[str, Memory]:
     return {row.id: to_memory(row) for row in scalars_in(session, select(MemoryRow), MemoryRow.id, ids)}
 

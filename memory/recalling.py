@@ -16,7 +16,7 @@ from ..errors import InputError
 from .conversations import checked_kind, checked_past, checked_time
 from .embed import Embedder
 from .passages import IndexRow, windows
-from .ranking import ALONE, REACH, Fit, Query, Weights, folded, rank
+from .ranking import ALONE, BESIDE, Fit, Query, Weights, folded, rank
 from .types import OF_TURNS, Memory, MemoryKind, Recall
 from .words import terms
 
@@ -96,7 +96,7 @@ def _around(fits: Sequence[Fit]) -> dict[str, list[int]]:
     places: dict[str, set[int]] = {session: set() for session in sessions}
     for row in within:
         if row.session_id in places:
-            places[row.session_id].update(range(row.position - REACH, row.position + REACH + 1))
+            places[row.session_id].update(range(row.position - BESIDE, row.position + BESIDE + 1))
     return {session: sorted(some) for session, some in places.items()}
 
 

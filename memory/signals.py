@@ -211,7 +211,7 @@ def timing_signals(interaction: Interaction, reaction: Interaction | None, silen
     return (Signal("session_end", 1.0), *([Signal("abandoned", -1.0)] if asked else []))
 
 
-def reply_signals(interaction: Interaction, earlier_replies: Collection[str] = ()) -> tuple[Signal, ...]:
+def reply_signals(interaction: Interaction, earlier_replies: Collection[str]) -> tuple[Signal, ...]:
     reply = plain(interaction.reply)
     if not reply:
         return (Signal("empty", -1.0),)

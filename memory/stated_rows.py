@@ -32,7 +32,7 @@ Stated = Mapping[tuple[str, str], Sequence[Memory]]  # by user and agent
 def add_statements(
     session: Session,
     interactions: Iterable[Interaction],
-    replaced: Sequence[Interaction] = (),
+    replaced: Sequence[Interaction],
     named: Set[str] = frozenset(),
 ) -> list[str]:
     """Take in what was stated in these turns, which are in SQL already, and let go of those that they replaced.

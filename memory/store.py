@@ -99,7 +99,6 @@ from .writing import (
     insert_interactions,
     insert_missing_memories,
     insert_reviews,
-    known,
     latest_moment,
     new_texts,
     rated,
@@ -343,7 +342,7 @@ class MemoryStore(Facts):
     def keep_reader(self, reader: Reader, fitted_on: Collection[str]) -> None:
         """Lay it in the home in place of the one before, unless something that it was `fitted_on` is forgotten."""
         with self._writing() as session:  # whoever forgets comes before, or erases it
-            if known(session, list(fitted_on)) >= set(fitted_on):
+            if reading.known(session, fitted_on) >= set(fitted_on):
                 keep_reader(reader, self.settings.home)
 
     def keep_drafts(self, drafts: Sequence[Draft]) -> int:

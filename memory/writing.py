@@ -28,7 +28,7 @@ from .conversations import (
 )
 from .corrections import remember_corrections
 from .passages import of_turn
-from .reading import before, by_id, memories, owner_of
+from .reading import before, by_id, known, memories, owner_of
 from .reading import drafts as read_drafts
 from .rows import (
     ROWS_A_PAGE,
@@ -106,10 +106,6 @@ def rated(session: Session, interaction_ids: Sequence[str]) -> frozenset[str]:
     """Those that somebody gave feedback on."""
     column = FeedbackRow.interaction_id
     return frozenset(scalars_in(session, select(column), column, interaction_ids))
-
-
-def known(session: Session, interaction_ids: Sequence[str]) -> set[str]:
-    return set(scalars_in(session, select(InteractionRow.id), InteractionRow.id, interaction_ids))
 
 
 def new_texts(session: Session, conversations: Iterable[Conversation]) -> list[str]:

@@ -47,8 +47,7 @@ LEAST_BYTES = 2 << 30  # a smaller base is as fast in full, and loses most by ro
 
 
 class LocalEngine:
-    def __init__(self, settings: ServingSettings | None = None) -> None:
-        settings = settings or ServingSettings()
+    def __init__(self, settings: ServingSettings) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._device = choose_device(settings.device)

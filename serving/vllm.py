@@ -450,7 +450,7 @@ class VLLMEngine:
         return self._client.timeout if left is None else httpx.Timeout(left)
 
     @contextmanager
-    def _translated(self, limit: Limit = NO_LIMIT) -> Iterator[None]:
+    def _translated(self, limit: Limit) -> Iterator[None]:
         try:
             yield
         except httpx.TimeoutException as error:

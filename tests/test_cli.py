@@ -521,6 +521,21 @@ def test_empty_home_is_sound_and_serves_the_base(run: Run) -> None:
     assert run("audit", "events").stdout == "nothing was learnt, switched or forgotten yet\n"
 
 
+def test_newest_events_are_those_that_are_shown(run: Run, tmp_path: Path) -> None:
+    run("init")
+    with MemoryStore(load_settings(tmp_path / "home")) as store:
+        nights = [Registry.of(store).open_cycle() for _ in range(3)]
+    found = json.loads(run("audit", "events", "--limit", "2", "--json").stdout)
+    assert [event["id"] for event in found] == nights[:0:-1]
+
+
+def test_doctor_names_an_index_elsewhere_that_others_may_read(run: Run, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    index.mkdir(mode=0o755)
+    found = examine(load_settings(tmp_path / "home", {"NIGHTSCHOOL_MEMORY_INDEX_URL": str(index)}))
+    assert any(problem.startswith("index: others may read it") for problem in found["problems"])
+
+
 def test_disagreement_makes_verify_exit_1(run: Run, tmp_path: Path) -> None:
     import sqlite3
 
@@ -751,7 +766,7 @@ def test_doctor_finds_what_would_stop_a_reply_and_keeps_passwords(tmp_path: Path
     env = {
         "NIGHTSCHOOL_BASE": str(tmp_path / "bare"),
         "NIGHTSCHOOL_SERVING_ENGINE": "vllm",
-        "NIGHTSCHOOL_SERVING_URL": "http://127.0.0.1:1",
+        "NIGHTSCHOOL_SERVING_URL": "http://ann:secret@127.0.0.1:1",
         "NIGHTSCHOOL_DATABASE_URL": "postgresql+psycopg://ann:secret@127.0.0.1:1/none",
         "NIGHTSCHOOL_MEMORY_INDEX_URL": "s3://place/index?aws_secret_access_key=secret",
     }
@@ -849,7 +864,7 @@ def test_chat_answers_takes_feedback_and_leaves(run: Run, monkeypatch: pytest.Mo
             "/fix",
             "/good",
             "/fix Good day.",
-            "/good and thanks",
+            "/bad too short",
             "/remember I like trains.",
             "/what",
         ]
@@ -863,6 +878,10 @@ def test_chat_answers_takes_feedback_and_leaves(run: Run, monkeypatch: pytest.Mo
     assert "not done: /fix is given no text" in done.stderr
     assert "not done: '/what' is no command; there are /good, /bad, /fix TEXT" in done.stderr
     assert "trains" in run("recall", "trains", "--user", "ada").stdout
+    with nightschool.open(tmp_path / "home") as assistant:
+        given = [f for found in assistant.store.feedback().values() for f in found]
+    told = {(f.rating, f.correction, f.comment) for f in given}
+    assert told == {(1.0, None, None), (None, "Good day.", None), (-1.0, None, "too short")}
 
 
 def test_chat_ends_with_the_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

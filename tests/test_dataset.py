@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nightschool.content import Message, content_id
 from nightschool.errors import NotFound, StoreError
-from nightschool.evolve.answers import NOTHING, Reading
+from nightschool.evolve.answers import UNREAD, Reading, choose_clusters
 from nightschool.evolve.contrasts import PAIRS_PER_PROMPT, POOL
 from nightschool.evolve.dataset import build, freeze, from_rows, resolve, taught, to_rows
 from nightschool.evolve.prompts import REACH, Prompts, words_of
@@ -750,7 +750,7 @@ def test_what_only_a_reader_guesses_teaches_and_is_no_proof():
         given = (world.interactions, world.feedback, world.memories, world.vectors())
         return build(*given, settings(held_out_share=0.3), now=NOW, reading=reading)
 
-    alone, read = frozen(NOTHING), frozen(guess)
+    alone, read = frozen(UNREAD), frozen(guess)
     assert {h.interaction_ids[0] for h in read.held_out} <= world.feedback.keys()
     assert held_users(world, read) == held_users(world, alone)
     assert {e.interaction_ids[0] for e in read.examples} - world.feedback.keys()
@@ -1125,6 +1125,15 @@ def test_an_earlier_turn_that_is_forgotten_is_missed_as_well():
     world.forgets("i00000")
     with pytest.raises(NotFound, match="i00000"):
         world.load(rows)
+
+
+def test_one_who_said_most_has_not_all_others_held_out_in_their_place():
+    held = choose_clusters({"most": 80, **{f"u{n}": 1 for n in range(20)}}, DatasetSettings(held_out_share=0.2))
+    assert "most" not in held and len(held) == 4
+
+
+def test_cluster_that_overshoots_by_more_than_half_is_not_held_out():
+    assert len(choose_clusters({f"u{n}": 10 for n in range(4)}, DatasetSettings(held_out_share=0.3))) == 1
 
 
 def test_what_followed_a_turn_that_was_shown_what_is_forgotten_teaches_nothing_more_and_loads_as_it_was():

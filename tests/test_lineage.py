@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nightschool.errors import NotFound
+from nightschool.errors import GateRefused, NotFound
 from nightschool.evolve.dataset import freeze, from_rows, to_rows
 from nightschool.evolve.lineage import events, lineage, verify
 from nightschool.evolve.registry import Registry
@@ -210,3 +210,26 @@ def test_events_of_a_kind_keep_their_order_though_the_clock_is_set_back(
     ]
     assert registry.live() is None and switches[-1].id is None
     assert "".join(event.kind[0] for event in found) == "nsnnssns"
+
+
+def test_turn_that_taught_by_the_reader_alone_and_is_held_out_too_is_told_as_taught(
+    quick_store: MemoryStore, registry: Registry
+) -> None:
+    told(quick_store)
+    first, second = (i.id for i in quick_store.interactions())
+    snapshot = Snapshot((), (), (), (Judged((), "x", True, "ann", (first,)),), reader_ids=(first, second))
+    registry.add_snapshot(snapshot, [{"part": "held_out", "interaction_ids": [first]}])
+    found = lineage(quick_store, registry, sealed(registry, snapshot.id).id)
+    assert [s.interaction_ids for s in found.sources] == [(first, second)] and found.held_out == ()
+
+
+def test_folder_that_holds_another_adapter_is_told_of_and_serves_nobody(
+    quick_store: MemoryStore, registry: Registry, taught: Adapter
+) -> None:
+    other = sealed(registry, taught.snapshot_id, b"two")
+    registry.add_verdict(Verdict(taught.id, None, taught.snapshot_id, True, (), ("better",)))
+    shutil.rmtree(taught.path)
+    shutil.copytree(other.path, taught.path)
+    assert f"adapter {taught.id}: its manifest names {other.id}" in verify(quick_store, registry)
+    with pytest.raises(GateRefused, match=f"holds {other.id} instead of adapter {taught.id}"):
+        registry.promote(taught.id)

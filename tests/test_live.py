@@ -125,6 +125,25 @@ def test_requests_go_on_with_the_one_before_while_another_loads(registry: Regist
         assert loading.result() == two.id
 
 
+def test_base_goes_on_answering_while_the_first_adapter_loads(registry: Registry) -> None:
+    one, engine = accepted(registry, b"one"), StrictEngine(pause=0.5)
+    live = Live(registry, engine, 0.1)
+    with live.hold() as adapter_id:
+        assert adapter_id is None
+    registry.promote(one.id)
+
+    def first() -> str | None:
+        with live.hold() as adapter_id:
+            return adapter_id
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(first)
+        assert engine.loading.wait(5)
+        with live.hold() as adapter_id:
+            assert adapter_id is None and not loading.done()
+        assert loading.result() == one.id
+
+
 def test_adapter_that_is_refused_leaves_the_one_before_and_is_tried_again_later(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -131,6 +131,21 @@ def test_who_waits_for_an_engine_that_another_call_cannot_open_fails_with_it(
     assert len(tried) == 1 and "user=Hello" in late.reply("Hello").text
 
 
+def test_engine_is_closed_by_whoever_opened_it(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closing(EchoEngine):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    ours, given = Closing(), Closing()
+    monkeypatch.setattr("nightschool.sdk._opened", lambda _: ours)
+    parts = assistant.settings, assistant.store, assistant.registry
+    with Assistant(*parts) as first, Assistant(*parts, given) as second:
+        assert first.reply("Hello").text and second.reply("Hello").text
+    assert ours.closed and not given.closed
+
+
 def test_empty_text_is_refused(assistant: Assistant) -> None:
     with pytest.raises(InputError, match="text is empty"):
         assistant.reply(" ")

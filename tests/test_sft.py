@@ -38,7 +38,13 @@ def run(rows: list[Example], settings: Settings, lines: list[str] | None = None)
     return sft.run(Snapshot(tuple(rows), (), (), ()), settings, folder=folder, progress=report)
 
 
-def test_a_night_makes_a_sealed_adapter_that_says_what_was_done(settings: Settings) -> None:
+def test_a_night_makes_a_sealed_adapter_that_says_what_was_done(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("CI", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(variable, raising=False)
+    told = "trl.trainer.base_trainer.send_telemetry"
+    monkeypatch.setattr(told, lambda *_, **__: pytest.fail("somebody is told of a night"))
     lines: list[str] = []
     adapter = run([example(i) for i in range(40)], settings, lines)
     assert (adapter.phase, adapter.parent_id) == ("sft", None)

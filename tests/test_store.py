@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from nightschool.errors import InputError, NotFound, SettingsError, StoreError
+from nightschool.errors import InputError, NotFound, Overtaken, SettingsError, StoreError
 from nightschool.memory import database
 from nightschool.memory.conversations import Conversation, Owner, Review, draft_id, turn_memory_id
 from nightschool.memory.database import Database, file_of
@@ -468,14 +468,23 @@ def test_reply_is_rated_by_whom_it_was_given_to(quick_store):
     assert quick_store.rate(reply.id, rating=1, user_id="ann").rating == 1
 
 
+def test_reply_is_not_kept_where_any_turn_that_it_was_shown_is_forgotten(quick_store):
+    first, second = said(quick_store, "hi"), said(quick_store, "and?")
+    quick_store.forget_apply(quick_store.forget(interaction_ids=[first.id]))
+    with pytest.raises(Overtaken, match="forgotten meanwhile"):
+        quick_store.record([user("so?")], "yes", **ANN, after=[first.id, second.id])
+    assert quick_store.record([user("so?")], "yes", **ANN, after=[second.id]).position == 2
+
+
 def test_error_of_the_database_shows_nothing_that_was_said(quick_store):
-    with quick_store.sql.begin() as connection:
-        connection.execute(text("DROP TABLE feedback"))
     secret, reply = "".join(["47", "11"]), said(quick_store, "hi")  # the source is a part of what is shown
+    full = "CREATE TRIGGER full BEFORE INSERT ON feedback BEGIN SELECT RAISE(ABORT, 'no room'); END"
+    with quick_store.sql.begin() as connection:
+        connection.execute(text(full))
     with pytest.raises(StoreError) as error:
         quick_store.rate(reply.id, comment=secret)
     shown = "".join(traceback.format_exception(error.value))
-    assert secret not in shown and "no such table" in shown
+    assert secret not in shown and "no room" in shown
 
 
 def test_what_was_done_with_a_reply_is_feedback_of_its_own(quick_store, clock):

@@ -174,6 +174,28 @@ def test_adapter_answers_under_its_id_and_leaves_when_unloaded(
         engine.generate([PROMPT], adapter="b2:one")
 
 
+def test_server_is_asked_past_every_proxy_and_no_longer_than_the_settings_say(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, client = list[httpx.Client](), httpx.Client
+    monkeypatch.setattr("nightschool.serving.vllm.httpx.Client", lambda **how: made.append(client(**how)) or made[-1])
+    settings = ServingSettings(base=server.base, url="http://127.0.0.1:1/v1/", timeout_seconds=7.0)
+    with pytest.raises(ServingError, match=r"http://127\.0\.0\.1:1 cannot be reached"):
+        VLLMEngine(settings)
+    assert not made[0].trust_env and made[0].timeout.read == 7.0
+
+
+def test_adapter_that_was_refused_answers_once_it_is_loaded_anew(
+    engine: VLLMEngine, server: Server, tmp_path: Path
+) -> None:
+    engine.load("b2:one", tmp_path)
+    engine._refused.add("b2:one")
+    with pytest.raises(ServingError):
+        engine.generate([PROMPT], adapter="b2:one")
+    engine.load("b2:one", tmp_path)
+    assert engine.generate([PROMPT], adapter="b2:one") == ["b2:one"]
+
+
 def test_what_another_process_left_on_the_server_is_discarded_and_what_is_loaded_here_stays(
     engine: VLLMEngine, server: Server, tmp_path: Path
 ) -> None:

@@ -21,9 +21,9 @@ from .tokens import SPECIAL, VOCABULARY
 KERNELS = "nightschool_pretrain"
 
 
-def seedling_config(vocabulary: int = VOCABULARY) -> Any:
+def seedling_config() -> Any:
     return DeepseekV3Config(
-        vocab_size=vocabulary,
+        vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=1024,
         moe_intermediate_size=128,
