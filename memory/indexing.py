@@ -193,8 +193,12 @@ class Indexing:
                 self._remaking = False
 
     def check_whole(self) -> None:
-        """StoreError while another process makes the index anew, or where that was interrupted."""
+        """StoreError while another process makes the index anew, or where that was interrupted; or where another home
+        of this database has made one of its own."""
         with self._database.reading() as session:
+            named = session.get(StateRow, STORE)
+            if self._index is not None and named is not None and self._index.store_id != named.value:
+                raise self._index.of_another()
             if not self._remaking and _rebuilding(session) is not None:
                 raise StoreError(
                     f"{self._url}: the index is being made anew, or that was interrupted; run"
@@ -243,7 +247,24 @@ class Indexing:
         from .vectors import VectorIndex
 
         made = partial(VectorIndex, self._url, self._embedder.dimension, self._embedder.name)
+        if self._is_lost(made()):
+            self._replace(made)
         return made(self._store_id(made))
+
+    def _is_lost(self, index: VectorIndex) -> bool:
+        """Whether there is none, and SQL has memories that one should hold."""
+        with self._database.reading() as session:
+            indexed = session.scalars(select(MemoryRow.id).where(MemoryRow.indexed).limit(1)).first()
+        return indexed is not None and not index.is_there()
+
+    def _replace(self, made: Callable[[str], VectorIndex]) -> None:
+        """Make an empty one under a new name of the store: one that another home of the same database has is refused
+        from then on, since it would go on holding what is forgotten here."""
+        with self._database.writing() as session:
+            index = made(uuid4().hex)
+            if not index.is_there():  # else another process was first
+                session.merge(StateRow(name=STORE, value=index.store_id))
+                index.count()
 
     def _store_id(self, made: Callable[[], VectorIndex]) -> str:
         """By which the index knows its store again: another's index is not brought in step with this one."""

@@ -240,6 +240,10 @@ class VectorIndex:
             return str((self._connect().open_table(TABLE).schema.metadata or {}).get(b"store", b"").decode())
         return ""
 
+    def is_there(self) -> bool:
+        with self._lock, _translated("read"):
+            return TABLE in self._connect().list_tables().tables
+
     def check_reachable(self) -> None:
         """StoreError, with its URL, if no index can be there."""
         try:
@@ -262,7 +266,7 @@ class VectorIndex:
     def of_another(self) -> StoreError:
         return StoreError(
             f"the index {self.url} is of another memory; give this one its own memory.index_url, or delete that one; or"
-            " name the database that the index is of in memory.database_url"
+            " name the database that the index is of in memory.database_url; homes of one database share one index"
         )
 
     def _check_made(self, metadata: Mapping[bytes, bytes]) -> None:

@@ -89,7 +89,7 @@ for use in [*uses, lambda: store.record(said, "c", user_id="ann", session_id="s"
         use()
         wrong = use != store.close
     except StoreError as error:
-        wrong = "open the home again" not in str(error)
+        wrong = "open the home after the fork" not in str(error)
     if wrong:
         os._exit(9)
 os._exit(0)
@@ -403,3 +403,23 @@ def test_disk_that_is_full_is_told_with_what_may_be_full(quick_store):
     with told, quick_store.database.writing() as session:
         session.connection().exec_driver_sql("PRAGMA max_page_count = 1")
         session.connection().exec_driver_sql("CREATE TABLE more AS SELECT randomblob(1000000)")
+
+
+def test_home_whose_database_has_its_index_elsewhere_by_now_is_refused_until_it_shares_that(
+    settings, hash_embedder, tmp_path
+):
+    memory = replace(settings.memory, database_url=f"sqlite:///{tmp_path}/shared.db")
+    ours, theirs = (replace(settings, home=tmp_path / name, memory=memory) for name in ("ours", "theirs"))
+    with opened(ours, hash_embedder) as first:
+        said(first, "one zebra")
+        with opened(theirs, hash_embedder) as second:
+            assert len(recalled(second)) == 1
+        with pytest.raises(StoreError, match="homes of one database share one index"):
+            recalled(first)
+    with opened(ours, hash_embedder) as again, pytest.raises(StoreError, match="homes of one database"):
+        said(again, "two zebras")
+    shared = replace(memory, index_url=theirs.index_url)
+    with opened(replace(ours, memory=shared), hash_embedder) as joined, opened(theirs, hash_embedder) as second:
+        said(joined, "three zebras")
+        assert len(recalled(joined)) == len(recalled(second)) == 2
+        assert joined.verify() == second.verify() == []

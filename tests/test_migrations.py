@@ -143,7 +143,7 @@ def test_sqlite_is_durable_concurrent_checked_and_overwrites_what_it_deletes(url
         "journal_mode": "wal",
         "foreign_keys": 1,
         "secure_delete": 1,
-        "busy_timeout": 30000,
+        "busy_timeout": 120000,
         "synchronous": 2,
     }
     database.close()
