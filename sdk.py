@@ -355,12 +355,13 @@ class Assistant:
         session_id: str = "",
         shared: bool = False,
         source_ids: Sequence[str] = (),
+        replaces: str | None = None,
         created_utc: float | None = None,
     ) -> Memory:
         """Keep a note. Private to the user unless `shared`.
 
-        It falls with any of `source_ids`, the turns of theirs that it is made from. `created_utc`: seconds since 1970,
-        default now.
+        It falls with any of `source_ids`, the turns of theirs that it is made from, and is recalled in place of the
+        note of theirs that it `replaces`. `created_utc`: seconds since 1970, default now.
         """
         return self.store.remember(
             text,
@@ -369,6 +370,7 @@ class Assistant:
             session_id=session_id,
             shared=shared,
             source_ids=source_ids,
+            replaces=replaces,
             created_utc=created_utc,
         )
 

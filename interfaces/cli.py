@@ -190,10 +190,11 @@ def remember(
     user: User = "default",
     agent: Agent = "",
     shared: Annotated[bool, typer.Option("--shared", help="Found for every user and agent.")] = False,
+    replaces: Annotated[str | None, typer.Option("--replaces", metavar="ID", help="The note that it corrects.")] = None,
 ) -> None:
-    """Keep a note."""
+    """Keep a note, in place of another if it is given."""
     with assistant(home, make=True) as nightschool:
-        kept = nightschool.remember(text, user_id=user, agent_id=agent, shared=shared)
+        kept = nightschool.remember(text, user_id=user, agent_id=agent, shared=shared, replaces=replaces)
     out.print(kept.id, highlight=False)
 
 

@@ -69,7 +69,7 @@ def memory_list(
     with assistant(home) as nightschool:
         found = nightschool.memories(user_id=user, agent_id=agent, kind=cast("MemoryKind | None", kind), limit=limit)
         none = none_found("nothing is held", nightschool, user) if not found else ""
-    lines = [f"{m.id}  {when(m.created_utc)}  {m.kind}: {' '.join(m.text.split())}" for m in found]
+    lines = [f"{m.id}  {when(m.created_utc)}  {m.kind}{_ended(m)}: {' '.join(m.text.split())}" for m in found]
     show_found([asdict(m) for m in found], as_json, lines, none)
 
 
@@ -89,8 +89,11 @@ def history(
 
 
 def _held(memory: Memory) -> str:
-    since = f"since {when(memory.created_utc)}"
-    return since if memory.valid_to is None else f"{since} until {when(memory.valid_to)}"
+    return f"since {when(memory.created_utc)}{_ended(memory)}"
+
+
+def _ended(memory: Memory) -> str:
+    return "" if memory.valid_to is None else f" until {when(memory.valid_to)}"
 
 
 @memory.command()

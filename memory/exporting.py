@@ -33,7 +33,7 @@ HEAD = b'{"type": "nightschool"'  # how an export begins
 INTERACTION = ("id", "user_id", "agent_id", "session_id", "position", "turn", "reply")
 ANSWERED = ("adapter_id", "memory_ids", "topic_id", "created_utc")
 FEEDBACK = ("id", "interaction_id", "rating", "correction", "comment", "event", "created_utc")
-NOTE = ("id", "user_id", "agent_id", "session_id", "text", "source_ids", "shared", "created_utc")
+NOTE = ("id", "user_id", "agent_id", "session_id", "text", "source_ids", "shared", "created_utc", "valid_to")
 
 
 def exports_in(home: Path) -> tuple[str, ...]:

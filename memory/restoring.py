@@ -243,6 +243,8 @@ class Restoring:
             session.execute(insert(MemoryRow), [from_memory(note)])
         else:
             add_sources(session, note)
+            row = session.get_one(MemoryRow, note.id)
+            row.valid_to = note.valid_to if row.valid_to is None else row.valid_to
 
     def _tombstone(self, tombstones: Tombstones, values: dict[str, Any]) -> None:
         if self._foreign:
@@ -350,9 +352,9 @@ def _note(values: dict[str, Any]) -> Memory:
     text, shared = checked_text("text", values["text"]), values["shared"]
     _same_id("note", values["id"], note_id(owner.user_id, owner.agent_id, shared, text))
     sources = tuple(checked_text("source_ids", i) for i in values["source_ids"])
-    return Memory(
-        values["id"], *owner, "note", text, checked_time("created_utc", values["created_utc"]), sources, shared
-    )
+    began, ended = checked_time("created_utc", values["created_utc"]), values.get("valid_to")  # missing in older files
+    ended = None if ended is None else checked_time("valid_to", ended)
+    return Memory(values["id"], *owner, "note", text, began, sources, shared, valid_to=ended)
 
 
 def _same_id(kind: str, given: str, derived: str) -> None:

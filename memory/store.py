@@ -95,6 +95,8 @@ from .writing import (
     add_sources,
     check_shown,
     check_sources,
+    end_note,
+    hold_again,
     insert_drafts,
     insert_interactions,
     insert_missing_memories,
@@ -307,11 +309,13 @@ class MemoryStore(Facts):
         session_id: str = "",
         shared: bool = False,
         source_ids: Sequence[str] = (),
+        replaces: str | None = None,
         created_utc: float | None = None,
     ) -> Memory:
         """Keep a note; the same again is the one that is known, with both their sources. `created_utc`: default now.
 
-        It falls with any of its sources. NotFound where the user has no such source.
+        It falls with any of its sources. The note that it `replaces` stays on record, and is recalled `as_of` a time
+        before alone. NotFound where the user has no such source or note.
         """
         owner = checked_new_owner(user_id, agent_id, session_id)
         if not checked_text("text", text).strip():
@@ -324,8 +328,10 @@ class MemoryStore(Facts):
         note = Memory(named, *owner, "note", text, now, checked_ids("source_ids", source_ids) or (), shared)
         with self._writing() as session:
             check_sources(session, note)
-            if known := add_sources(session, note):
-                return known
+            if replaces is not None:
+                end_note(session, checked_text("replaces", replaces), note)
+            if add_sources(session, note):
+                return hold_again(session, note.id)
             Tombstones(session).lift((), [note.id])
             session.execute(insert(MemoryRow), [from_memory(note)])
         self._indexing.catch_up()

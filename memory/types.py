@@ -78,8 +78,8 @@ class Draft:
 class Memory:
     """A stored unit: a `turn` made from an interaction, a `correction` of its reply, a `note` that somebody asked to be
     remembered, or a `fact` or `preference` that a user stated of a `subject`. A statement or a correction holds from
-    `created_utc` to `valid_to`, None: it still does; the sources of a statement are the turns that said so, as many as
-    it was repeated.
+    `created_utc` to `valid_to`, and a note until it is replaced; None: it still does. The sources of a statement are
+    the turns that said so, as many as it was repeated.
     """
 
     id: str

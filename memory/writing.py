@@ -240,6 +240,23 @@ def check_sources(session: Session, note: Memory) -> None:
         raise NotFound(f"user {note.user_id!r} has no interaction {', '.join(missing)}; the note was not kept")
 
 
+def end_note(session: Session, replaced: str, note: Memory) -> None:
+    """From then on `note` holds in place of that one."""
+    row = session.get(MemoryRow, replaced)
+    if row is None or (row.kind, row.user_id) != ("note", note.user_id):
+        raise NotFound(f"user {note.user_id!r} has no note {replaced}; the note was not kept")
+    if row.id == note.id:
+        raise InputError(f"the note says the same as {replaced}, which it replaces")
+    row.valid_to = max(row.created_utc, note.created_utc)
+
+
+def hold_again(session: Session, note_id: str) -> Memory:
+    """The note, which holds from now on if it had been replaced."""
+    row = session.get_one(MemoryRow, note_id)
+    row.valid_to = None
+    return to_memory(row)
+
+
 def add_sources(session: Session, note: Memory) -> Memory | None:
     """The note that is known by this id, if there is one, with the sources of both: it falls with any of them."""
     if known := session.get(MemoryRow, note.id):

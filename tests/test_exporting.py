@@ -450,3 +450,14 @@ def test_export_is_brought_in_by_the_name_of_its_file(told, tmp_path):
     assert path == tmp_path / "all.jsonl" and told.restore(str(path)).known["interaction"] == 3
     with pytest.raises(InputError, match=r"no such file: .*none\.jsonl; nothing was imported"):
         told.restore(tmp_path / "none.jsonl")
+
+
+def test_replaced_note_comes_in_as_replaced_also_where_it_is_held(told, other, tmp_path):
+    before, _ = told.export(tmp_path / "before.jsonl")
+    other.restore(before)
+    (old,) = (m for m in told.memories_of("ann", kind="note", limit=9))
+    told.remember("a zebra is spotted", user_id="ann", replaces=old.id)
+    after, _ = told.export(tmp_path / "after.jsonl")
+    for _ in range(2):
+        other.restore(after)
+        assert other.memories_of("ann", kind="note", limit=9) == told.memories_of("ann", kind="note", limit=9)

@@ -507,6 +507,33 @@ def test_feedback_on_nothing_or_with_nothing_in_it_is_refused(quick_store):
 # -- notes ---
 
 
+def test_note_that_is_replaced_is_recalled_as_of_before_alone(quick_store, clock):
+    old = quick_store.remember("the bakery closes on Monday", user_id="ann")
+    between = clock.now = clock.now + 1
+    clock.now += 1
+    new = quick_store.remember("the bakery closes on Friday", user_id="ann", replaces=old.id)
+
+    def recalled(**when):
+        return [r.memory.id for r in quick_store.recall("bakery", user_id="ann", threshold=0, **when)]
+
+    assert recalled() == [new.id] and recalled(as_of=between) == [old.id]
+    assert quick_store.memories([old.id])[old.id].valid_to == new.created_utc
+    assert quick_store.verify() == []
+    again = quick_store.remember("the bakery closes on Monday", user_id="ann", replaces=new.id)
+    assert (again.id, again.valid_to) == (old.id, None) and recalled() == [old.id]
+
+
+def test_only_another_note_of_the_same_user_is_replaced(quick_store):
+    note = quick_store.remember("the bakery closes on Monday", user_id="ann", shared=True)
+    turn = turn_memory_id(said(quick_store, "hi").id)
+    for user_id, replaces in (("bob", note.id), ("ann", turn), ("ann", "m:none")):
+        with pytest.raises(NotFound, match=f"user '{user_id}' has no note {replaces}; the note was not kept"):
+            quick_store.remember("on Friday", user_id=user_id, replaces=replaces)
+    with pytest.raises(InputError, match="says the same"):
+        quick_store.remember("the bakery closes on Monday", user_id="ann", shared=True, replaces=note.id)
+    assert quick_store.memories([note.id])[note.id].valid_to is None and quick_store.counts()["memories"] == 2
+
+
 def draft(interaction, text, *sources):
     named = draft_id(interaction.id, "base", text)
     return Draft(named, interaction.id, text, "base", (interaction.id, *(s.id for s in sources)), 5.0)
