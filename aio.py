@@ -30,7 +30,8 @@ def _threaded(
 
     @wraps(method)
     async def call(front: AsyncAssistant, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await to_thread.run_sync(partial(method, front.sync, *args, **kwargs), limiter=getattr(front, limiter))
+        own = getattr(front.sync, method.__name__)  # of a subclass, too
+        return await to_thread.run_sync(partial(own, *args, **kwargs), limiter=getattr(front, limiter))
 
     return call
 

@@ -24,7 +24,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from .content import Message
 from .errors import InputError, NotFound, Overtaken, ServingError, StoreError, Unerased
-from .memory.conversations import Owner, checked_new_owner, checked_text, fault_of, messages_of, opening_of
+from .memory.conversations import Owner, checked_ids, checked_new_owner, checked_text, fault_of, messages_of, opening_of
 from .memory.types import (
     DEFAULT_USER,
     REACH,
@@ -315,13 +315,16 @@ class Assistant:
         messages: Sequence[Message] = [{"role": "user", "content": turn}] if isinstance(turn, str) else turn
         owner = self._owner(user_id, agent_id, session_id)
         with self._turn_of(owner, Event(), inf):  # not between what a reply is shown and its record
-            check = partial(self._check_visible, memory_ids, user_id)
-            given: dict[str, Any] = {"memory_ids": memory_ids, "created_utc": created_utc, "check": check}
+            shown = checked_ids("memory_ids", memory_ids) or ()
+            check = partial(self._check_visible, shown, user_id, agent_id)
+            given: dict[str, Any] = {"memory_ids": shown, "created_utc": created_utc, "check": check}
             return self.store.record(messages, reply, **owner._asdict(), **given)
 
-    def _check_visible(self, memory_ids: Sequence[str], user_id: str) -> None:
+    def _check_visible(self, memory_ids: Sequence[str], user_id: str, agent_id: str) -> None:
+        """As `recall` sees it: the user's own with this agent or with none, and what is shared."""
         held = self.store.memories(memory_ids)
-        visible = {i for i, memory in held.items() if memory.shared or memory.user_id == user_id}
+        own = (user_id, agent_id), (user_id, "")
+        visible = {i for i, memory in held.items() if memory.shared or (memory.user_id, memory.agent_id) in own}
         if missing := sorted(set(memory_ids) - visible):
             raise NotFound(f"user {user_id!r} has no memory {', '.join(missing)}; nothing was recorded")
 
@@ -455,7 +458,7 @@ class Assistant:
             receipt = self.store.forget_apply(plan)
         finally:  # the rows may be gone although their bytes could not be erased yet
             _withdraw(self.registry)
-        if kept := self.registry.unerased():
+        if kept := self.registry.unerased(receipt.tainted_adapters):
             raise Unerased(
                 f"the rows are deleted, but not yet the weights that learnt from them: {', '.join(map(str, kept))};"
                 " delete these files, or make them deletable and open the home again, which erases them",

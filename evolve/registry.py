@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from itertools import islice, takewhile
 from math import inf
@@ -244,9 +244,9 @@ class Registry:
         """
         return [adapter.id for adapter in (*self._held_tainted(), *self._lost()) if erase(adapter.path / WEIGHTS)]
 
-    def unerased(self) -> list[Path]:
-        """The files of weights that may know what was forgotten and are still there."""
-        return [adapter.path / WEIGHTS for adapter in self._held_tainted()]
+    def unerased(self, adapter_ids: Collection[str]) -> list[Path]:
+        """The files of the weights of these tainted adapters that are still there."""
+        return [adapter.path / WEIGHTS for adapter in self._held_tainted() if adapter.id in adapter_ids]
 
     def _held_tainted(self) -> list[Adapter]:
         with self.database.reading() as session:  # at every start, so of the tainted alone

@@ -143,6 +143,7 @@ class Indexing:
         self._database.require_own_process()  # before a lock that nobody in it holds any more
         done = 0
         with self._lock:
+            self._let_go_of_replaced()
             _ = self.index
             self.check_whole()
             while waiting := self._waiting():
@@ -184,6 +185,7 @@ class Indexing:
             try:
                 if not (resumed and self._index.is_ours()):
                     self._index.drop()
+                    self._index = self._renamed()
                 done = self.pending(progress)
                 self.reconcile()
                 with self._database.writing():  # others that write would preempt it
@@ -193,17 +195,20 @@ class Indexing:
                 self._remaking = False
 
     def check_whole(self) -> None:
-        """StoreError while another process makes the index anew, or where that was interrupted; or where another home
-        of this database has made one of its own."""
+        """StoreError while another process makes the index anew, or where that was interrupted."""
         with self._database.reading() as session:
-            named = session.get(StateRow, STORE)
-            if self._index is not None and named is not None and self._index.store_id != named.value:
-                raise self._index.of_another()
             if not self._remaking and _rebuilding(session) is not None:
                 raise StoreError(
                     f"{self._url}: the index is being made anew, or that was interrupted; run"
                     " `nightschool memory rebuild`, which goes on where it stopped"
                 )
+
+    def _let_go_of_replaced(self) -> None:
+        """Open again what another process made anew: here, or, which is refused, in another home of this database."""
+        with self._database.reading() as session:
+            named = session.get(StateRow, STORE)
+            if self._index is not None and named is not None and self._index.store_id != named.value:
+                self._index = None
 
     def end_rebuild(self, session: Session) -> None:
         session.execute(delete(StateRow).where(StateRow.name == REBUILD))
@@ -249,22 +254,33 @@ class Indexing:
         made = partial(VectorIndex, self._url, self._embedder.dimension, self._embedder.name)
         if self._is_lost(made()):
             self._replace(made)
-        return made(self._store_id(made))
+        return self._named(made)
+
+    def _named(self, made: Callable[[str], VectorIndex]) -> VectorIndex:
+        return made(self._store_id(lambda: made("")))
 
     def _is_lost(self, index: VectorIndex) -> bool:
         """Whether there is none, and SQL has memories that one should hold."""
+        if self._url.startswith("memory:"):  # where every connection has its own
+            return False
         with self._database.reading() as session:
             indexed = session.scalars(select(MemoryRow.id).where(MemoryRow.indexed).limit(1)).first()
         return indexed is not None and not index.is_there()
 
     def _replace(self, made: Callable[[str], VectorIndex]) -> None:
         """Make an empty one under a new name of the store: one that another home of the same database has is refused
-        from then on, since it would go on holding what is forgotten here."""
+        from then on, since it would go on holding what is forgotten here. The name comes first, for a crash between."""
         with self._database.writing() as session:
-            index = made(uuid4().hex)
-            if not index.is_there():  # else another process was first
-                session.merge(StateRow(name=STORE, value=index.store_id))
-                index.count()
+            if not made("").is_there():  # else another process was first
+                _name_store_anew(session)
+        with self._database.writing() as session:
+            made(session.get_one(StateRow, STORE).value).count()
+
+    def _renamed(self) -> VectorIndex:
+        """One that is not there yet, so that any other of this store is refused from then on."""
+        with self._database.writing() as session:
+            _name_store_anew(session)
+        return self._unopened()
 
     def _store_id(self, made: Callable[[], VectorIndex]) -> str:
         """By which the index knows its store again: another's index is not brought in step with this one."""
@@ -338,6 +354,10 @@ def _left_for_later() -> Iterator[None]:
         yield
     except StoreError as error:
         log.warning("kept, and to be indexed later: %s", error)
+
+
+def _name_store_anew(session: Session) -> None:
+    session.merge(StateRow(name=STORE, value=uuid4().hex))
 
 
 def _rebuilding(session: Session) -> str | None:

@@ -243,8 +243,6 @@ class Restoring:
             session.execute(insert(MemoryRow), [from_memory(note)])
         else:
             add_sources(session, note)
-            row = session.get_one(MemoryRow, note.id)
-            row.valid_to = note.valid_to if row.valid_to is None else row.valid_to
 
     def _tombstone(self, tombstones: Tombstones, values: dict[str, Any]) -> None:
         if self._foreign:

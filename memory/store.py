@@ -331,9 +331,10 @@ class MemoryStore(Facts):
             if replaces is not None:
                 end_note(session, checked_text("replaces", replaces), note)
             if add_sources(session, note):
-                return hold_again(session, note.id)
-            Tombstones(session).lift((), [note.id])
-            session.execute(insert(MemoryRow), [from_memory(note)])
+                note = hold_again(session, note)
+            else:
+                Tombstones(session).lift((), [note.id])
+                session.execute(insert(MemoryRow), [from_memory(note)])
         self._indexing.catch_up()
         return note
 

@@ -247,13 +247,18 @@ def end_note(session: Session, replaced: str, note: Memory) -> None:
         raise NotFound(f"user {note.user_id!r} has no note {replaced}; the note was not kept")
     if row.id == note.id:
         raise InputError(f"the note says the same as {replaced}, which it replaces")
-    row.valid_to = max(row.created_utc, note.created_utc)
+    if (row.shared, row.agent_id) != (note.shared, note.agent_id):  # else it would be taken from those who see it
+        seen = "shared" if row.shared else f"of agent {row.agent_id!r}"
+        raise InputError(f"the note {replaced} is {seen}; only one that is, too, replaces it")
+    if row.valid_to is None:
+        row.valid_to = max(row.created_utc, note.created_utc)
 
 
-def hold_again(session: Session, note_id: str) -> Memory:
-    """The note, which holds from now on if it had been replaced."""
-    row = session.get_one(MemoryRow, note_id)
-    row.valid_to = None
+def hold_again(session: Session, note: Memory) -> Memory:
+    """The one that is known by this id, which holds from now on if it had been replaced."""
+    row = session.get_one(MemoryRow, note.id)
+    if row.valid_to is not None:
+        row.created_utc, row.valid_to, row.indexed = note.created_utc, None, False
     return to_memory(row)
 
 

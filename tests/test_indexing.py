@@ -423,3 +423,50 @@ def test_home_whose_database_has_its_index_elsewhere_by_now_is_refused_until_it_
         said(joined, "three zebras")
         assert len(recalled(joined)) == len(recalled(second)) == 2
         assert joined.verify() == second.verify() == []
+
+
+def test_index_that_could_not_be_made_anew_is_made_by_whoever_comes_next(settings, hash_embedder, monkeypatch):
+    with opened(settings, hash_embedder) as store:
+        said(store, "one zebra")
+    shutil.rmtree(settings.home / "index")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with opened(settings, hash_embedder) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(VectorIndex, "_make_indexes", full)
+            with pytest.raises(StoreError, match="No space left"):
+                recalled(store)
+        assert len(recalled(store)) == 1 and store.verify() == []
+    with opened(settings, hash_embedder) as store:
+        assert len(recalled(store)) == 1
+
+
+def test_process_goes_on_with_an_index_that_another_made_anew(settings, hash_embedder):
+    with opened(settings, hash_embedder) as running:
+        said(running, "one zebra")
+        shutil.rmtree(settings.home / "index")
+        with opened(settings, hash_embedder) as other:
+            assert len(recalled(other)) == 1
+        said(running, "two zebras")
+        assert len(recalled(running)) == 2 and running.verify() == []
+        with opened(settings, hash_embedder) as other:
+            assert other.rebuild_index() == 2
+        assert len(recalled(running)) == 2 and running.verify() == []
+
+
+def test_index_of_another_home_that_bears_the_same_name_is_refused_once_one_is_rebuilt(
+    settings, hash_embedder, tmp_path
+):
+    memory = replace(settings.memory, database_url=f"sqlite:///{tmp_path}/shared.db")
+    ours, theirs = (replace(settings, home=tmp_path / name, memory=memory) for name in ("ours", "theirs"))
+    with opened(ours, hash_embedder) as first:
+        said(first, "one zebra")
+    shutil.copytree(tmp_path / "ours", tmp_path / "theirs")
+    with opened(theirs, hash_embedder) as second:
+        assert len(recalled(second)) == 1
+        with opened(ours, hash_embedder) as first:
+            first.rebuild_index()
+        with pytest.raises(StoreError, match="homes of one database share one index"):
+            recalled(second)

@@ -87,13 +87,13 @@ def test_forgetting_the_answered_reaction_reaches_what_it_taught_before(
     assert lineage(quick_store, registry, taught.id).forgotten == (reaction,)
     (problem,) = verify(quick_store, registry)
     assert problem.endswith(f"its weights are not erased; delete {taught.path / WEIGHTS}")
-    assert registry.unerased() == [taught.path / WEIGHTS]
+    assert registry.unerased([taught.id]) == [taught.path / WEIGHTS]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "not permitted")))
         assert registry.erase_tainted() == []
     assert "could not be erased: not permitted" in caplog.text
     assert registry.erase_tainted() == [taught.id] and not (taught.path / WEIGHTS).exists()
-    assert registry.erase_tainted() == registry.unerased() == []
+    assert registry.erase_tainted() == registry.unerased([taught.id]) == []
     assert lineage(quick_store, registry, taught.id).forgotten == (reaction,)
     assert verify(quick_store, registry) == []
     with pytest.raises(NotFound, match="made of what is forgotten now: interaction"):

@@ -287,6 +287,7 @@ def test_the_first_reply_of_a_process_discards_what_was_withdrawn_meanwhile(regi
     registry.taint(made.id, "a turn was forgotten")
     engine = StrictEngine()
     for _ in range(2):
+        engine.discarded = None
         with Live(registry, engine, 0.1).hold() as held:
             assert (held, engine.discarded) == (None, [made.id])
         registry.promote(other.id)

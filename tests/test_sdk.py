@@ -25,7 +25,7 @@ from nightschool.memory.conversations import Owner
 from nightschool.memory.embed import Embedder
 from nightschool.memory.indexing import Indexing
 from nightschool.memory.store import MemoryStore
-from nightschool.memory.types import REACH, MemoryKind
+from nightschool.memory.types import REACH, Memory, MemoryKind
 from nightschool.replies import ReplyStream
 from nightschool.sdk import LOOK_S, MOST_WAITING, Assistant
 from nightschool.serving.engine import MANIFEST, WEIGHTS, Pieces, Sampling
@@ -124,9 +124,9 @@ def test_who_waits_for_an_engine_that_another_call_cannot_open_fails_with_it(
     monkeypatch.setattr("nightschool.sdk._opened", opened)
     late = Assistant(assistant.settings, assistant.store, assistant.registry)
     with ThreadPoolExecutor(4) as pool:
-        replies = [pool.submit(late.reply, "Hello", session_id=str(n)) for n in range(4)]
+        opened_by = [pool.submit(lambda: late.engine) for _ in range(4)]
         waiting.set()
-        failed = [reply.exception() for reply in replies]
+        failed = [opening.exception() for opening in opened_by]
     assert all(isinstance(error, ServingError) and "no answer in 120 s" in str(error) for error in failed)
     assert len(tried) == 1 and "user=Hello" in late.reply("Hello").text
 
@@ -416,7 +416,22 @@ def test_recorded_reply_is_traced_to_the_memories_that_it_was_shown(assistant: A
         with pytest.raises(NotFound, match=f"user '{user}' has no memory"):
             unseen = ["m:none"] if user == "ada" else [note.id]
             assistant.record("And?", "Rex.", user_id=user, session_id="t", memory_ids=unseen)
+    of_a = assistant.remember("Rex is a poodle.", user_id="ada", agent_id="a")
+    with pytest.raises(NotFound, match=of_a.id):
+        ids = (memory.id for memory in (note, of_a))
+        assistant.record("And?", "A poodle.", user_id="ada", agent_id="b", session_id="t", memory_ids=cast(Any, ids))
     assert len(list(assistant.store.interactions())) == 1
+    assistant.record("And?", "A poodle.", user_id="ada", agent_id="a", session_id="t", memory_ids=[note.id, of_a.id])
+
+
+def test_calls_that_are_not_waited_for_are_those_of_a_subclass(assistant: Assistant) -> None:
+    class Careful(Assistant):
+        def remember(self, text: str, **how: Any) -> Memory:
+            return super().remember(f"{text} (careful)", **how)
+
+    careful = Careful(assistant.settings, assistant.store, assistant.registry, assistant.engine)
+    kept = asyncio.run(AsyncAssistant(careful).remember("My dog is called Rex.", user_id="ada"))
+    assert kept.text == "My dog is called Rex. (careful)"
 
 
 def test_memories_of_a_user_are_listed_newest_first(assistant: Assistant) -> None:

@@ -519,8 +519,10 @@ def test_note_that_is_replaced_is_recalled_as_of_before_alone(quick_store, clock
     assert recalled() == [new.id] and recalled(as_of=between) == [old.id]
     assert quick_store.memories([old.id])[old.id].valid_to == new.created_utc
     assert quick_store.verify() == []
+    clock.now += 1
     again = quick_store.remember("the bakery closes on Monday", user_id="ann", replaces=new.id)
     assert (again.id, again.valid_to) == (old.id, None) and recalled() == [old.id]
+    assert recalled(as_of=new.created_utc) == [new.id] and quick_store.verify() == []
 
 
 def test_only_another_note_of_the_same_user_is_replaced(quick_store):
@@ -531,6 +533,9 @@ def test_only_another_note_of_the_same_user_is_replaced(quick_store):
             quick_store.remember("on Friday", user_id=user_id, replaces=replaces)
     with pytest.raises(InputError, match="says the same"):
         quick_store.remember("the bakery closes on Monday", user_id="ann", shared=True, replaces=note.id)
+    for how in ({"shared": False}, {"shared": True, "agent_id": "a"}):  # whoever else sees it would lose it
+        with pytest.raises(InputError, match=f"the note {note.id} is shared; only one that is, too, replaces it"):
+            quick_store.remember("on Friday", user_id="ann", replaces=note.id, **how)
     assert quick_store.memories([note.id])[note.id].valid_to is None and quick_store.counts()["memories"] == 2
 
 
