@@ -241,6 +241,7 @@ class VectorIndex:
         return ""
 
     def is_there(self) -> bool:
+        self.check_reachable()
         with self._lock, _translated("read"):
             return TABLE in self._connect().list_tables().tables
 
