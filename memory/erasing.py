@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from stat import S_ISREG
 
 from ..errors import StoreError
 from .database import Database
@@ -72,6 +73,7 @@ def size_of(path: Path) -> int:
 
 def _bytes_of(path: Path) -> int:
     try:
-        return path.stat().st_size if path.is_file() else 0
+        found = path.stat()
     except FileNotFoundError:
         return 0
+    return found.st_size if S_ISREG(found.st_mode) else 0

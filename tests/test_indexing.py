@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from nightschool.errors import StoreError
+from nightschool.memory.erasing import size_of
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.vectors import VectorIndex
 
@@ -470,3 +471,26 @@ def test_index_of_another_home_that_bears_the_same_name_is_refused_once_one_is_r
             first.rebuild_index()
         with pytest.raises(StoreError, match="homes of one database share one index"):
             recalled(second)
+
+
+def test_index_that_another_process_made_first_keeps_its_name(settings, hash_embedder):
+    with opened(settings, hash_embedder) as store:
+        said(store, "one zebra")
+        named = store._indexing.index.name()
+        store._indexing._replace(lambda name: VectorIndex(settings.index_url, 64, "hash", name))
+        assert store._indexing.index.name() == named and len(recalled(store)) == 1
+
+
+def test_index_in_working_memory_is_made_by_each_that_opens_it_and_refuses_none(settings, hash_embedder):
+    volatile = replace(settings, memory=replace(settings.memory, index_url="memory://"))
+    with opened(volatile, hash_embedder) as first:
+        said(first, "one zebra")
+        with opened(volatile, hash_embedder) as second:
+            assert len(recalled(second)) == len(recalled(first)) == 1
+
+
+def test_size_is_of_all_files_and_none_where_there_is_nothing(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for path in (tmp_path / "one", tmp_path / "a" / "b" / "two"):
+        path.write_bytes(b"12345")
+    assert (size_of(tmp_path), size_of(tmp_path / "one"), size_of(tmp_path / "none")) == (10, 5, 0)

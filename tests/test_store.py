@@ -468,6 +468,11 @@ def test_reply_is_rated_by_whom_it_was_given_to(quick_store):
     assert quick_store.rate(reply.id, rating=1, user_id="ann").rating == 1
 
 
+def test_conversation_without_a_session_is_refused(quick_store):
+    with pytest.raises(InputError, match="session_id is empty"):
+        quick_store.record_conversation([user("hi")], user_id="ann", session_id="")
+
+
 def test_reply_is_not_kept_where_any_turn_that_it_was_shown_is_forgotten(quick_store):
     first, second = said(quick_store, "hi"), said(quick_store, "and?")
     quick_store.forget_apply(quick_store.forget(interaction_ids=[first.id]))
@@ -523,6 +528,10 @@ def test_note_that_is_replaced_is_recalled_as_of_before_alone(quick_store, clock
     again = quick_store.remember("the bakery closes on Monday", user_id="ann", replaces=new.id)
     assert (again.id, again.valid_to) == (old.id, None) and recalled() == [old.id]
     assert recalled(as_of=new.created_utc) == [new.id] and quick_store.verify() == []
+    ended = quick_store.memories([new.id])[new.id].valid_to
+    clock.now += 1
+    quick_store.remember("the bakery closes on Sunday", user_id="ann", replaces=new.id)  # which was replaced before
+    assert quick_store.memories([new.id])[new.id].valid_to == ended
 
 
 def test_only_another_note_of_the_same_user_is_replaced(quick_store):
