@@ -143,9 +143,8 @@ class Indexing:
         self._database.require_own_process()  # before a lock that nobody in it holds any more
         done = 0
         with self._lock:
-            self._let_go_of_replaced()
-            _ = self.index
             self.check_whole()
+            _ = self.index
             while waiting := self._waiting():
                 self._add(waiting, {}, afresh=True)
                 done += len(waiting)
@@ -195,20 +194,18 @@ class Indexing:
                 self._remaking = False
 
     def check_whole(self) -> None:
-        """StoreError while another process makes the index anew, or where that was interrupted."""
+        """StoreError while another process makes the index anew, or where that was interrupted. What another has made
+        anew, here or in another home of this database, is opened again, which the latter refuses."""
+        states = select(StateRow.name, StateRow.value).where(StateRow.name.in_((STORE, REBUILD)))
         with self._database.reading() as session:
-            if not self._remaking and _rebuilding(session) is not None:
-                raise StoreError(
-                    f"{self._url}: the index is being made anew, or that was interrupted; run"
-                    " `nightschool memory rebuild`, which goes on where it stopped"
-                )
-
-    def _let_go_of_replaced(self) -> None:
-        """Open again what another process made anew: here, or, which is refused, in another home of this database."""
-        with self._database.reading() as session:
-            named = session.get(StateRow, STORE)
-            if self._index is not None and named is not None and self._index.store_id != named.value:
-                self._index = None
+            found = {name: value for name, value in session.execute(states)}
+        if not self._remaking and REBUILD in found:
+            raise StoreError(
+                f"{self._url}: the index is being made anew, or that was interrupted; run"
+                " `nightschool memory rebuild`, which goes on where it stopped"
+            )
+        if self._index is not None and self._index.store_id != found.get(STORE, self._index.store_id):
+            self._index = None
 
     def end_rebuild(self, session: Session) -> None:
         session.execute(delete(StateRow).where(StateRow.name == REBUILD))
