@@ -63,8 +63,8 @@ class Indexing:
     def index(self) -> VectorIndex:
         """Opened when first needed, and brought in step with SQL then."""
         self._database.require_own_process()
-        if self._index is not None:  # without the lock: whoever holds it may wait for the caller's transaction
-            return self._index
+        if (held := self._index) is not None:  # without the lock: whoever has it may wait for the caller's transaction
+            return held
         with self._lock:
             if self._index is None:
                 self.check_whole()
@@ -157,7 +157,8 @@ class Indexing:
         asked = [i for i in interactions if request_of(i.turn)]
         ids = [turn_memory_id(i.id) for i in asked]
         # not opened here: that writes, and would wait for the caller's transaction
-        held: dict[str, Vector] = {} if self._index is None else self._index.vectors(ids)
+        index = self._index  # which another thread may let go of
+        held: dict[str, Vector] = {} if index is None else index.vectors(ids)
         fresh = self.embed_missing({}, [i.text for i in asked if turn_memory_id(i.id) not in held])
         return {i.id: held[m] if (m := turn_memory_id(i.id)) in held else fresh[i.text] for i in asked}
 
@@ -204,7 +205,8 @@ class Indexing:
                 f"{self._url}: the index is being made anew, or that was interrupted; run"
                 " `nightschool memory rebuild`, which goes on where it stopped"
             )
-        if self._index is not None and self._index.store_id != found.get(STORE, self._index.store_id):
+        held = self._index
+        if held is not None and held.store_id != found.get(STORE, held.store_id):
             self._index = None
 
     def end_rebuild(self, session: Session) -> None:
@@ -251,10 +253,7 @@ class Indexing:
         made = partial(VectorIndex, self._url, self._embedder.dimension, self._embedder.name)
         if self._is_lost(made()):
             self._replace(made)
-        return self._named(made)
-
-    def _named(self, made: Callable[[str], VectorIndex]) -> VectorIndex:
-        return made(self._store_id(lambda: made("")))
+        return made(self._store_id(made))
 
     def _is_lost(self, index: VectorIndex) -> bool:
         """Whether there is none, and SQL has memories that one should hold."""
