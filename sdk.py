@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, chain
+from itertools import accumulate
 from math import inf
 from pathlib import Path
 from secrets import randbits
@@ -24,10 +24,10 @@ from weakref import WeakSet, WeakValueDictionary
 
 from .content import Message
 from .errors import InputError, NotFound, Overtaken, ServingError, StoreError, Unerased
-from .memory.conversations import Owner, checked_ids, checked_new_owner, checked_text, fault_of, messages_of, opening_of
+from .memory.conversations import Owner, checked_ids, checked_new_owner, checked_text, fault_of
+from .memory.prompt import REACH, opening_out_of_reach, prompt_of
 from .memory.types import (
     DEFAULT_USER,
-    REACH,
     Feedback,
     FeedbackEvent,
     ForgetPlan,
@@ -36,7 +36,6 @@ from .memory.types import (
     Memory,
     MemoryKind,
     Recall,
-    with_notes,
 )
 from .replies import Listener, Reply, ReplyStream
 from .settings import ServingSettings, Settings, folder_of, load_settings
@@ -199,8 +198,7 @@ class Assistant:
             earlier = self.store.latest_interactions(*owner, REACH)
             opening = self._out_of_reach(owner, earlier)
             memories = self._known(text, user_id, agent_id, earlier)
-            said = [*chain(*map(opening_of, opening)), *messages_of(earlier), *turn]
-            prompt = with_notes(said, [m.text for m in memories])
+            prompt = prompt_of(opening, earlier, turn, [m.text for m in memories])
             with self._following().hold() as adapter_id:
                 answer = self._said(prompt, adapter_id, listener)
             if not answer.strip():
@@ -216,9 +214,7 @@ class Assistant:
         return Reply(answer, kept.id, owner.session_id, adapter_id, kept.memory_ids)
 
     def _out_of_reach(self, owner: Owner, earlier: Sequence[Interaction]) -> list[Interaction]:
-        """The first turn of the session where that came before `earlier` and begins with what holds for all of it."""
-        first = self.store.first_interaction(*owner) if len(earlier) == REACH else None
-        return [first] if first and first.position < earlier[0].position and opening_of(first) else []
+        return opening_out_of_reach(self.store.first_interaction(*owner) if len(earlier) == REACH else None, earlier)
 
     def _check_still(self, memories: Sequence[Memory], adapter_id: str | None, dropped: Event) -> None:
         """While it is written: somebody still wants it, and nothing that made it was forgotten meanwhile."""

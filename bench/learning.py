@@ -59,8 +59,8 @@ from nightschool.evolve import dataset, dpo, gate, replay, sft
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import ensure_loaded
 from nightschool.evolve.types import Adapter, Snapshot, Verdict
+from nightschool.memory.prompt import with_notes
 from nightschool.memory.store import MemoryStore
-from nightschool.memory.types import with_notes
 from nightschool.sdk import Assistant
 from nightschool.serving.engine import Engine, Sampling
 from nightschool.serving.local import LocalEngine

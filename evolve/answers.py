@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..content import canonical_json, content_id
+from ..memory.conversations import owner_of
 from ..memory.signals import KEPT, assess, correction_of, events_of, label, label_of
 from ..memory.topics import Recurrence, recurrence
 from ..memory.types import Feedback, Interaction, Satisfaction, Signal
 from ..settings import CensorSettings, DatasetSettings, Settings
-from .prompts import Prompts, Words, plain, session_key
+from .prompts import Prompts, Words, plain
 from .types import Excluded
 
 Vectors = Mapping[str, NDArray[np.float32]]  # unit vectors of requests by interaction id
@@ -240,7 +241,7 @@ def _neutral(answer: Answer) -> Answer:
 
 def recurrences(prompts: Prompts, settings: DatasetSettings) -> dict[str, Recurrence]:
     interactions = prompts.interactions.values()
-    visits = [(topic_of(i), session_key(i), i.created_utc) for i in interactions]
+    visits = [(topic_of(i), owner_of(i), i.created_utc) for i in interactions]
     latest = max((i.created_utc for i in interactions), default=0.0)
     return recurrence(visits, latest, settings.half_life_days, settings.max_user_recurrence)
 
@@ -270,7 +271,7 @@ def user_cluster(interaction: Interaction) -> str:
 
 
 def session_cluster(interaction: Interaction) -> str:
-    return canonical_json(session_key(interaction))
+    return canonical_json(owner_of(interaction))
 
 
 def choose_clusters(sizes: Mapping[str, int], settings: DatasetSettings) -> frozenset[str]:

@@ -23,7 +23,7 @@ from .prompts import Prompts, Words, plain, words_of
 from .types import Prompt
 
 CURATION = privacy.LATEST  # the version; a snapshot is read back with its own
-# From which on text is masked, and a prompt reaches back so many turns (`memory.types.REACH`); later ones, `privacy`.
+# From which on text is masked, and a prompt reaches back so many turns (`REACH`); later ones, `privacy`.
 MASKED, BOUNDED = 1, 2
 
 MAX_CHARACTERS = 16_000

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..content import content_id
 from ..errors import NotFound, StoreError
-from ..memory.conversations import answered_since
+from ..memory.conversations import Owner, answered_since, owner_of
 from ..memory.signals import censor_id
 from ..memory.topics import DAY
 from ..memory.types import Feedback, Interaction, Memory
@@ -38,7 +38,7 @@ from .contrasts import Contrast, Order, bounded, find_contrasts, find_rephrased,
 from .curation import BOUNDED, CURATION, Fits, Said, any_length, as_taught, curate
 from .expansion import Author, Expansion
 from .lessons import short_enough
-from .prompts import Prompts, SessionKey, Words, session_key, words_of
+from .prompts import Prompts, Words, words_of
 from .reception import read, reader_at_hand
 from .types import Example, Judged, Pair, Snapshot, Thumb, without_nothing
 from .weights import balanced, example_weight, limit_marked, limit_share, limit_sum, normalise, thumb_weight
@@ -72,11 +72,11 @@ def freeze(store: MemoryStore, settings: Settings, *, now: float, author: Author
 
 def up_to(now: float, interactions: Sequence[Interaction]) -> list[Interaction]:
     """Those dated by `now`, and of no session what was said after one that is not: its prompt has that one in it."""
-    first: dict[SessionKey, int] = {}
+    first: dict[Owner, int] = {}
     for i in interactions:
         if i.created_utc > now:
-            first[session_key(i)] = min(i.position, first.get(session_key(i), i.position))
-    return [i for i in interactions if i.position < first.get(session_key(i), inf)]
+            first[owner_of(i)] = min(i.position, first.get(owner_of(i), i.position))
+    return [i for i in interactions if i.position < first.get(owner_of(i), inf)]
 
 
 @dataclass(frozen=True)

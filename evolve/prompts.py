@@ -10,20 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..content import content_id
-from ..memory.conversations import messages_of, opening_of, request_of
+from ..memory.conversations import Owner, owner_of, request_of
 from ..memory.cues import Exchange
+from ..memory.prompt import REACH, opening_out_of_reach, prompt_of
 from ..memory.reader import LOOK_BACK
-from ..memory.types import REACH, Interaction, Memory, with_notes
+from ..memory.types import Interaction, Memory
 from .types import Prompt
 
-SessionKey = tuple[str, str, str]  # user, agent, session
 Words = tuple[str, str]  # of a prompt and an answer, see `words_of`
 
 EDGES = ".,;:!?…'\"()„“”‘’«»"
-
-
-def session_key(interaction: Interaction) -> SessionKey:
-    return interaction.user_id, interaction.agent_id, interaction.session_id
 
 
 def plain(text: str) -> str:
@@ -41,15 +37,15 @@ class Prompts:
     """The sessions of `interactions` in order. Keys are chained hashes, so a long session costs linear time."""
 
     def __init__(self, interactions: Iterable[Interaction], memories: Mapping[str, Memory]) -> None:
-        ordered = sorted(interactions, key=lambda i: (session_key(i), i.position))
+        ordered = sorted(interactions, key=lambda i: (owner_of(i), i.position))
         self.interactions = {i.id: i for i in ordered}
         self.memories = memories
-        self._sessions: dict[SessionKey, list[Interaction]] = {}
+        self._sessions: dict[Owner, list[Interaction]] = {}
         self._index: dict[str, int] = {}
         self._history: dict[str, str] = {}  # the key of all that was said before an interaction
         before = ""
         for interaction in ordered:
-            session = self._sessions.setdefault(session_key(interaction), [])
+            session = self._sessions.setdefault(owner_of(interaction), [])
             if not session:
                 before = ""
             self._index[interaction.id] = len(session)
@@ -60,9 +56,8 @@ class Prompts:
     def prompt(self, interaction: Interaction, *, whole: bool = False) -> Prompt:
         """With the turns within reach, or the `whole` session before it."""
         earlier = self._earlier(interaction, None if whole else REACH)
-        opening = [] if whole else [m for first in self._opening(interaction) for m in opening_of(first)]
-        messages = [*opening, *messages_of(earlier), *interaction.turn]
-        return tuple(with_notes(messages, self._notes(interaction)))
+        opening = [] if whole else self._opening(interaction)
+        return tuple(prompt_of(opening, earlier, interaction.turn, self._notes(interaction)))
 
     def key(self, interaction: Interaction) -> str:
         """Equal keys are equal prompts, but for case, spaces and punctuation at word ends in this turn."""
@@ -92,15 +87,15 @@ class Prompts:
 
     def is_last(self, interaction: Interaction) -> bool:
         """Whether its session ends with it."""
-        return self._sessions[session_key(interaction)][-1].id == interaction.id
+        return self._sessions[owner_of(interaction)][-1].id == interaction.id
 
     def earlier_replies(self, interaction: Interaction) -> list[str]:
         index = self._index[interaction.id]
-        return [i.reply for i in self._sessions[session_key(interaction)][max(0, index - LOOK_BACK) : index]]
+        return [i.reply for i in self._sessions[owner_of(interaction)][max(0, index - LOOK_BACK) : index]]
 
     def exchange(self, interaction: Interaction) -> Exchange:
         """The answer in its place, with no more of the session than it is compared with."""
-        session, index = self._sessions[session_key(interaction)], self._index[interaction.id]
+        session, index = self._sessions[owner_of(interaction)], self._index[interaction.id]
         earlier = [i for i in session[max(0, index - LOOK_BACK) : index]]
         reaction = self.reaction(interaction)
         # a turn of tools has the text of the request before it, which is not asked again
@@ -116,7 +111,7 @@ class Prompts:
 
     def exchanged(self, interaction: Interaction) -> list[str]:
         """The ids of all whose words are in its `exchange`."""
-        session, index = self._sessions[session_key(interaction)], self._index[interaction.id]
+        session, index = self._sessions[owner_of(interaction)], self._index[interaction.id]
         return [i.id for i in session[max(0, index - LOOK_BACK) : index + 2]]
 
     def missing_memories(self, interaction: Interaction) -> list[str]:
@@ -150,18 +145,16 @@ class Prompts:
     def _next(self, interaction: Interaction) -> Interaction | None:
         """The next turn of the session; None where that is forgotten."""
         following = self._index[interaction.id] + 1
-        later = self._sessions[session_key(interaction)][following : following + 1]
+        later = self._sessions[owner_of(interaction)][following : following + 1]
         return next((i for i in later if i.position == interaction.position + 1), None)
 
     def _earlier(self, interaction: Interaction, reach: int | None) -> list[Interaction]:
         index = self._index[interaction.id]
         first = 0 if reach is None else max(0, index - reach)
-        return self._sessions[session_key(interaction)][first:index]
+        return self._sessions[owner_of(interaction)][first:index]
 
     def _opening(self, interaction: Interaction) -> list[Interaction]:
-        """The first turn of its session where that is out of reach and begins with what holds for all of it."""
-        first = self._sessions[session_key(interaction)][0]
-        return [first] if self._index[interaction.id] > REACH and opening_of(first) else []
+        return opening_out_of_reach(self._sessions[owner_of(interaction)][0], self._earlier(interaction, REACH))
 
     def _notes(self, interaction: Interaction) -> list[str]:
         return [self.memories[m].text for m in interaction.memory_ids]

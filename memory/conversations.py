@@ -66,6 +66,10 @@ class Planned:
 # -- names ---
 
 
+def owner_of(interaction: Interaction) -> Owner:
+    return Owner(interaction.user_id, interaction.agent_id, interaction.session_id)
+
+
 def interaction_id(owner: Owner, position: int, turn: Sequence[Message], reply: str) -> str:
     return content_id([*owner, position, list(turn), reply])
 
@@ -144,9 +148,8 @@ def answered_since(ids: Set[str], interactions: Collection[Interaction]) -> dict
 
 
 def _unanswered(interaction: Interaction) -> Iterator[str]:
-    owner = Owner(interaction.user_id, interaction.agent_id, interaction.session_id)
     for end in range(1, len(interaction.turn) + 1):
-        yield interaction_id(owner, interaction.position, interaction.turn[:end], "")
+        yield interaction_id(owner_of(interaction), interaction.position, interaction.turn[:end], "")
 
 
 def interactions_of(conversation: Conversation) -> list[tuple[Interaction, Review | None]]:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from ..errors import NotFound
 from ..settings import Settings
 from . import reading
-from .conversations import Owner, checked_kind, checked_limit, checked_owner, checked_text
+from .conversations import Owner, checked_kind, checked_limit, checked_owner, checked_text, owner_of
 from .database import Database
 from .grouping import groups
 from .rows import to_interaction, to_memory
@@ -62,7 +62,7 @@ class Facts:
 
     def session_of(self, interaction_id: str) -> list[Interaction]:
         """Every interaction of its session, in order; NotFound if it is not held."""
-        rows = reading.of_session(reading.owner_of(self.interaction(interaction_id))).order_by(InteractionRow.position)
+        rows = reading.of_session(owner_of(self.interaction(interaction_id))).order_by(InteractionRow.position)
         with self.database.reading() as session:
             return [to_interaction(row) for row in session.scalars(rows)]
 

@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 
 from ..content import content_id
 from ..errors import InputError, NotFound
-from .conversations import Owner, checked_owner, checked_past, checked_text, request_of, turn_memory_id
+from .conversations import Owner, checked_owner, checked_past, checked_text, owner_of, request_of, turn_memory_id
 from .corrections import correction_ids
-from .reading import of_session, owner_of, shown
+from .reading import of_session, shown
 from .rows import chunks, delete_in, rows_in, scalars_in, to_interaction
 from .stated_rows import begun_in, follow, stated_by
 from .tables import AdapterRow, DraftRow, FeedbackRow, InteractionRow, MemoryRow, ReceiptRow, SnapshotSourceRow

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import NotFound
 from ..settings import DatasetSettings
-from .conversations import Owner, checked_text, request_of
+from .conversations import Owner, checked_text, owner_of, request_of
 from .database import Database
 from .grouping import groups, labels
 from .rows import ROWS_A_PAGE, rows_in, scalars_in, to_draft, to_feedback, to_interaction, to_memory
@@ -22,10 +22,6 @@ from .types import Draft, Feedback, Interaction, Memory, Topic
 LEAST_OF_ID = 9  # letters of an id that name it in place of the whole: b2: and six
 Named = TypeVar("Named", InteractionRow, AdapterRow)
 PLACE = (InteractionRow.user_id, InteractionRow.agent_id, InteractionRow.session_id, InteractionRow.position)
-
-
-def owner_of(interaction: Interaction) -> Owner:
-    return Owner(interaction.user_id, interaction.agent_id, interaction.session_id)
 
 
 def of_session(owner: Owner) -> Select[InteractionRow]:

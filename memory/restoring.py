@@ -38,13 +38,14 @@ from .conversations import (
     interaction_id,
     leaves_memory,
     note_id,
+    owner_of,
     request_of,
 )
 from .corrections import remember_corrections
 from .exporting import FEEDBACK, VERSION
 from .forgetting import inherit_again
 from .passages import of_turn
-from .reading import of_session, owner_of
+from .reading import of_session
 from .rows import ROWS_A_PAGE, from_interaction, from_memory, to_interaction, turn_memory
 from .stated_rows import add_statements
 from .tables import FeedbackRow, InteractionRow, MemoryRow, TopicRow

@@ -18,8 +18,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from ..content import canonical_json
-from .conversations import request_of
-from .reading import owner_of
+from .conversations import owner_of, request_of
 from .rows import delete_in, scalars_in
 from .tables import StateRow, TombstoneRow
 from .types import Interaction

@@ -6,7 +6,6 @@ Times are `*_utc`: seconds since 1970 in UTC, as float. Owners are the same thre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -178,26 +177,3 @@ class ForgetReceipt:
     tainted_snapshots: tuple[str, ...]
     tainted_adapters: tuple[str, ...]
     exports: tuple[str, ...] = ()
-
-
-REACH = 64  # turns before a request that its prompt holds; a session without end would cost its length squared
-
-
-def notes_message(texts: Sequence[str]) -> Message:
-    """How remembered texts are shown to the model, one line each."""
-    lines = "\n".join("- " + " ".join(text.split()) for text in texts)
-    return {"role": "system", "content": f"Notes from earlier conversations:\n{lines}"}
-
-
-def with_notes(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:
-    """`messages` with the notes at the end of the system message that opens them, or as a new first message.
-
-    The one place that decides this: what a reply was given by day is what its training row is given by night. A system
-    message further on is no place for them: it is left out where a conversation is too long.
-    """
-    if not texts:
-        return list(messages)
-    notes = notes_message(texts)
-    if not messages or messages[0]["role"] != "system":
-        return [notes, *messages]
-    return [{"role": "system", "content": f"{messages[0]['content']}\n\n{notes['content']}"}, *messages[1:]]

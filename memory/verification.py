@@ -23,12 +23,21 @@ from sqlalchemy.orm import Session
 
 from ..content import content_id
 from ..errors import StoreError
-from .conversations import draft_id, feedback_id, interaction_id, leaves_memory, note_id, request_of, turn_memory_id
+from .conversations import (
+    draft_id,
+    feedback_id,
+    interaction_id,
+    leaves_memory,
+    note_id,
+    owner_of,
+    request_of,
+    turn_memory_id,
+)
 from .corrections import every_correction
 from .database import FIRST_TABLES, VERSIONS, Database, open_engine
 from .forgetting import unfinished
 from .indexing import Indexing
-from .reading import every_interaction, owner_of
+from .reading import every_interaction
 from .rows import ROWS_A_PAGE, review_of, to_feedback, to_memory, turn_memory
 from .stated_rows import Subject, derived
 from .statements import stated

@@ -23,12 +23,13 @@ from .conversations import (
     Review,
     interactions_of,
     leaves_memory,
+    owner_of,
     request_of,
     turn_memory_id,
 )
 from .corrections import remember_corrections
 from .passages import of_turn
-from .reading import before, by_id, known, memories, owner_of
+from .reading import before, by_id, known, memories
 from .reading import drafts as read_drafts
 from .rows import (
     ROWS_A_PAGE,

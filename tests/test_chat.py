@@ -10,7 +10,7 @@ import pytest
 from nightschool.content import Message
 from nightschool.errors import ServingError
 from nightschool.evolve.lessons import encode, short_enough
-from nightschool.memory.types import with_notes
+from nightschool.memory.prompt import with_notes
 from nightschool.serving import chat
 from nightschool.serving.base import load_tokenizer
 from nightschool.serving.chat import answer_ids, prompt_ids

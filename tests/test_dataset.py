@@ -11,14 +11,15 @@ from nightschool.errors import NotFound, StoreError
 from nightschool.evolve.answers import UNREAD, Reading, choose_clusters
 from nightschool.evolve.contrasts import PAIRS_PER_PROMPT, POOL
 from nightschool.evolve.dataset import build, freeze, from_rows, resolve, taught, to_rows
-from nightschool.evolve.prompts import REACH, Prompts, words_of
+from nightschool.evolve.prompts import Prompts, words_of
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.types import Judged, Snapshot
 from nightschool.memory.conversations import messages_of
+from nightschool.memory.prompt import REACH, with_notes
 from nightschool.memory.signals import censor_id
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.topics import DAY
-from nightschool.memory.types import Feedback, FeedbackEvent, Interaction, Memory, Signal, with_notes
+from nightschool.memory.types import Feedback, FeedbackEvent, Interaction, Memory, Signal
 from nightschool.settings import DatasetSettings, Settings
 
 NOW = 1_000 * DAY

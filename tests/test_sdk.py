@@ -24,8 +24,9 @@ from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
 from nightschool.memory.conversations import Owner
 from nightschool.memory.embed import Embedder
 from nightschool.memory.indexing import Indexing
+from nightschool.memory.prompt import REACH
 from nightschool.memory.store import MemoryStore
-from nightschool.memory.types import REACH, Memory, MemoryKind
+from nightschool.memory.types import Memory, MemoryKind
 from nightschool.replies import ReplyStream
 from nightschool.sdk import LOOK_S, MOST_WAITING, Assistant
 from nightschool.serving.engine import MANIFEST, WEIGHTS, Pieces, Sampling

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from nightschool.memory.types import with_notes
+from nightschool.memory.prompt import with_notes
 
 USER = {"role": "user", "content": "hi"}
 
