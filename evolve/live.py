@@ -113,14 +113,12 @@ class Live:
 
     def _earlier(self, adapter: Adapter) -> str | None:
         """What served last before it and can be loaded; None is the base."""
-        found = self._registry.predecessor(adapter.id)
-        while found:
+        for found in self._registry.predecessors(adapter.id):
             try:
                 ensure_loaded(self._engine, found, self._tolerance)
                 return found.id
             except (GateRefused, ServingError, RuntimeError) as error:
                 log.warning("%s, which served before, is refused as well: %s", found.id, error)
-                found = self._registry.predecessor(found.id)
         return None
 
     def _may_stay(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice, takewhile
 from math import inf
@@ -390,13 +390,23 @@ class Registry:
         with self.database.reading() as session:
             return session.scalars(select(func.max(DeploymentRow.id))).one() or 0
 
+    def in_service(self) -> Iterator[Adapter]:
+        """What serves, then what each further rollback would put back, until the base."""
+        if live := self.live():
+            yield live
+            yield from self.predecessors(live.id)
+
     def predecessor(self, adapter_id: str) -> Adapter | None:
         """What served before that adapter was put into service this time and may still serve; None is the base."""
+        return next(self.predecessors(adapter_id), None)
+
+    def predecessors(self, adapter_id: str) -> Iterator[Adapter]:
+        """All that served before it and may still serve, the latest first, until the base."""
         with self.database.reading() as session:
             ids = _in_turn(session.scalars(select(DeploymentRow).order_by(DeploymentRow.id)))
         below = ids[ids.index(adapter_id) + 1 :] if adapter_id in ids else ids
         served = takewhile(lambda found: found is not None, below)  # before the base, nothing is gone back to
-        return next((a for a in map(self.adapter, filter(None, served)) if self._servable(a)), None)
+        return filter(self._servable, map(self.adapter, filter(None, served)))
 
     def _servable(self, adapter: Adapter) -> bool:
         """Whether `promote` would take it: what served once may have been rejected since, tainted or damaged."""

@@ -49,13 +49,13 @@ def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
 
 def _serving(registry: Registry, base: str) -> tuple[str | None, Adapter | None]:
     """Why the live adapter is refused, if it is, and what serves, as `evolve.live` would find; None is the base."""
-    found = registry.live()
-    used = _id_of(base) if found else None
+    used = _id_of(base) if registry.live() else None
     refused = None
-    while found and (reason := _refusal(found, used)):
+    for found in registry.in_service():
+        if (reason := _refusal(found, used)) is None:
+            return refused, found
         refused = refused or reason
-        found = registry.predecessor(found.id)
-    return refused, found
+    return refused, None
 
 
 def _refusal(adapter: Adapter, used: str | None) -> str | None:

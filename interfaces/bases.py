@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from ipaddress import ip_address
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -177,10 +178,9 @@ def _in_service(settings: Settings) -> list[tuple[int, str]]:
         return []
     try:
         with assistant(settings.home) as n:
-            live = n.registry.live()
-            before = n.registry.predecessor(live.id) if live else None
+            served = list(islice(n.registry.in_service(), 2))
     except NightschoolError as error:
         err.print(f"what serves is not known, so there is room for what the settings train: {error}", markup=False)
         return []
-    nights = [a.details["night"] for a in (live, before) if a and "night" in a.details]
+    nights = [a.details["night"] for a in served if "night" in a.details]
     return [(night["lora_rank"], night["lora_targets"]) for night in nights]

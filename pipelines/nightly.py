@@ -332,13 +332,11 @@ def _expected(known: Adapter | None, registry: Registry, settings: Settings) -> 
 
 
 def _in_service(candidate: Adapter | None, registry: Registry) -> Iterator[Adapter]:
-    """What serves, then what served before it, and so on until the base; not `candidate` itself."""
-    found = registry.live()
-    if found and candidate and found.id == candidate.id:  # judged again, by new rules: against what it took over from
-        found = registry.predecessor(found.id)
-    while found:
-        yield found
-        found = registry.predecessor(found.id)
+    """What serves, then what served before it, and so on until the base; not `candidate` itself.
+
+    Where that serves, it is judged again, by new rules: against what it took over from.
+    """
+    return (a for a in registry.in_service() if candidate is None or a.id != candidate.id)
 
 
 def _decide(
