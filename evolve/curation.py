@@ -113,7 +113,7 @@ def as_taught(version: int, prompt: Prompt, words: Mapping[str, str]) -> dict[st
     """The prompt and the answers of one row in the words of that version of the curation."""
     if version < MASKED:
         return {"prompt": prompt, **words}
-    masked = privacy.mask([*(m["content"] for m in prompt), *words.values()], version)
+    masked = privacy.mask([*(m["content"] for m in prompt), *words.values()], version, answers=len(words))
     messages = tuple(Message(role=m["role"], content=masked[i]) for i, m in enumerate(prompt))
     return {"prompt": messages, **dict(zip(words, masked[len(prompt) :], strict=True))}
 

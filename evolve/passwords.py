@@ -2,7 +2,7 @@
 
 What stands there is a secret unless it is a word by which people say something else of a password (`is wrong`,
 `is not …`), a placeholder, or code that reads one from elsewhere. A PIN and what one is changed `to`
-have digits.
+have digits. What a turn asks for is told by a short one after it.
 
 Not covered: a password that is itself such a word, one of several words without quotation marks after its first, and
 sentences that say it otherwise (`log in with …`).
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 # Every gap and repetition has a bound, so that no text takes quadratic time.
 _GAP = r"\s{1,3}"
@@ -71,12 +72,80 @@ _CODE = re.compile(
 )
 
 
-def passwords(text: str) -> Iterator[tuple[int, int]]:
-    """Where in `text` they stand."""
+# The same, and words that end like these, where `is` and not `:` or `=` stands before them.
+_SAYS_HOW_LONGER = re.compile(r"[a-z]{3,14}(?:ed|ing|ly|able|ible)|\d{1,2}[-–]\d{1,2}")
+_NO_SECRET_EITHER = frozenset("below crucial free mine ours theirs tricky yours".split())
+_ASSIGNED = re.compile(r"[:=][\s\"'`*_(\[]{0,9}$")
+_OTHER_PIN = re.compile(r"(?i)\b(?:safety|bobby|rolling|push|drawing|hair|hat|tie|lapel|bowling|clothes)[ -]$")
+
+_ASKED = (
+    r"(?:(?P<phone>(?:tele|mobile |cell )?phone|mobile|cell)(?: number)?|passw(?:or)?d|pass[ -]?(?:phrase|code)"
+    r"|(?P<pin>pin)(?: code| number)?)"
+)
+_ASKED_OF_YOU = _ASKED.replace("?P<", "?P<your_")
+_ASKS = re.compile(
+    r"(?i)\b(?:(?:what(?:['’]s| is| was)|tell|give|enter|type|provide|share|send|confirm|need)\s+"
+    rf"(?:(?!how\b|to\b|if\b|where\b|about\b)[\w'’-]+\s+){{0,4}}{_ASKED}\b[^.?!\n]{{0,40}}"
+    rf"|your {_ASKED_OF_YOU}[ ,]+please)"
+    r"[?.:!]?\s*$"
+)
+_ONE_WORD = re.compile(
+    r"(?i)\W*(?:(?:it['’]?s|it is|that['’]?s|sure|yes|ok|okay|here|my \w+ is)[,:]?\s+){0,2}"
+    r"(?P<value>[+(]?\d(?:[ ().-]{0,2}\d){2,14}|[^\s\"'`<>]{4,64}?)"
+    r"(?:[\s,]+(?:please|thanks|thank you))?[.!?\"'`)]{0,3}\s*"
+)
+_REPLIES = frozenset(
+    "certainly cheers cool done dunno forgot goodbye great hello hmmm later maybe nope okay perfect really sorry sure "
+    "thanks understood wait what yeah".split()
+)
+
+
+def passwords(text: str, *, assigned: bool = False) -> Iterator[tuple[int, int]]:
+    """Where in `text` they stand. `assigned`: told apart are `password: lovely` and `the password is lovely`."""
     for match in _SAID.finditer(text):
         name = next(name for name in _VALUES if match[name] is not None)
-        if _is_secret(match, match[name]):
+        if _is_secret(match, match[name]) if not assigned else _is_told(match, name):
             yield match.span(name)
+
+
+@lru_cache(maxsize=65_536)  # the turns of a session stand in every prompt after them
+def told_when_asked(asked: str, text: str) -> tuple[int, int, str] | None:
+    """Where `text` is no more than what the turn before it asked for: start, end and kind of it."""
+    asks, told = _ASKS.search(asked[-200:]), _ONE_WORD.fullmatch(text[:200])
+    if not asks or not told or len(text) > 200:
+        return None
+    value, digits = told["value"], sum(map(str.isdigit, told["value"]))
+    if asks["phone"] or asks["your_phone"]:
+        return (*told.span("value"), "PHONE") if 7 <= digits <= 15 and not re.search("[^\\W\\d]", value) else None
+    if asks["pin"] or asks["your_pin"]:
+        return (*told.span("value"), "SECRET") if 3 <= digits <= 8 else None
+    return (*told.span("value"), "SECRET") if is_word(value) and value.casefold() not in _REPLIES else None
+
+
+def is_told(match: re.Match[str]) -> bool:
+    """Whether the `value` that is assigned to a password is one."""
+    return is_word(match["value"])
+
+
+def _is_told(match: re.Match[str], name: str) -> bool:
+    value, before = match[name], match.string[: match.start(name)]
+    if match["pin"] and _OTHER_PIN.search(match.string[: match.start()][-12:]):
+        return False
+    if match["pin"] or match["to"]:
+        return _is_secret(match, value)
+    if _ASSIGNED.search(before[-12:]):
+        return is_word(value)
+    how = value.rstrip(".,;:!?").casefold()
+    return _is_secret(match, value) and not _SAYS_HOW_LONGER.fullmatch(how) and how not in _NO_SECRET_EITHER
+
+
+def is_word(value: str) -> bool:
+    """Whether it can be a password that stands where one is wanted."""
+    letters, digits = (sum(map(kind, value)) for kind in (str.isalpha, str.isdigit))
+    word = _CONTRACTED.sub("", value.strip(".,;:!?()[]*_-").casefold())
+    if word in _NO_SECRET or _CODE.fullmatch(value) or re.fullmatch(r"[a-z]{3,14}ed|\d{1,2}[-–]\d{1,2}", word):
+        return False
+    return letters > 0 or digits >= 3
 
 
 def _is_secret(match: re.Match[str], value: str) -> bool:

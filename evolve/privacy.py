@@ -1,7 +1,6 @@
 """Personal data and secrets, masked in what is trained on and judged on; what is remembered stays as it was.
 
-Patterns propose and check digits decide (Luhn, IBAN's mod 97, the address parser of the standard library), without a
-library whose next version would mask otherwise. In one row a value has one mask wherever it stands: `<EMAIL>`, the next
+In one row a value has one mask wherever it stands, also where nothing beside it says what it is: `<EMAIL>`, the next
 address `<EMAIL_2>`. The invariant: masking is a function of the row's words alone, so that a snapshot masks to the same
 words, and the same id, whenever it is read back.
 
@@ -14,241 +13,70 @@ dates, titles, nationalities, postal codes, driving licences.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import ip_address
-from itertools import chain
 
-from .passwords import passwords
+from .identifiers import ECHOED, KINDS, LATEST, Span, proposed, typed, visible
+from .passwords import told_when_asked
 
-Span = tuple[int, int, str]  # start, end, kind
-Check = Callable[[re.Match[str]], bool]
+MASK = re.compile(rf"<(?:{'|'.join(KINDS)})(?:_\d+)?>")
 
-# Versions of the curation. From `PLAIN` on a password is masked whatever it is made of; from `SHORTENED` on a card
-# number or IBAN whatever stands behind it, and a key without digits where it is given as one; from `TYPESET` on numbers
-# that are set with the spaces and hyphens of `_SET`, a phone number right after a colon, the password of a connection.
-PLAIN, SHORTENED, TYPESET = 3, 4, 5
-LATEST = TYPESET
-
-# Spaces and hyphens that no keyboard has; dashes and minus only between digits, since elsewhere they are punctuation.
-_SET = re.compile(r"[\u00a0\u2007\u2009\u202f]|[\u2010\u2011]|(?<=\d)[\u2012\u2013\u2212](?=\d)")
-
-_DIGITS, _GAP = re.compile(r"\d"), re.compile("[ -]")
-_YEARS = re.compile(r"(?:(?:19|20)\d\d[ -]){3}")
-# A card number as it is laid out, whatever stands beside it: a check digit alone fits one list of numbers in ten.
-_LAID_OUT = re.compile(
-    r"(?<![\w.-])(?:[2-6]\d{3}([ -])\d{4}(?:\1\d{4}){2}|3\d{3}[ -]\d{6}[ -]\d{4,5}|[2-6]\d{12,18})(?!\w|\.\d|-\d{3})"
-)
-_PHONE_NEAR = re.compile(
-    r"(?i)\b(phones?|tel|telephone|mobile|cell|fax|call(ing|ed)?|text|ring|reach|whatsapp|sms|number|messages?|answering)\b"
-)
-_PHONE_AFTER = re.compile(r"(?i)[\s,\\\-(]{0,4}(office|fax|mobile|cell|home|work|phone|tel)\b")
-_CARD_NEAR = re.compile(r"(?i)\b(credit|debit|cards?|cc|visa|mastercard|amex|maestro)\b")
-_DATE = re.compile(r"(19|20)\d\d[-. ]\d{1,2}[-. ]\d{1,2}|\d{1,2}[-. ]\d{1,2}[-. ](19|20)\d\d")
-_NEAR = 60  # characters before a number in which a word says what it is
-
-
-def _anything(_: re.Match[str]) -> bool:
-    return True
-
-
-def _is_ip(match: re.Match[str]) -> bool:
-    try:
-        ip_address(match.group())
-    except ValueError:
-        return False
-    return True
-
-
-def _is_card(match: re.Match[str]) -> bool:
-    digits = "".join(_DIGITS.findall(match.group()))
-    said = bool(_CARD_NEAR.search(_before(match)))
-    return 12 <= len(digits) <= 19 and _luhn(digits) and (said or len(digits) > 13)
-
-
-def _is_card_and_no_years(match: re.Match[str]) -> bool:
-    return _is_card(match) and not _YEARS.match(match.group())
-
-
-def _is_one_card(match: re.Match[str]) -> bool:
-    """Of one that is laid out: no piece of a longer list of such groups, unless a word says what it is."""
-    before, after = match.string[max(0, match.start() - 5) : match.start()], match.string[match.end() : match.end() + 5]
-    more = re.fullmatch(r"\d{4}[ -]", before) or re.fullmatch(r"[ -]\d{4}", after)
-    alone = not more or bool(_CARD_NEAR.search(_before(match))) or match.group().isdigit()
-    return alone and _is_card_and_no_years(match)
-
-
-def _luhn(digits: str) -> bool:
-    """ISO/IEC 7812: every second digit from the right doubled, its own digits summed, all of it divisible by ten."""
-    doubled = (sum(divmod(2 * int(d), 10)) for d in digits[-2::-2])
-    return (sum(map(int, digits[::-2])) + sum(doubled)) % 10 == 0
-
-
-def _is_iban(match: re.Match[str]) -> bool:
-    """ISO 13616: the first four characters moved to the end, letters as 10 to 35, the whole 1 modulo 97."""
-    code = match.group().replace(" ", "")
-    try:
-        digits = "".join(str(int(c, 36)) for c in code[4:] + code[:4])
-    except ValueError:  # of ı, İ, ſ and the sign of kelvins, which are letters from a to z where case is ignored
-        return False
-    return int(digits) % 97 == 1
-
-
-def _is_phone(match: re.Match[str]) -> bool:
-    """Seven to fifteen digits that are written like a phone number, or stand after a word that says so."""
-    text = match.group()
-    digits = len(_DIGITS.findall(text))
-    if not 7 <= digits <= 15 or _DATE.match(text):
-        return False
-    if _PHONE_NEAR.search(_before(match)) or _PHONE_AFTER.match(match.string, match.end()):
-        return True
-    groups = [g for g in re.split(r"\D+", text) if g]
-    if text[0] in "+(" or text.startswith("00"):
-        return digits >= 8
-    if not 9 <= digits <= 12 or max(map(len, groups)) == digits:
-        return False
-    return text[0] == "0" or "-" in text or "." in text
-
-
-def _before(match: re.Match[str]) -> str:
-    return match.string[max(0, match.start() - _NEAR) : match.start()]
-
-
-_TOKENS = "|".join(
-    (
-        r"[spr]k[-_](?=[\w-]{0,200}\d)[\w-]{16,}",
-        r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}",
-        r"(?:AKIA|ASIA)[A-Z0-9]{16}",
-        r"AIza[\w-]{30,}|ya29\.[\w-]{20,}",
-        r"xox[abeoprs]-[\w-]{10,}|hf_[A-Za-z0-9]{20,}|npm_[A-Za-z0-9]{20,}|pypi-[\w-]{20,}|dop_v1_[0-9a-f]{32,}",
-        r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?",
-        r"SG\.[\w-]{16,}\.[\w-]{16,}|AC[0-9a-f]{32}",
-    )
-)
-_NAMED = (
-    r"api[ _-]?key|access[ _-]?key|secret(?:[ _-]?(?:access)?[ _-]?key)?|client[ _-]?secret"
-    r"|(?:auth|access)[ _-]?token|bearer|passw(?:or)?d|pwd|passphrase"
-)
-_PRIVATE_KEY = r"-----{} [A-Z ]{{0,30}}PRIVATE KEY(?: BLOCK)?-----"
-_REST = r"[^\s<>\"']*[^\s<>\"'.,;:!?)\]]"
-
-# Of keys without a digit, which look like words: only where nothing else can be meant.
-_KEYS = re.compile(
-    r"(?i:authorization[\"']?\s?[:=]\s?[\"']?(?:bearer|basic|token)\s)(?P<value>[\w~+/.=-]{18,}+|(?=\S{0,99}[A-Z])[\w+/=]{12,}+)"
-    r"|(?i:(?<![a-z])(?:api|access|auth|client|secret)[ _-]?(?:key|secret|token)[\"']?\s?[:=]\s?)"
-    r"(?P<quote>[\"'])(?P<quoted>[\w~+/.=-]{8,}+)(?P=quote)"
-    r"|(?<![A-Z])(?:API|ACCESS|AUTH|CLIENT|SECRET)_(?:KEY|SECRET|TOKEN)=(?P<bare>[\w~+/-]{8,}+={0,2})(?=[\s;&,)`\"']|\.(?!\w)|$)"
-)
-_PLACEHOLDER = re.compile(
-    r"(?i)(?:^|[_.-])(?:key|token|secret|your|example|placeholder|changeme|x{3,}|undefined)(?:[_.-]|$)"
-)
-
-_CONNECTION = re.compile(
-    r"(?<![\w+.-])[\w+.-]{1,20}://[^\s:/@]{0,64}:(?P<value>(?!\$?\{|<|\d{1,5}[/,?])[^\s@]{1,200})@"
-)
-_PHONE = r"(?:\+ ?|\()?\d(?:[ .()/-]{0,3}\d){6,14}(?:\s?(?:x|ext\.?)\s?\d{1,5})?(?![\w]|[.:/-]\d)"
-_CALLED = re.compile(rf"(?<![\w./-])(?:(?<!:)|(?<=[^\W\d_]:)|(?<=[.)\]\"']:)){_PHONE}")
-# What stood in place of a pattern before `TYPESET`.
-_OLDER = {_CONNECTION: re.compile(r"(?!)"), _CALLED: re.compile(rf"(?<![\w.:/-]){_PHONE}")}
-
-# In the order in which they claim their characters.
-_PATTERNS: tuple[tuple[str, re.Pattern[str], Check], ...] = (
-    (
-        "SECRET",
-        re.compile(rf"{_PRIVATE_KEY.format('BEGIN')}.*?(?:{_PRIVATE_KEY.format('END')}|\Z)", re.DOTALL),
-        _anything,
-    ),
-    ("SECRET", re.compile(rf"(?<![\w-])(?:{_TOKENS})"), _anything),
-    (
-        "SECRET",
-        re.compile(
-            rf"(?i)(?<![a-z])(?:{_NAMED})\b(?:\s{{1,9}}is)?[\"']?\s{{0,9}}[:=]?\s{{0,9}}[\"']?"  # else quadratic
-            r"(?P<value>(?=\S{0,200}\d)[^\s\"',;<>]{6,})"
-        ),
-        _anything,
-    ),
-    (
-        "URL",
-        re.compile(rf"(?i)\b(?:https?|ftp)://{_REST}|\bwww\.[\w-]{{1,63}}(?:\.[\w-]{{1,63}}){{1,8}}(?:/{_REST})?"),
-        _anything,
-    ),
-    ("SECRET", _CONNECTION, _anything),
-    ("EMAIL", re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"), _anything),
-    ("IBAN", re.compile(r"(?i)\b[a-z]{2}\d{2}(?: ?[a-z0-9]{4}){2,7}(?: ?[a-z0-9]{1,3})?\b"), _is_iban),
-    ("IP", re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)"), _is_ip),
-    ("IP", re.compile(r"(?i)(?<![\w:.])(?=[0-9a-f:]{0,39}:[0-9a-f]*:)[0-9a-f:]{3,39}(?![\w:])"), _is_ip),
-    ("SSN", re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"), _anything),
-    ("CARD", re.compile(r"(?<![\w.-])\d(?:[ -]?\d){11,18}(?![\w]|[.-]\d)"), _is_card),
-    ("PHONE", _CALLED, _is_phone),
-)
-MASK = re.compile(rf"<(?:{'|'.join(sorted({kind for kind, *_ in _PATTERNS}))})(?:_\d+)?>")
+# What is found by the words beside it, so that it is not found again where they are not.
+_BY_CONTEXT = frozenset({"CARD", "PHONE", "SECRET", "SSN"})
+_NUMBERS = frozenset({"CARD", "IBAN", "PHONE", "SSN"})
+_ECHOES = range(3, 200)  # characters of a value that is looked for again
 
 
 def spans(text: str, version: int = LATEST) -> list[Span]:
     """The personal data and secrets in `text`, in order, without overlaps; by the rules of that version."""
+    if version < ECHOED:
+        found = proposed(typed(text, version), version)
+        return _claimed(found, len(text))[0]
+    seen, places = visible(text)
+    joined = _joined(proposed(seen, version), len(seen))
+    return [(places[start], places[end - 1] + 1, kind) for start, end, kind in joined]
+
+
+def _claimed(found: Iterable[Span], length: int) -> tuple[list[Span], list[Span]]:
+    """Of finds that overlap the first, in order of place; and the others."""
     taken: list[Span] = []
-    claimed = bytearray(len(text))
-    for start, end, kind in _proposed(_typed(text, version), version):
-        if not any(claimed[start:end]):
+    late: list[Span] = []
+    claimed = bytearray(length)
+    for start, end, kind in found:
+        if any(claimed[start:end]):
+            late.append((start, end, kind))
+        else:
             claimed[start:end] = b"\1" * (end - start)
             taken.append((start, end, kind))
-    return sorted(taken)
+    return sorted(taken), late
 
 
-def _typed(text: str, version: int = LATEST) -> str:
-    """The same text, a character for a character, with the spaces and hyphens of a keyboard."""
-    return _SET.sub(lambda found: " " if found[0].isspace() else "-", text) if version >= TYPESET else text
+def _joined(found: Iterable[Span], length: int) -> list[Span]:
+    """The same, but a secret that overlaps others covers them: what is left of it would be one, too."""
+    taken, late = _claimed(found, length)
+    joined: list[Span] = []
+    for start, end, kind in sorted([*taken, *(s for s in late if s[2] == "SECRET")], key=lambda s: (s[0], -s[1])):
+        if joined and start < joined[-1][1]:
+            first, last, widest = joined.pop()
+            start, end, kind = first, max(last, end), kind if end - start > last - first else widest
+        joined.append((start, end, kind))
+    return joined
 
 
-def _proposed(text: str, version: int) -> Iterator[Span]:
-    for kind, newest, check in _PATTERNS:
-        pattern = newest if version >= TYPESET else _OLDER.get(newest, newest)
-        if version >= SHORTENED and kind == "IBAN":
-            found: Iterable[re.Match[str]] = _shortened(pattern, check, text)
-        elif version >= SHORTENED and kind == "CARD":
-            whole = filter(_is_card_and_no_years, pattern.finditer(text))
-            found = chain(whole, filter(_is_one_card, _LAID_OUT.finditer(text)))
-        else:
-            found = filter(check, pattern.finditer(text))
-        for match in found:
-            yield *match.span("value" if "value" in pattern.groupindex else 0), kind
-    if version >= SHORTENED:
-        yield from _keys(text)
-    if version >= PLAIN:
-        yield from ((start, end, "SECRET") for start, end in passwords(text))
-
-
-def _keys(text: str) -> Iterator[Span]:
-    for match in _KEYS.finditer(text):
-        name = next(name for name in ("value", "quoted", "bare") if match[name] is not None)
-        if not _PLACEHOLDER.search(match[name]):
-            yield *match.span(name), "SECRET"
-
-
-def _shortened(pattern: re.Pattern[str], check: Check, text: str) -> Iterator[re.Match[str]]:
-    """Matches that pass; what does not is tried without its last groups, and then from its second group on.
-
-    What stands beside a number may look like more of it: `BE68 5390 0754 7034 by Friday`.
-    """
-    at = 0
-    while match := pattern.search(text, at):
-        gaps = [match.start() + gap.start() for gap in _GAP.finditer(match.group())]
-        tried = (pattern.match(text, match.start(), end) for end in (match.end(), *reversed(gaps)))
-        if found := next((m for m in tried if m and check(m)), None):
-            yield found
-        at = found.end() if found else (*gaps, match.end())[0]
-
-
-def mask(texts: Iterable[str], version: int = LATEST) -> list[str]:
+def mask(texts: Iterable[str], version: int = LATEST, answers: int = 0) -> list[str]:
     """The texts of one row, masked by the rules of that version; a value that stands in several of them has the same
-    mask in all."""
+    mask in all. They follow one another, but the last `answers`, each of which follows the others."""
+    texts = list(texts)
+    found = [list(_spans(text, version)) for text in texts]
+    if version >= ECHOED:
+        found = _echoed(texts, [[*f, *a] for f, a in zip(found, _asked_for(texts, answers), strict=True)])
     masks: dict[tuple[str, str], str] = {}
     counts: dict[str, int] = {}
 
-    def masked(text: str) -> Iterator[str]:
+    def masked(text: str, parts: Iterable[Span]) -> Iterable[str]:
         at = 0
-        for start, end, kind in _spans(text, version):
-            value = kind, _canonical(_typed(text[start:end], version))
+        for start, end, kind in parts:
+            value = kind, canonical(kind, text[start:end], version)
             if value not in masks:
                 counts[kind] = counts.get(kind, 0) + 1
                 masks[value] = f"<{kind}>" if counts[kind] == 1 else f"<{kind}_{counts[kind]}>"
@@ -257,18 +85,58 @@ def mask(texts: Iterable[str], version: int = LATEST) -> list[str]:
             at = end
         yield text[at:]
 
-    return ["".join(masked(text)) for text in texts]
+    return ["".join(masked(text, parts)) for text, parts in zip(texts, found, strict=True)]
+
+
+def _asked_for(texts: Sequence[str], answers: int) -> list[list[Span]]:
+    """In each text what the one before it asked for: `What is your password?` and `swordfish`."""
+    turns = len(texts) - answers
+    before = ["", *texts[:turns]][:turns] + [texts[turns - 1] if turns else ""] * answers
+    told = (told_when_asked(asked, text) for asked, text in zip(before, texts, strict=True))
+    return [[span] if span else [] for span in told]
+
+
+def _echoed(texts: Sequence[str], found: Sequence[list[Span]]) -> list[list[Span]]:
+    """With every further place of what was found by the words beside it."""
+    values = {
+        (kind, canonical(kind, text[start:end])): _wherever(kind, text[start:end])
+        for text, parts in zip(texts, found, strict=True)
+        for start, end, kind in parts
+        if kind in _BY_CONTEXT and end - start in _ECHOES
+    }
+    return [_joined([*parts, *_places(text, values)], len(text)) for text, parts in zip(texts, found, strict=True)]
+
+
+def _places(text: str, values: dict[tuple[str, str], re.Pattern[str]]) -> Iterable[Span]:
+    seen, places = visible(text)
+    for (kind, _), pattern in values.items():
+        yield from ((places[m.start()], places[m.end() - 1] + 1, kind) for m in pattern.finditer(seen))
+
+
+def _wherever(kind: str, value: str) -> re.Pattern[str]:
+    """Finds the value in a `visible` text, of numbers however they are spaced."""
+    seen = visible(value)[0]
+    if kind in _NUMBERS:
+        digits = map(re.escape, re.sub(r"[\s().-]", "", seen))
+        pattern = r"[\s().-]{0,3}".join(digits)
+    else:
+        pattern = re.escape(seen)
+    return re.compile(rf"(?<![^\W_]){pattern}(?![^\W_])", re.IGNORECASE)
 
 
 def unasked(prompt: Iterable[str], answer: str) -> list[str]:
     """The personal data and secrets in `answer` that do not stand in `prompt`, however they are spaced there."""
-    known = [_canonical(_typed(text)) for text in prompt]
-    values = [answer[start:end] for start, end, _ in spans(answer)]
-    return [value for value in values if not any(_canonical(_typed(value)) in text for text in known)]
+    known = [visible(text)[0] for text in prompt]
+    values = ((answer[start:end], _wherever(kind, answer[start:end])) for start, end, kind in spans(answer))
+    return [value for value, pattern in values if not any(map(pattern.search, known))]
 
 
-def _canonical(value: str) -> str:
-    return re.sub(r"[\s().-]", "", value).casefold()
+def canonical(kind: str, value: str, version: int = LATEST) -> str:
+    """Equal ones are the same value: of numbers however they are spaced, of all in whatever case."""
+    if version < ECHOED:
+        return re.sub(r"[\s().-]", "", typed(value, version)).casefold()
+    seen = visible(value)[0].casefold()
+    return re.sub(r"[\s().-]", "", seen) if kind in _NUMBERS else seen
 
 
 @lru_cache(maxsize=65_536)  # the turns of a session stand in every prompt after them

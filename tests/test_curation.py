@@ -1,6 +1,6 @@
 import pytest
 from nightschool.evolve.curation import BOUNDED, CURATION, MASKED, as_taught, fault
-from nightschool.evolve.privacy import PLAIN, SHORTENED, TYPESET
+from nightschool.evolve.identifiers import ECHOED, PLAIN, SHORTENED, TYPESET
 from nightschool.evolve.types import Prompt
 
 PROMPT: Prompt = ({"role": "user", "content": "I am ada@example.org"},)
@@ -54,3 +54,15 @@ def test_older_versions_know_the_spaces_and_hyphens_of_a_keyboard_alone():
     assert as_taught(SHORTENED, prompt, {"completion": "ok"})["prompt"] == prompt
     newer = as_taught(TYPESET, prompt, {"completion": "ok"})["prompt"]
     assert newer[0]["content"] == "Phone:<PHONE>, <PHONE>, ssh://app:<SECRET>@db"
+
+
+def test_older_versions_mask_a_password_where_it_is_announced_alone():
+    prompt: Prompt = ({"role": "user", "content": "my password is swordfish"},)
+    assert as_taught(TYPESET, prompt, {"completion": "Noted: swordfish."})["completion"] == "Noted: swordfish."
+    assert as_taught(ECHOED, prompt, {"completion": "Noted: swordfish."})["completion"] == "Noted: <SECRET>."
+
+
+def test_each_answer_of_a_row_is_taken_to_follow_the_prompt():
+    prompt: Prompt = ({"role": "user", "content": "What is the wifi password?"},)
+    row = as_taught(CURATION, prompt, {"chosen": "It's swordfish.", "rejected": "Tiger99"})
+    assert row["chosen"] == "It's <SECRET>." and row["rejected"] == "<SECRET_2>"

@@ -66,6 +66,32 @@ from nightschool.evolve.privacy import MASK, mask, spans, unasked
         ("555\u2011123\u20114567, 555\u2010123\u20104568, 555\u2013123\u20134569", "<PHONE>, <PHONE_2>, <PHONE_3>"),
         ("card 4111\u202f1111\u00a01111\u00a01111", "card <CARD>"),
         ("postgres://app:s3c!ret@db.example.org/shop", "postgres://app:<SECRET>@db.example.org/shop"),
+        (
+            r'{"a":"{\"password\": \"hunter2 cat\",\"phone_number\": \"5551234567\", \"x\":\"Tel\\n555-123-4568\"}"}',
+            r'{"a":"{\"password\": \"<SECRET>\",\"phone_number\": \"<PHONE>\", \"x\":\"Tel\\n<PHONE_2>\"}"}',
+        ),
+        (
+            '{"phoneNumber":"5551234568"}, customer_phone=5551234569',
+            '{"phoneNumber":"<PHONE>"}, customer_phone=<PHONE_2>',
+        ),
+        (
+            "dbPassword: hunter, PGPASSWORD=tiger1 DB_PASS=lion",
+            "dbPassword: <SECRET>, PGPASSWORD=<SECRET_2> DB_PASS=<SECRET_3>",
+        ),
+        ("<password>hunter</password> | Password | tiger |", "<password><SECRET></password> | Password | <SECRET_2> |"),
+        ('{"password": "hunter2 horse battery"}', '{"password": "<SECRET>"}'),
+        ("password: tiger!P@ss.word#rest", "password: <SECRET>"),
+        ("password: hunter,22abc", "password: <SECRET>"),
+        ("_555-123-4567_, __4111 1111 1111 1111__ and _123-45-6789_", "_<PHONE>_, __<CARD>__ and _<SSN>_"),
+        ("Telefon 03012345678, SSN: 123456789, ssn 123 45 6780", "Telefon <PHONE>, SSN: <SSN>, ssn <SSN_2>"),
+        ("to DE89-3704-0044-0532-0130-00", "to <IBAN>"),
+        ("card 4111\u200b1111\u20031111 1111, ada\u200b@example.org", "card <CARD>, <EMAIL>"),
+        ("refresh_token=abc123def456, AccountKey=abc123def456zz==", "refresh_token=<SECRET>, AccountKey=<SECRET_2>"),
+        ("password: lovely, password=emily", "password: <SECRET>, password=<SECRET_2>"),
+        (
+            "192.168.1.11 is not 192.168.11.1, nor j.smith@x.org jsmith@x.org",
+            "<IP> is not <IP_2>, nor <EMAIL> <EMAIL_2>",
+        ),
         ("redis://:hunter@cache and https://app:hunter@example.org", "redis://:<SECRET>@cache and <URL>"),
     ],
 )
@@ -121,6 +147,10 @@ def test_keys_are_masked_whole(secret: str):
         "Authorization: Bearer authentication is wanted, the client key = combination of name and day",
         "Adres no12 kırk altı sokak, bt21 ſechs kilo",  # letters that are no others without regard to case
         "1990\u20131994, from 10\u00a0000 \u2013 12\u00a0000, at 1:2345678 of postgres://app:${SECRET}@db",
+        "x[::2], C::d, abc::def, pip install foo@1.2.3, react@18.2.0 from version 1.2.3.4",
+        "0.123456789 of 6.02214076, arXiv 2507.15281, doi:10.1000/182, ISBN 0-306-40615-2, order number 1234567",
+        "2019-2020-2021, 21-19 21-18 21-17, a budget of 100.000.000, 24.12.-31.12.2024, call at 10.30 11.30 12.30",
+        "the password is recommended, the password is mine, safety pin: 100 pieces, password: required",
         " ".join(map(str, range(1, 31))),
         " ".join(map(str, range(1990, 2027))),
         "0 1 1 2 3 5 8 13 21 34 55 89 144 233 377 610 987 1597 2584 4181 6765",
@@ -135,6 +165,32 @@ def test_a_value_has_the_same_mask_in_every_text_of_a_row_and_others_have_others
     row = ["I am a@x.org, she is b@x.org", "Noted: B@x.org and a@x.org."]
     assert mask(row) == ["I am <EMAIL>, she is <EMAIL_2>", "Noted: <EMAIL_2> and <EMAIL>."]
     assert mask(["call 555\u2011123\u20114567", "call 555-123-4567"]) == ["call <PHONE>", "call <PHONE>"]
+
+
+@pytest.mark.parametrize(
+    ("row", "masked"),
+    [
+        (
+            ["my password is swordfish", "Swordfish, no swordfishes."],
+            ["my password is <SECRET>", "<SECRET>, no swordfishes."],
+        ),
+        (["my mobile is 5551234567", "I saved 555-123-4567."], ["my mobile is <PHONE>", "I saved <PHONE>."]),
+        (["credit card 4222222222222", "4222 2222 22222 is charged"], ["credit card <CARD>", "<CARD> is charged"]),
+        (
+            ["4821, I think", "OK", "my pin is 4821, not 48210"],
+            ["<SECRET>, I think", "OK", "my pin is <SECRET>, not 48210"],
+        ),
+        (["What is your password?", "swordfish", "Welcome"], ["What is your password?", "<SECRET>", "Welcome"]),
+        (["Your PIN, please?", "4821"], ["Your PIN, please?", "<SECRET>"]),
+        (["What is your phone number?", "555 1234"], ["What is your phone number?", "<PHONE>"]),
+        (["What's my password?", "Sorry, I do not know it."], ["What's my password?", "Sorry, I do not know it."]),
+        (["What is a good password?", "Sure!"], ["What is a good password?", "Sure!"]),
+        (["Can you tell me how to change my password?", "Settings."], None),
+        (["Did you need my phone number?", "Yes, it is 2024."], None),
+    ],
+)
+def test_what_one_text_of_a_row_tells_is_masked_in_all(row: list[str], masked: list[str] | None):
+    assert mask(row) == (masked or row)
 
 
 @given(st.text(max_size=200), st.text(max_size=50))
@@ -170,6 +226,12 @@ def test_masking_is_a_function_of_the_words_and_spans_never_overlap(a: str, b: s
         "BE68 ",
         "api key=",
         "_",
+        "\u200b1",
+        '\\"',
+        "token=",
+        "pPassword:",
+        "|pin|",
+        "10.30 ",
     ],
 )
 def test_a_long_run_of_anything_takes_no_long_time(piece: str):
@@ -199,7 +261,8 @@ def test_masks_are_known_again_and_tags_are_none():
         ("Write to ADA@example.org or bob@example.org", ["bob@example.org"]),
         ("Call <PHONE>, we have 12 bikes.", []),
         ("Call 020\u20117946\u20110018.", []),
+        ("Write to a@example.org, or look at 192.168.1.1", ["a@example.org", "192.168.1.1"]),
     ],
 )
 def test_values_that_stand_in_the_prompt_are_not_unasked(answer: str, found: list[str]):
-    assert unasked(["I am ada@example.org", "My phone: 020-7946-0018"], answer) == found
+    assert unasked(["I am ada@example.org at 192.168.11.1", "My phone: 020-7946-0018"], answer) == found
