@@ -82,8 +82,8 @@ class _Reasons:
     def _is_suspected(self, interaction_id: str) -> bool:
         if interaction_id not in self._suspected:
             known = self._prompts.interactions.get(interaction_id)  # none where the source of a note is dated later
-            turn = known.turn if known else ()
-            self._suspected[interaction_id] = any_injection([m["content"] for m in turn if m["role"] != "system"])
+            turn = [m["content"] for m in known.turn if m["role"] != "system"] if known else []
+            self._suspected[interaction_id] = any_injection([*turn, known.reply] if known else [])
         return self._suspected[interaction_id]
 
     def _notes(self, answer: Answer) -> list[str]:
