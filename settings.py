@@ -274,7 +274,12 @@ def _require_types(section: str, stage: Any, kind: Any) -> None:
         wanted, given = type(default), getattr(stage, name)
         fits = isinstance(given, int | float if wanted is float else wanted)
         if not fits or isinstance(given, bool) != (wanted is bool):
-            raise SettingsError(f"{section}.{name} must be {wanted.__name__}, not {given!r}")
+            raise SettingsError(f"{section}.{name} must be {wanted.__name__}, not {_shown(given)}")
+
+
+def _shown(value: Any) -> str:
+    """What was given; of what has an address in it, which may hold a password, the type alone."""
+    return f"a {type(value).__name__} with an address" if "://" in repr(value) else repr(value)
 
 
 SECTIONS = tuple(field.name for field in fields(Settings) if field.name != "home")
@@ -323,7 +328,9 @@ def with_file(settings: Settings, path: Path) -> Settings:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
     for section, values in data.items():
         if section in SECTIONS and not isinstance(values, dict):
-            raise SettingsError(f"{path}: {section} is {values!r}, not a section; write [{section}] above its settings")
+            raise SettingsError(
+                f"{path}: {section} is {_shown(values)}, not a section; write [{section}] above its settings"
+            )
         if section not in SECTIONS:
             raise SettingsError(
                 f"{path}: no section [{section}]{_nearest(section, SECTIONS)}; known: {', '.join(SECTIONS)}"
@@ -372,7 +379,7 @@ def with_values(settings: Settings, section: str, values: Mapping[str, Any], sou
 
 
 def _coerce(kind: type, value: Any, where: str) -> Any:
-    wrong = SettingsError(f"{where} must be {kind.__name__}, not {value!r}")
+    wrong = SettingsError(f"{where} must be {kind.__name__}, not {_shown(value)}")
     if isinstance(value, bool) and kind is not bool:
         raise wrong
     if kind is float and isinstance(value, int | float | str):

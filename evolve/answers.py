@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..content import canonical_json, content_id
 from ..memory.conversations import owner_of
-from ..memory.signals import KEPT, assess, correction_of, events_of, label, label_of
+from ..memory.signals import KEPT, assess, correction_of, events_of, label
 from ..memory.topics import Recurrence, recurrence
 from ..memory.types import Feedback, Interaction, Satisfaction, Signal
 from ..settings import CensorSettings, DatasetSettings, Settings
@@ -26,6 +26,7 @@ from .types import Excluded
 Vectors = Mapping[str, NDArray[np.float32]]  # unit vectors of requests by interaction id
 ClusterOf = Callable[[Interaction], str]
 DISPUTED = "people disagree on this answer"
+ONLY_MASKED = "the better answer differs only in what is masked"
 
 
 @dataclass(frozen=True)
@@ -153,16 +154,20 @@ class _Gathering:
 
         That another was asked for is too little alone. A side that is not judged counts as neutral: half the margin.
         """
-        if self._unfit(old) or self._unfit(new) or self._in_place(old):
+        met_new, met_old = self._met(new), self._met(old)
+        better = label(met_new, self._censor) == "liked" or not KEPT.isdisjoint(events_of(self._given(new)))
+        worse = label(met_old, self._censor) == "disliked"
+        against = met_new.score < 0 or label(met_old, self._censor) == "liked"
+        differ = new.reply.strip() != old.reply.strip() and new.reply.strip() and old.reply.strip()
+        if against or not (better or worse) or not differ or self._in_place(old):
             return
-        chosen, rejected = (self._answer(i, self._met(i)) for i in (new, old))
-        met_new, met_old = (label_of(a.score, a.confidence, self._censor) for a in (chosen, rejected))
-        better = met_new == "liked" or not KEPT.isdisjoint(events_of(self._given(new)))
-        worse = met_old == "disliked"
-        against = chosen.score < 0 or met_old == "liked" or chosen.completion == rejected.completion
-        if (better or worse) and not against and chosen.completion and rejected.completion:
-            pair = chosen if better else _neutral(chosen), rejected if worse else _neutral(rejected)
-            self.gathered.regenerated.append(pair)
+        if faults := [(why, i.id) for i in (old, new) if (why := self._unfit(i))]:
+            for why, interaction_id in faults:
+                self._excluded.add(why, [interaction_id])
+            return
+        chosen, rejected = self._answer(new, met_new), self._answer(old, met_old)
+        pair = chosen if better else _neutral(chosen), rejected if worse else _neutral(rejected)
+        self.gathered.regenerated.append(pair)
 
     def _given(self, interaction: Interaction) -> Sequence[Feedback]:
         return self._feedback.get(interaction.id, ())
@@ -310,7 +315,8 @@ def fold(
     for group in groups.values():
         answer = _fold(group)
         if settings.disliked_below < answer.score < settings.liked_above:
-            excluded.add(DISPUTED, (a.interaction.id for a in group))
+            own = {a.interaction.id for a in group}
+            excluded.add(DISPUTED if len(own) > 1 else ONLY_MASKED, own)
         else:
             folded.append(answer)
     return sorted(folded, key=lambda a: (a.interaction.created_utc, a.interaction.id, a.correction_id or ""))

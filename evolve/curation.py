@@ -13,21 +13,24 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+from zlib import compress
 
 from ..content import Message
 from ..memory.types import Interaction
 from . import privacy
 from .answers import Answer, Exclusions, Gathered, topic_of
+from .identifiers import LATEST
 from .injections import any_injection
 from .prompts import Prompts, Words, plain, words_of
 from .types import Prompt
 
-CURATION = privacy.LATEST  # the version; a snapshot is read back with its own
-# From which on text is masked, and a prompt reaches back so many turns (`REACH`); later ones, `privacy`.
+CURATION = LATEST  # the version; a snapshot is read back with its own
+# From which on text is masked, and a prompt reaches back so many turns (`REACH`); later ones, `identifiers`.
 MASKED, BOUNDED = 1, 2
 
 MAX_CHARACTERS = 16_000
 LOOP_WORDS, LOOP_DISTINCT = 40, 0.15  # so many words, and so few of them different: it goes round in circles
+LOOP_BYTES, LOOP_PRESSED = 400, 0.08  # the same of scripts without spaces: so long, and compressed to so small a part
 _BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
 
 
@@ -73,10 +76,12 @@ class _Reasons:
     def _find(self, answer: Answer) -> str | None:
         if any(map(self._is_suspected, answer.sources)) or any_injection([answer.completion, *self._notes(answer)]):
             return "quarantined: it may hold an injected instruction"
-        if topic_of(answer.interaction) in self._strange:
+        if self._strange and any(topic_of(i) in self._strange for i in self._said_in(answer)):
             return self._few
         if why := fault(answer.completion):
             return why
+        if privacy.is_masked_whole(answer.completion):
+            return "nothing is left of the answer where personal data and secrets are masked"
         return None if self._fits(answer.completion) else "the answer is longer than night.max_tokens has room for"
 
     def _is_suspected(self, interaction_id: str) -> bool:
@@ -85,6 +90,11 @@ class _Reasons:
             turn = [m["content"] for m in known.turn if m["role"] != "system"] if known else []
             self._suspected[interaction_id] = any_injection([*turn, known.reply] if known else [])
         return self._suspected[interaction_id]
+
+    def _said_in(self, answer: Answer) -> list[Interaction]:
+        """The interactions whose words its prompt holds, and its own."""
+        known = (self._prompts.interactions.get(i) for i in answer.sources)
+        return [answer.interaction, *filter(None, known)]
 
     def _notes(self, answer: Answer) -> list[str]:
         return [self._prompts.memories[m].text for m in answer.interaction.memory_ids]
@@ -105,6 +115,9 @@ def fault(completion: str) -> str | None:
         return "the answer holds broken characters"
     words = completion.split()
     if len(words) >= LOOP_WORDS and len(set(words)) < LOOP_DISTINCT * len(words):
+        return "the answer repeats itself"
+    written = completion.encode()
+    if len(written) >= LOOP_BYTES and len(compress(written)) < LOOP_PRESSED * len(written):
         return "the answer repeats itself"
     return None
 

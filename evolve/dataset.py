@@ -22,6 +22,7 @@ from ..serving.base import load_tokenizer
 from ..settings import DatasetSettings, Settings
 from .answers import (
     DISPUTED,
+    ONLY_MASKED,
     UNREAD,
     Answer,
     ClusterOf,
@@ -192,7 +193,7 @@ def _telling(contrasts: Sequence[Contrast], said: Said, disputed: Set[Words], ex
     for c in contrasts:
         _, chosen, rejected = said.contrast(c.asked, c.chosen, c.rejected)
         if chosen == rejected:
-            excluded.add("the better answer differs only in what is masked", c.heads)
+            excluded.add(ONLY_MASKED, c.heads)
         elif disputed.isdisjoint((said(c.chosen), said(c.rejected))):
             telling.append(c)
         else:

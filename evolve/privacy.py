@@ -131,6 +131,12 @@ def unasked(prompt: Iterable[str], answer: str) -> list[str]:
     return [value for value, pattern in values if not any(map(pattern.search, known))]
 
 
+def is_masked_whole(text: str) -> bool:
+    """Whether it is nothing but personal data and secrets."""
+    left = MASK.sub("", mask([text])[0])
+    return left != text and not re.search(r"[^\W_]", left)
+
+
 def canonical(kind: str, value: str, version: int = LATEST) -> str:
     """Equal ones are the same value: of numbers however they are spaced, of all in whatever case."""
     if version < ECHOED:

@@ -312,11 +312,12 @@ def snapshots_list(home: Home = None, as_json: AsJson = False) -> None:
                 "id": i,
                 "censor": registry.censor_of(i),
                 "rows": _parts(registry.snapshot_rows(i)),
-                "excluded": _left_out(registry.excluded(i)),
+                "excluded": _left_out(excluded),
+                "left_out": len({named for e in excluded for named in e.interaction_ids}),  # some for two reasons
             }
-            for i in registry.snapshot_ids()
+            for i, excluded in ((i, registry.excluded(i)) for i in registry.snapshot_ids())
         ]
-    lines = [f"{s['id']}  {_counted(s['rows'])}; left out: {sum(s['excluded'].values())}" for s in found]
+    lines = [f"{s['id']}  {_counted(s['rows'])}; left out: {s['left_out']}" for s in found]
     show(found, as_json, lines or ["no snapshot yet; run `nightschool night`"])
 
 

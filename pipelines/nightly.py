@@ -15,6 +15,7 @@ from functools import partial
 
 from ..errors import GateRefused, NotFound, ServingError, SettingsError, StoreError
 from ..evolve import dataset, gate
+from ..evolve.curation import CURATION
 from ..evolve.expansion import base_of
 from ..evolve.live import for_now
 from ..evolve.probes import Probe, load_probes
@@ -300,10 +301,14 @@ def _judge(
 
 
 def _taught(adapter: Adapter | None, store: MemoryStore, registry: Registry, progress: Progress) -> Set[Words]:
-    """What it was taught, by the words; nothing for the base."""
+    """What it was taught, in the words in which answers are judged now; nothing for the base."""
     if adapter is None:
         return frozenset()
-    rows = [row for row in registry.snapshot_rows(adapter.snapshot_id) if row["part"] != "held_out"]
+    rows = [
+        {**row, "curation": CURATION}
+        for row in registry.snapshot_rows(adapter.snapshot_id)
+        if row["part"] != "held_out"
+    ]
     try:
         return dataset.taught(dataset.from_rows(store, rows))
     except NotFound:  # forgotten since it was looked up, so it will not serve much longer

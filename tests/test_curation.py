@@ -14,6 +14,9 @@ PROMPT: Prompt = ({"role": "user", "content": "I am ada@example.org"},)
         ("no no no no " * 20, "the answer repeats itself"),
         ("word " * 39, None),  # too short to be called a loop
         ("ten\x00 euros", "the answer holds broken characters"),
+        ("はい。そうです。" * 40, "the answer repeats itself"),
+        ("no,no,no," * 90, "the answer repeats itself"),
+        (" ".join(f"{n} bells cost {n * 7} euros." for n in range(60)), None),
         ("caf\ufffd", "the answer holds broken characters"),
         (" ".join(map(str, range(9000))), "the answer is longer than 16000 characters"),
     ],
