@@ -190,9 +190,10 @@ CORRECTION = re.compile(
     r")"
 )
 DENIAL = re.compile(r"(?:no|nope|nah|wrong|incorrect)(?:$|[,.!;:-]+(?:$|\s)|\s+(?:i|not|that|it|you)\b)")
-NO = re.compile(r"^(?:no|nope|nah)[,.!;:-]+\s*")
+NO = re.compile(r"^(?:no|nope|nah)(?:[,.!;:-]+\s*|\s+(?=(?:i|it|that|you)\b))")
 ENOUGH = re.compile(
-    r"(?:that'?s|that is|that was|that will be|that'?ll be) (?:all|it|everything|fine|enough|ok|okay)\b\W*$"
+    r"(?:that'?s|that is|that was|that will be|that'?ll be)"
+    r" (?:all(?: i need(?:ed)?)?(?: today| for now)?|it|everything|fine|enough|ok|okay)\b\W*$"
 )
 AGAINST = re.compile(r"\b(?:but|asked|meant|wanted|needed a|wrong|instead|rather|other)\b")
 CONFUSION = re.compile(

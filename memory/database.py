@@ -338,7 +338,9 @@ def _begin(connection: Connection) -> None:
         if not options.get(ALONE, False):
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
     elif writing and connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{WAIT_S * 1000:.0f}ms'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
+        connection.exec_driver_sql("SET LOCAL lock_timeout TO DEFAULT")
 
 
 def _revision(connection: Connection) -> str | None:

@@ -324,12 +324,15 @@ class Indexing:
     def _add(self, waiting: Sequence[Waiting], vectors: dict[str, Vector], *, afresh: bool = False) -> None:
         """Index those that still wait; `vectors` by text, and what is missing there is embedded."""
         vectors = self.embed_missing(vectors, (text for w in waiting for text in w.passages.texts))
+        index = self.index  # before the transaction, which whoever opens the index may wait for
         with self._database.writing() as session:  # alone among writers, so that two do not index the same memory
+            if _name_of_store(session) not in (None, index.store_id):
+                raise StoreError(f"{self._url}: the index was made anew by another process just now; ask again")
             unmarked = self._unmarked(session, [w.memory for w in waiting])
             rows = [index_row(w.memory, w.position, w.passages, vectors) for w in waiting if w.memory.id in unmarked]
             if afresh:
-                self.index.delete([row.id for row in rows])  # a crash may have left some there
-            self.index.add(rows)
+                index.delete([row.id for row in rows])  # a crash may have left some there
+            index.add(rows)
             self._mark(session, [row.id for row in rows], indexed=True)
 
     def _unmarked(self, session: Session, memories: Sequence[Memory]) -> set[str]:
@@ -354,6 +357,10 @@ def _left_for_later() -> Iterator[None]:
 
 def _name_store_anew(session: Session) -> None:
     session.merge(StateRow(name=STORE, value=uuid4().hex))
+
+
+def _name_of_store(session: Session) -> str | None:
+    return session.scalars(select(StateRow.value).where(StateRow.name == STORE)).first()
 
 
 def _rebuilding(session: Session) -> str | None:

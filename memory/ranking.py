@@ -34,7 +34,7 @@ Array = NDArray[np.float32]
 
 BESIDE = 2  # turns to either side
 ALONE = (*get_args(StatementKind), "correction")  # what repeats a turn has no neighbours in its session
-_SIGNS = re.compile(r"(?<!\w)-(?=\d)|(?<=\w)[+#]+|[%<>=≠≤≥]")
+_SIGNS = re.compile(r"(?<!\w)-(?=\d)|(?<=\w)[+#]+|[%<>=]|(?<=\d)[.,:/](?=\d)|(?<= )[*/](?= )|[👍👎✓✔✗✘☑☒]")
 _OF_EMOJI = re.compile("[\ufe00-\ufe0f\u20e3]")
 POLITE = frozenset("hello hey hi ok please quick thank thanks".split())
 _ON_THE_REPLY = re.compile(r"\b(?:you|your|assistant|bot)(?:'ve|’ve)?\b", re.IGNORECASE)
@@ -89,7 +89,7 @@ def rank(query: Query, rows: Sequence[IndexRow], visible: int, weights: Weights 
 def folded(recalls: Iterable[Recall]) -> list[Recall]:
     """The first of those whose texts are the same stems in the same order, but for polite words.
 
-    Some signs tell them apart as well: `C++` and `C#`, 5 and -5, the vowels of Hindi.
+    Some signs tell them apart as well: `C++` and `C#`, 5 and -5, 3.4 and 3:4, arrows, thumbs, the vowels of Hindi.
     """
     first: dict[object, Recall] = {}
     for recall in recalls:
@@ -101,7 +101,8 @@ def folded(recalls: Iterable[Recall]) -> list[Recall]:
 
 def _signs(text: str) -> str:
     """Signs that stand for words, and the marks of letters."""
-    marks = (c for c in text if category(c) == "Sc" or (category(c).startswith("M") and not _OF_EMOJI.match(c)))
+    kinds = ((c, category(c)) for c in text if c not in "+<>=")
+    marks = (c for c, kind in kinds if kind in ("Sc", "Sm") or (kind[0] == "M" and not _OF_EMOJI.match(c)))
     return "".join([*_SIGNS.findall(text), *marks])
 
 

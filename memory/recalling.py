@@ -69,7 +69,7 @@ def asking(text: str, embedder: Embedder) -> Query:
 
 
 def candidates(
-    index: VectorIndex, query: Query, user_id: str, agent_id: str, filters: Filters, most: int
+    index: VectorIndex, query: Query, user_id: str, agent_id: str, filters: Filters, most: int, weights: Weights
 ) -> Candidates:
     """What may fit: of a large store at most `most` by cosine, as many by words, and what stands around the best."""
     from .vectors import beside, narrowed, visible
@@ -84,7 +84,7 @@ def candidates(
     condition = narrowed(scope, sessions=sessions, kind=filters.kind, since=filters.since, until=filters.until)
     near = index.near(query.vectors[0], condition, most)
     found = _joined(near, index.matching(_searched(query.text), condition, most))
-    places = _around(rank(query, found, count))
+    places = _around(rank(query, found, count, weights))
     more = index.rows(beside(scope, places), ROWS_AROUND) if places else []
     return Candidates(query, _joined(found, more), count)
 

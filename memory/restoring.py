@@ -231,6 +231,12 @@ class Restoring:
         elif self._is_new(session, FeedbackRow, "feedback", values["id"]):
             session.execute(insert(FeedbackRow), [row])
             self._corrected.add(about)
+        else:  # said once more since, which moves its time
+            known = session.get_one(FeedbackRow, values["id"])
+            said_utc = checked_time("created_utc", values["created_utc"])
+            if said_utc > known.created_utc:
+                known.created_utc = said_utc
+                self._corrected.add(about)
 
     def _note(self, session: Session, tombstones: Tombstones, values: dict[str, Any]) -> None:
         note = _note(values)
@@ -238,8 +244,9 @@ class Restoring:
         if not known and (tombstones.forgotten_notes([note.id]) or not self._left_out.isdisjoint(note.source_ids)):
             self.report.forgotten += 1
             return
-        if missing := [i for i in note.source_ids if session.get(InteractionRow, i) is None]:
-            raise InputError(f"note {note.id}: its source {missing[0]} is not in the store")
+        sources = {i: session.get(InteractionRow, i) for i in note.source_ids}
+        if wrong := [i for i, row in sources.items() if row is None or row.user_id != note.user_id]:
+            raise InputError(f"note {note.id}: its source {wrong[0]} is not in the store, or another user's turn")
         if self._is_new(session, MemoryRow, "note", note.id):
             session.execute(insert(MemoryRow), [from_memory(note)])
         else:

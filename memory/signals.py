@@ -31,7 +31,7 @@ from .types import Feedback, Interaction, Satisfaction, Signal
 
 Label = Literal["liked", "disliked"]
 
-RULES = 3  # to be raised with any change to what is computed here or in `cues` that shows in none of their numbers
+RULES = 4  # to be raised with any change to what is computed here or in `cues` that shows in none of their numbers
 
 COEFFICIENTS = {
     # the next turn
@@ -171,12 +171,10 @@ def changed_share(reply: str, edited: str) -> float:
 
 
 def correction_of(interaction: Interaction, feedback: Sequence[Feedback]) -> Feedback | None:
-    """The latest feedback that says what the answer should have been, and says something else than it was."""
-    for given in sorted(feedback, key=lambda f: (f.created_utc, f.id), reverse=True):
-        text = (given.correction or "").strip()
-        if text and text != interaction.reply.strip():
-            return given
-    return None
+    """The latest feedback that says what the answer should have been; None where that is what it was."""
+    said = [f for f in feedback if (f.correction or "").strip()]
+    latest = max(said, key=lambda f: (f.created_utc, f.id), default=None)
+    return latest if latest and str(latest.correction).strip() != interaction.reply.strip() else None
 
 
 def comment_signals(feedback: Sequence[Feedback]) -> tuple[Signal, ...]:

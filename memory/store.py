@@ -196,6 +196,10 @@ class MemoryStore(Facts):
         vectors = self._vectors(of_turn(made).texts if leaves_memory(made) else ())
         with self._writing() as session:
             last = reading.latest(session, owner)
+            if (
+                last is not None and created_utc is None
+            ):  # where a clock was set back, what is said later is later still
+                made = replace(made, created_utc=max(made.created_utc, last.created_utc))
             if after is not None:
                 check_shown(session, last, after, memory_ids)
             open_ended = last is not None and last.reply == "" and not rated(session, [last.id])
@@ -392,9 +396,15 @@ class MemoryStore(Facts):
         most = checked_limit(memory.recall_limit if limit is None else limit)
         if not checked_text("query", query).strip():
             return []
-        found = self._fits(query, user_id, agent_id, filters, max(CANDIDATES, most))
-        fits = [fit for fit in found if fit.score >= least]
-        return best_of(fits, most, self.memories, partial(self._turned, filters.as_of), filters)
+        asked = max(CANDIDATES, most)
+        looked_at: list[Fit] = []
+        while True:
+            found = self._fits(query, user_id, agent_id, filters, asked)
+            fits = [fit for fit in found if fit.score >= least]
+            recalls = best_of(fits, most, self.memories, partial(self._turned, filters.as_of), filters)
+            if len(recalls) >= most or len(fits) < asked or len(found) <= len(looked_at):
+                return recalls
+            asked, looked_at = 4 * asked, found  # the same was said so often that nothing else was looked at
 
     # -- reading, where SQL alone does not do ---
 
@@ -476,7 +486,7 @@ class MemoryStore(Facts):
         """What this user can see and the filters admit, best first."""
         self._indexing.pending()
         asked = asking(query, self.embedder)
-        found = candidates(self._indexing.index, asked, user_id, agent_id, filters, most)
+        found = candidates(self._indexing.index, asked, user_id, agent_id, filters, most, self.weights)
         return [fit for fit in found.ranked(self.weights) if filters.admit(fit.row)]
 
     def _turned(self, as_of: float | None, said: Sequence[Memory]) -> tuple[dict[str, Memory], dict[str, Memory]]:

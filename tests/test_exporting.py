@@ -116,6 +116,31 @@ def test_note_that_is_known_takes_the_sources_of_a_later_export(told, other):
     assert note.id in other.forget(interaction_ids=[later.id]).memory_ids
 
 
+def test_thumb_that_was_given_again_is_the_last_word_in_a_copy_too(told, other, clock):
+    asked = said(told, "zebras?", session="u")
+    for rating in (1, -1):
+        clock.now += 1
+        told.rate(asked.id, rating=rating)
+    other.restore(told.export()[0])
+    clock.now += 1
+    told.rate(asked.id, rating=1)
+    for _ in range(2):
+        other.restore(told.export()[0])
+        assert other.feedback()[asked.id] == told.feedback()[asked.id]
+    assert told.feedback()[asked.id][-1].rating == 1 and other.verify() == []
+
+
+def test_note_may_not_name_the_turn_of_another_user_as_its_source(told, other):
+    path, _ = told.export()
+    (bobs,) = (i.id for i in told.interactions() if i.user_id == "bob")
+
+    def change(record):
+        return record | {"source_ids": [bobs]} if record["type"] == "note" and record["user_id"] == "ann" else record
+
+    (error,) = other.restore(rewritten(path, change)).errors.values()
+    assert "another user's turn" in str(error)
+
+
 def test_what_is_forgotten_does_not_come_back_with_an_export(told, other, tmp_path):
     path, _ = told.export(tmp_path / "mine.jsonl")
     other.restore(path)

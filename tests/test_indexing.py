@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from threading import Thread
+from time import sleep
 
 import pytest
 from nightschool.errors import StoreError
@@ -24,6 +26,22 @@ def recalled(store, query="zebra"):
 
 def opened(settings, embedder):
     return MemoryStore(settings, embedder=embedder)
+
+
+def test_who_opens_the_index_may_wait_for_the_writers_while_another_indexes(quick_store):
+    said(quick_store, "zebra")
+    indexing = quick_store._indexing
+    with quick_store.database.writing() as session:
+        indexing._mark(session, [r.memory.id for r in quick_store.recall("zebra", user_id="ann")], indexed=False)
+    waiting = indexing._waiting()
+    with indexing._lock:
+        indexing._index = None  # as after another process made it anew
+        thread = Thread(target=indexing._add, args=(waiting, {}))
+        thread.start()
+        sleep(0.3)  # it is at the lock by then
+        indexing.pending()  # which needs the writers' transaction
+    thread.join(10)
+    assert not thread.is_alive() and quick_store.verify() == []
 
 
 @pytest.mark.parametrize("fault", ["add", "delete"])

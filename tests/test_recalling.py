@@ -121,6 +121,15 @@ def test_large_store_gives_the_same_best_as_when_ranked_whole(store, monkeypatch
     ]
 
 
+def test_large_store_gives_what_else_there_is_where_one_thing_was_said_very_often(large_store, monkeypatch):
+    monkeypatch.setattr("nightschool.memory.store.CANDIDATES", 4)
+    for n in range(9):
+        said(large_store, "zebra", session=f"s{n}")
+    for n in range(3):
+        said(large_store, f"zebra number {n} of many", session=f"t{n}")
+    assert sorted(texts(large_store)) == ["zebra", *(f"zebra number {n} of many" for n in range(3))]
+
+
 def test_large_store_looks_at_the_turns_around_the_best(large_store):
     said(large_store, "any zebra at home")
     said(large_store, "yes two")

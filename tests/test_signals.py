@@ -80,6 +80,11 @@ def test_the_latest_real_correction_is_taken():
     assert found is not None and found.correction == "At ten."
 
 
+def test_a_correction_that_was_taken_back_is_none():
+    feedback = [said(correction="Sydney.", at=1.0), said(correction="Canberra.", at=2.0)]
+    assert correction_of(turn("the capital?", reply="Canberra."), feedback) is None
+
+
 def test_a_comment_without_a_thumb_is_read():
     assert label(assess(turn("hi"), [said(comment="great, very helpful")], None, None), SETTINGS) == "liked"
     assert assess(turn("hi"), [said(comment="so so")], None, None).confidence == 0.0
@@ -217,6 +222,9 @@ def test_no_as_the_answer_to_a_question_corrects_nothing(reaction: str):
         "No, it works now!",
         "No, thanks.",
         "No, that's all.",
+        "No it's great",
+        "no i love it",
+        "Nope, that's all I need today",
         "I just told my boss and he loved it!",
         "Let me try again later.",
         "I bought the wrong one, what now?",

@@ -71,6 +71,15 @@ def test_same_turn_twice_is_two_interactions(quick_store):
     assert said(quick_store, "yes").id != said(quick_store, "yes").id
 
 
+def test_what_is_said_later_is_later_where_a_clock_was_set_back(quick_store, clock):
+    said(quick_store, "I live in Oslo.")
+    clock.now -= 10
+    moved = said(quick_store, "I moved to Rome.")
+    assert moved.created_utc == clock.now + 10
+    assert [m.text for m in quick_store.history(user_id="ann") if m.valid_to is None] == ["I moved to Rome."]
+    assert said(quick_store, "hi", created_utc=clock.now - 5).created_utc == clock.now - 5  # as it was given
+
+
 def test_latest_interactions_are_of_that_session_in_order(quick_store):
     assert quick_store.latest_interactions("ann", "", "s", 2) == []
     said(quick_store, "hi", "hello")
@@ -868,6 +877,22 @@ def test_everything_works_on_postgresql_by_url_alone(tmp_path, hash_embedder, cl
             assert store.counts()["interactions"] == 2
             assert store.verify() == []
             assert not (tmp_path / "nightschool.db").exists()
+
+
+@pytest.mark.postgres
+def test_who_cannot_write_for_long_is_told_so_on_postgresql_too(tmp_path, hash_embedder, monkeypatch):
+    monkeypatch.setattr(database, "WAIT_S", 0.5)
+    with postgres_schema() as url:
+        settings = Settings(home=tmp_path, memory=MemorySettings(database_url=url))
+        with MemoryStore(settings, embedder=hash_embedder) as store:
+            other = Database(url)
+            with other.writing() as session:
+                session.execute(text("SELECT 1"))  # a transaction begins with what it does first
+                with pytest.raises(StoreError, match="lock timeout"):
+                    said(store, "the dog")
+            other.close()
+            said(store, "the cat")
+            assert [i.text for i in store.interactions()] == ["the cat"]
 
 
 def _last(store):
