@@ -204,8 +204,8 @@ def _bad_adapters(registry: Registry) -> list[str]:
             found.append(f"adapter {adapter.id}: its manifest names {on_disk.id}")
         elif (on_disk.snapshot_id, on_disk.parent_id) != (adapter.snapshot_id, adapter.parent_id):
             found.append(f"adapter {adapter.id}: its manifest and the database name different origins")
-    if live is not None:
-        verdict = registry.verdict(live.id)
-        if verdict is None or not verdict.accepted:
-            found.append(f"adapter {live.id} is in service without an accepted verdict")
+    verdict = registry.verdict(live.id) if live else None
+    if live and (verdict is None or not verdict.accepted):
+        why = "was rejected when it was judged again" if registry.was_accepted(live.id) else "was never accepted"
+        found.append(f"adapter {live.id} is in service and {why}; `nightschool adapters rollback` takes it out")
     return found

@@ -43,7 +43,7 @@ from .sealing import (
     require_itself,
     write_manifest,
 )
-from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, Snapshot, Verdict
+from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, PhaseCost, Snapshot, Verdict
 
 if TYPE_CHECKING:
     from ..memory.store import MemoryStore
@@ -316,6 +316,12 @@ class Registry:
             row = session.scalars(query.limit(1)).first()
             return _verdict(row) if row else None
 
+    def was_accepted(self, candidate_id: str) -> bool:
+        """Whether the gate ever took that adapter, which stays in service where newer rules do not."""
+        accepted = select(VerdictRow.id).where(VerdictRow.candidate_id == candidate_id, VerdictRow.accepted)
+        with self.database.reading() as session:
+            return session.scalars(accepted.limit(1)).first() is not None
+
     def undecided(self, candidate_id: str) -> bool:
         """Whether nothing was switched since its newest verdict, as where a night was stopped right after it."""
         judged = select(func.max(VerdictRow.created_utc)).where(VerdictRow.candidate_id == candidate_id)
@@ -467,9 +473,7 @@ class Registry:
 
     def cycle(self, cycle_id: str) -> Cycle:
         with self.database.reading() as session:
-            row = session.get(CycleRow, cycle_id)
-            if row is None:
-                raise NotFound(f"no cycle {cycle_id}; `nightschool report` lists the nights")
+            row = the_one(session, CycleRow, cycle_id, "night", "nightschool report")
             verdict = session.get(VerdictRow, row.verdict_id) if row.verdict_id else None
             decided = row.deployment_id or row.finished_utc is not None  # else it may have been killed in between
             accepted = verdict.accepted if verdict and decided else None
@@ -488,6 +492,12 @@ class Registry:
         with self.database.reading() as session:
             row = session.get(CycleRow, cycle.id)
             return _excluded((row.excluded if row else None) or [])
+
+    def cycle_trained(self, cycle: Cycle) -> list[PhaseCost] | None:
+        """What it trained, by phase; None where that is not on record."""
+        with self.database.reading() as session:
+            row = session.get(CycleRow, cycle.id)
+            return None if row is None or row.trained is None else [PhaseCost(**cost) for cost in row.trained]
 
     def latest_cycle(self) -> Cycle:
         with self.database.reading() as session:

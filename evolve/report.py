@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
-from math import inf
 from typing import Any
 
 from ..content import Message
@@ -25,7 +24,7 @@ from .live import for_now
 from .privacy import mask
 from .registry import Registry
 from .sealing import ensure_loaded
-from .types import INTERRUPTED, Adapter, Cycle, Judged, Measure
+from .types import INTERRUPTED, Cycle, Judged, Measure, PhaseCost
 
 TAUGHT = ("examples", "pairs", "thumbs")
 
@@ -35,16 +34,6 @@ class TaughtTopic:
     label: str
     share: float  # of the weight of all rows
     rows: int
-
-
-@dataclass(frozen=True)
-class Phase:
-    adapter_id: str
-    phase: str
-    rows: int
-    steps: int
-    seconds: float
-    peak_mb: int
 
 
 @dataclass(frozen=True)
@@ -63,12 +52,15 @@ class Report:
     outcome: str
     minutes: float | None
     parts: Mapping[str, int]  # rows by part of the snapshot
-    new_turns: int  # that no earlier night learnt from or was judged on
+    judges: int  # users, or sessions, whose answers were held out
+    new_turns: int | None  # in it, that no earlier night learnt from; None where it ended before it read the memory
+    incumbent_id: str | None  # None is the base, or no verdict
+    withdrawn: bool  # what taught its candidate was forgotten since
     topics: tuple[TaughtTopic, ...]
     measures: tuple[Measure, ...]
     reasons: tuple[str, ...]
     excluded: tuple[tuple[str, int], ...]  # reason, interactions
-    phases: tuple[Phase, ...]  # none if it made no new adapter
+    phases: tuple[PhaseCost, ...] | None  # none if it made no new adapter; None where that is not on record
     nights: tuple[Night, ...]
 
     @property
@@ -91,18 +83,21 @@ def report(store: MemoryStore, registry: Registry, cycle_id: str | None = None) 
     cycle = registry.latest_cycle() if cycle_id is None else registry.cycle(cycle_id)
     rows = registry.snapshot_rows(cycle.snapshot_id) if cycle.snapshot_id else []
     verdict, nights = registry.cycle_verdict(cycle), _up_to(registry, cycle)
-    excluded = registry.cycle_excluded(cycle)
+    excluded, trained = registry.cycle_excluded(cycle), registry.cycle_trained(cycle)
     return Report(
         cycle=cycle,
         outcome=cycle.outcome,
         minutes=_minutes(cycle),
         parts=dict(Counter(row["part"] for row in rows)),
+        judges=len({row["cluster"] for row in rows if row["part"] == "held_out"}),
         new_turns=_new_turns(registry, cycle, nights[:-1]),
+        incumbent_id=verdict.incumbent_id if verdict else None,
+        withdrawn=cycle.candidate_id in registry.tainted(),
         topics=_topics(store, rows),
         measures=verdict.measures if verdict else (),
         reasons=verdict.reasons if verdict else (),
         excluded=tuple((e.reason, len(e.interaction_ids)) for e in excluded),
-        phases=tuple(map(_phase, _trained(registry, cycle))),
+        phases=None if trained is None else tuple(trained),
         nights=tuple(_night(registry, night) for night in nights),
     )
 
@@ -119,10 +114,10 @@ def _minutes(cycle: Cycle) -> float | None:
     return (cycle.finished_utc - cycle.started_utc) / 60
 
 
-def _new_turns(registry: Registry, cycle: Cycle, earlier: Sequence[Cycle]) -> int:
+def _new_turns(registry: Registry, cycle: Cycle, earlier: Sequence[Cycle]) -> int | None:
     """Turns that no earlier night made an adapter of."""
     made = sorted({n.snapshot_id for n in earlier if n.snapshot_id and n.candidate_id})
-    return registry.new_sources(cycle.snapshot_id, made) if cycle.snapshot_id else 0
+    return registry.new_sources(cycle.snapshot_id, made) if cycle.snapshot_id else None
 
 
 def _topics(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> tuple[TaughtTopic, ...]:
@@ -143,17 +138,6 @@ def _topics(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> tuple[Taug
 def _masked_label(request: str) -> str:
     """Of the masked request: once cut into words, an address looks like any other."""
     return label_of(mask([request])[0])
-
-
-def _trained(registry: Registry, cycle: Cycle) -> list[Adapter]:
-    """What was made while that night ran, oldest first."""
-    end = cycle.finished_utc or inf
-    return [a for a in registry.adapters() if cycle.started_utc <= a.created_utc <= end]
-
-
-def _phase(adapter: Adapter) -> Phase:
-    d = adapter.details
-    return Phase(adapter.id, adapter.phase, d["rows"], d["steps"], d["seconds"], d["peak_mb"])
 
 
 def _night(registry: Registry, cycle: Cycle) -> Night:

@@ -133,8 +133,31 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class PhaseCost:
+    """What one night trained in one phase, and what that took."""
+
+    adapter_id: str
+    phase: Phase
+    rows: int  # that were seen, with what the base wrote itself
+    replayed: int  # of them the base's own
+    epochs: float  # passes over what was gathered; below 1 where `night.budget_minutes` had no room for all of it
+    steps: int
+    seconds: float
+    peak_mb: int
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> PhaseCost:
+        d = adapter.details
+        passes = d["plan"]["epochs"]
+        return cls(adapter.id, adapter.phase, d["rows"], d["replay"], passes, d["steps"], d["seconds"], d["peak_mb"])
+
+
+@dataclass(frozen=True)
 class Measure:
-    """One quantity for incumbent and candidate. `low` and `high` bound `change` (candidate − incumbent)."""
+    """One quantity for incumbent and candidate. `low` and `high` bound `change` (candidate − incumbent).
+
+    Of `probe_nll` the change is a share of the incumbent's. Where nothing was drawn anew both bounds are the change.
+    """
 
     name: str
     incumbent: float

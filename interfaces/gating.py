@@ -72,6 +72,8 @@ def explained(cycle: Cycle, verdict: Verdict | None, serving: str | None = None,
         lines += [f"{outcome(m):6}  {m.name}: {in_words(m)}", f"        rule: {m.rule}"]
     failed = [m.name for m in verdict.measures if not m.passed]
     every = f"all {sum(m.decides for m in verdict.measures)} conditions held, so it was accepted"
+    if told in STOPPED and not failed:
+        return [*lines, every.removesuffix(", so it was accepted") + STOPPED[told]]
     return [*lines, f"{', '.join(failed)} failed, so it was rejected" if failed else every]
 
 
@@ -85,10 +87,15 @@ UNJUDGED = {
     "running": "nothing is judged yet",
     ENDED: "it was killed, or the power failed, before it was judged; the next night records it",
 }
+STOPPED = {
+    "running": "; it is being put into service",
+    ENDED: "; it was killed before it served, and the next night judges it again",
+}
 WORDS: dict[str, Callable[[Measure], str]] = {
     "preference": lambda m: (
         f"of two answers it never saw, one liked and one not, the liked one gained more in"
-        f" {m.candidate:.0%} of cases (50% is chance; {0.5 + m.low:.0%} to {0.5 + m.high:.0%})"
+        f" {m.candidate:.0%} of cases (50% is chance"
+        f"{f'; {0.5 + m.low:.0%} to {0.5 + m.high:.0%}' if m.low < m.high else ''})"
     ),
     "liked_nll": lambda m: (
         f"a liked answer costs {m.candidate:.2f} nats a token, it was {m.incumbent:.2f}"
@@ -117,5 +124,5 @@ WORDS: dict[str, Callable[[Measure], str]] = {
     "answer_words": lambda m: (
         f"its answers have {m.candidate:.1f} words on average, they had {m.incumbent:.1f} (of their first 48 tokens)"
     ),
-    "probes": lambda m: f"{m.candidate:.0%} of the probes pass, it was {m.incumbent:.0%}",
+    "probes": lambda m: f"{m.candidate:.1%} of the probes pass, it was {m.incumbent:.1%}",
 }

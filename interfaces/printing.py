@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -139,7 +140,8 @@ def checked_files(files: Sequence[Path]) -> None:
 def show(value: Any, as_json: bool, lines: list[str]) -> None:
     if as_json:  # where the output takes not every letter, what is put in its place would be no JSON
         every_letter = (getattr(sys.stdout, "encoding", "") or "").lower().replace("-", "") == "utf8"
-        typer.echo(json.dumps(value, ensure_ascii=not every_letter, default=str))
+        written = json.dumps(value, ensure_ascii=not every_letter, default=str)
+        typer.echo(re.sub(r"[\x7f-\x9f]", lambda odd: f"\\u{ord(odd[0]):04x}", written))  # some drive a terminal
     else:
         for line in lines:
             say(line.replace("\n", SET_IN))

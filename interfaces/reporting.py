@@ -41,16 +41,16 @@ def as_ended(report: Report) -> Report:
 
 def printed(report: Report, compared: Sequence[Compared], out: Console) -> None:
     for line in summary(report):
-        out.print(line, markup=False, highlight=False)
+        out.print(line.translate(CONTROLS), markup=False, highlight=False)
     _table(
         out,
         "taught" if report.taught else "gathered, taught nothing",
         ("topic", "share of the weight", "rows"),
         [(t.label, f"{t.share:.1%}", t.rows) for t in topics(report)],
     )
-    _table(out, "measured on what was held out", MEASURE_HEAD, [measure_row(m) for m in report.measures])
+    _table(out, "measured", MEASURE_HEAD, [measure_row(m) for m in report.measures])
     _table(out, "left out", ("why", "turns"), report.excluded)
-    _table(out, "cost", ("phase", "rows", "steps", "seconds", "peak MB"), phase_rows(report))
+    _table(out, "cost", PHASE_HEAD, phase_rows(report))
     (name, *nights), *rows = zip(night_head(report), *night_rows(report)[-NIGHTS:], strict=True)
     _table(out, "over the nights", (Column(name, no_wrap=True), *nights), rows)
     _earlier_nights(report, out)
@@ -75,25 +75,40 @@ def _table(out: Console, title: str, head: Sequence[str | Column], rows: Sequenc
 
 # -- the same for both ---
 
+PHASE_HEAD = ("phase", "rows", "of them the base's own", "passes", "steps", "seconds", "peak MB")
 MEASURE_HEAD = ("measure", "before", "after", "change", "interval", "rule", "")
 
 
 def summary(report: Report) -> list[str]:
     cycle = report.cycle
-    parts = ", ".join(f"{n} {part.replace('_', ' ')}" for part, n in report.parts.items()) or "nothing"
-    new = f"new since the nights before: {report.new_turns} turns"
-    lines = [
-        f"night {cycle.id} of {when(cycle.started_utc)}: {report.outcome}",
-        new,
-        f"{'learnt from' if report.taught else 'gathered'}: {parts}",
-    ]
+    lines = [f"night {cycle.id} of {when(cycle.started_utc)}: {report.outcome}", *_gathered(report)]
+    if cycle.candidate_id:
+        lines.append(f"candidate {cycle.candidate_id} against {report.incumbent_id or 'the base'}")
+    if report.withdrawn:
+        lines.append("its candidate was withdrawn since: what taught it was forgotten")
     if report.minutes is not None:
         lines.append(f"took {report.minutes:.1f} minutes")
-    if cycle.candidate_id and not report.phases:
+    if cycle.candidate_id and report.phases == ():
         lines.append("made no new adapter: one of an earlier night was judged again")
+    if (least := min((p.epochs for p in report.phases or ()), default=1.0)) < 1:
+        lines.append(f"night.budget_minutes had room for {least:.0%} of what was gathered; raise it to learn from all")
+    if not report.measures:
+        lines += [f"not judged: {reason}" for reason in report.reasons]
     if cycle.error:
         lines.append(f"failed: {cycle.error}" if report.outcome == "failed" else cycle.error)
     return lines
+
+
+def _gathered(report: Report) -> list[str]:
+    if report.new_turns is None:
+        return ["it ended before it read the memory"]
+    taught = ", ".join(f"{n} {part}" for part, n in report.parts.items() if part != "held_out") or "nothing"
+    held_out = report.parts.get("held_out", 0)
+    return [
+        f"turns in it that no night before learnt from: {report.new_turns}",
+        f"{'learnt from' if report.taught else 'gathered'}: {taught}",
+        f"held out to judge on: {held_out} answers of {report.judges} users or sessions",
+    ]
 
 
 def topics(report: Report) -> Sequence[Any]:
@@ -107,12 +122,16 @@ def topics(report: Report) -> Sequence[Any]:
 
 def measure_row(m: Measure) -> tuple[str, ...]:
     change, low, high = m.worded
-    numbers = (f"{m.incumbent:.3f}", f"{m.candidate:.3f}", change, f"[{low}, {high}]")
+    interval = f"[{low}, {high}]" if m.low < m.high else ""  # of a share of a few answers none is drawn
+    numbers = (f"{m.incumbent:.3f}", f"{m.candidate:.3f}", change, interval)
     return (m.name, *numbers, m.rule, outcome(m))
 
 
 def phase_rows(report: Report) -> list[tuple[Any, ...]]:
-    return [(p.phase, p.rows, p.steps, round(p.seconds), p.peak_mb) for p in report.phases]
+    return [
+        (p.phase, p.rows, p.replayed, f"{p.epochs:.2g}", p.steps, round(p.seconds), p.peak_mb)
+        for p in report.phases or ()
+    ]
 
 
 def measured(report: Report) -> list[str]:
@@ -158,6 +177,7 @@ def write_html(report: Report, compared: Sequence[Compared], path: Path) -> None
         "measure_head": MEASURE_HEAD,
         "measures": [measure_row(m) for m in report.measures],
         "phases": phase_rows(report),
+        "phase_head": PHASE_HEAD,
         "night_head": night_head(report),
         "nights": night_rows(report),
         "compared": [(last(c), c.before, c.after) for c in compared],

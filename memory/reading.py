@@ -14,13 +14,13 @@ from .conversations import Owner, checked_text, owner_of, request_of
 from .database import Database
 from .grouping import groups, labels
 from .rows import ROWS_A_PAGE, rows_in, scalars_in, to_draft, to_feedback, to_interaction, to_memory
-from .tables import AdapterRow, Base, DraftRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
+from .tables import AdapterRow, Base, CycleRow, DraftRow, FeedbackRow, InteractionRow, MemoryRow, SnapshotRow, TopicRow
 from .topic_rows import earliest_request
 from .topics import TopicState, recurrence
 from .types import Draft, Feedback, Interaction, Memory, Topic
 
 LEAST_OF_ID = 9  # letters of an id that name it in place of the whole: b2: and six
-Named = TypeVar("Named", InteractionRow, AdapterRow)
+Named = TypeVar("Named", InteractionRow, AdapterRow, CycleRow)
 PLACE = (InteractionRow.user_id, InteractionRow.agent_id, InteractionRow.session_id, InteractionRow.position)
 
 
@@ -67,10 +67,11 @@ def newest(session: Session, limit: int, user_id: str | None) -> list[Interactio
 
 def the_one(session: Session, kind: type[Named], start: str, what: str, see: str) -> Named:
     """By id or by the beginning of one; NotFound if that is too short or not the beginning of one alone."""
-    if row := session.get(kind, checked_text(f"the id of an {what}", start)):
+    one = f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
+    if row := session.get(kind, checked_text(f"the id of {one}", start)):
         return row
     if len(start) < LEAST_OF_ID:
-        raise NotFound(f"{start!r} is too short to name an {what}: give {LEAST_OF_ID} letters of its id; see `{see}`")
+        raise NotFound(f"{start!r} is too short to name {one}: give {LEAST_OF_ID} letters of its id; see `{see}`")
     found = session.scalars(select(kind).where(kind.id.startswith(start, autoescape=True)).limit(2)).all()
     if len(found) != 1:
         raise NotFound(f"{'several' if found else 'no'} {what}s have an id that begins with {start!r}; see `{see}`")

@@ -177,6 +177,7 @@ class CycleRow(Base):
     excluded: Mapped[list[dict[str, Any]] | None] = mapped_column(
         JSON, deferred=True
     )  # from its snapshot, as that night found it
+    trained: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)  # what it cost, by phase; see `types.PhaseCost`
 
 
 class ReceiptRow(Base):

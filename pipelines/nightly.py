@@ -22,7 +22,7 @@ from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
 from ..evolve.registry import ROLLED_BACK, AliasMoved, Registry
 from ..evolve.sealing import ensure_loaded, intact
-from ..evolve.types import NOTHING, Adapter, Cycle, Snapshot, Verdict, recipe
+from ..evolve.types import NOTHING, Adapter, Cycle, PhaseCost, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
 from ..serving.base import base_id, context_of, has_passed_by, load_config
 from ..serving.engine import Engine
@@ -110,13 +110,14 @@ def _night(
     if settings.serving.engine != "local":
         opened()  # no more does a server that is down
     snapshot = _gather(store, registry, opened, settings, progress)
-    registry.update_cycle(cycle_id, snapshot_id=snapshot.id, excluded=[asdict(e) for e in snapshot.excluded])
+    left_out = [asdict(e) for e in snapshot.excluded]
+    registry.update_cycle(cycle_id, snapshot_id=snapshot.id, excluded=left_out, trained=[])
     known = trained_before(snapshot, registry, settings, base_id(settings.serving.base))
     if reason := nothing_to_learn(snapshot, known, store, registry, settings, probes, progress):
         return _told(f"{NOTHING}: {reason}", progress)
     if known:
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
-    candidate = known or _learn(snapshot, registry, settings, progress)
+    candidate = known or _learn(cycle_id, snapshot, registry, settings, progress)
     if reason := _taken_out(candidate, registry):
         return _told(f"{NOTHING}: {reason}", progress)
     engine = opened()
@@ -258,7 +259,7 @@ def _gather(
     return snapshot
 
 
-def _learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress: Progress) -> Adapter:
+def _learn(cycle_id: str, snapshot: Snapshot, registry: Registry, settings: Settings, progress: Progress) -> Adapter:
     from ..evolve import dpo, sft
 
     examples, few = len(snapshot.examples), settings.night.few_rows
@@ -266,11 +267,13 @@ def _learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress:
         progress(f"{examples} examples are few (night.few_rows is {few}): seen more often")
     grounded = sft.run(snapshot, settings, folder=registry.building(), progress=progress)
     registry.add(grounded)
+    registry.update_cycle(cycle_id, trained=[asdict(PhaseCost.of(grounded))])
     if not (snapshot.pairs or snapshot.thumbs):
         progress("no pairs and no thumbs: phase 2 is left out")
         return grounded
     preferred = dpo.run(snapshot, grounded, settings, folder=registry.building(), progress=progress)
     registry.add(preferred)
+    registry.update_cycle(cycle_id, trained=[asdict(PhaseCost.of(a)) for a in (grounded, preferred)])
     return preferred
 
 

@@ -285,7 +285,7 @@ def test_empty_home_is_not_the_folder_at_hand(tmp_path: Path, monkeypatch: pytes
 def test_empty_night_names_none(run: Run) -> None:
     run("init")
     for words in (("gate", "explain", ""), ("report", "")):
-        assert "no cycle" in str(run(*words).exception)
+        assert "'' is too short to name a night" in str(run(*words).exception)
 
 
 def test_json_is_json_where_the_output_has_not_every_letter(run: Run, tmp_path: Path) -> None:

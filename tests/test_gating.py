@@ -13,6 +13,7 @@ from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import TOLD, Cycle, Measure, Snapshot, Verdict
 from nightschool.interfaces import cli
 from nightschool.interfaces.gating import WORDS, explained
+from nightschool.interfaces.printing import ENDED
 from nightschool.serving.engine import WEIGHTS
 from typer.testing import CliRunner
 
@@ -34,6 +35,15 @@ def test_explanation_says_every_condition_and_what_decided() -> None:
     assert lines[4].startswith("FAILED  probe_nll") and "10.0% harder to predict than for the base" in lines[4]
     assert lines[5].strip() == "rule: at most 5% above the base on average"
     assert lines[-1] == "probe_nll failed, so it was rejected"
+
+
+def test_night_that_was_killed_after_its_verdict_is_not_told_as_accepted() -> None:
+    sure = Measure("preference", 0.5, 1.0, 0.5, 0.5, 0.5, True, "interval above .5")
+    verdict = Verdict("b2:a", None, "b2:s", True, (sure,), ())
+    assert "100% of cases (50% is chance)" in explained(NIGHT, verdict)[2]
+    assert explained(NIGHT, verdict, None, ENDED)[-1] == (
+        "all 1 conditions held; it was killed before it served, and the next night judges it again"
+    )
 
 
 def test_acceptance_names_how_many_conditions_held() -> None:

@@ -154,7 +154,7 @@ def test_adapter_in_service_that_was_rejected_since_is_not_sound(
     registry.promote(taught.id)
     assert verify(quick_store, registry) == []
     registry.add_verdict(replace(accepted, accepted=False))
-    assert any("in service without an accepted verdict" in line for line in verify(quick_store, registry))
+    assert any("in service and was rejected when it was judged again" in line for line in verify(quick_store, registry))
 
 
 def test_snapshot_that_lost_its_rows_is_not_sound(

@@ -205,7 +205,8 @@ def test_nights_of_before_they_had_numbers_keep_their_order_their_verdicts_and_w
         "INSERT INTO cycles (id, started_utc, finished_utc, snapshot_id, candidate_id) VALUES"
         " ('z', 1, 3, 's', 'a'), ('b', 4, NULL, 's', 'a'), ('c', 7, 8, NULL, NULL)",
     }
-    new = [("cycles", c) for c in ("number", "verdict_id", "deployment_id", "excluded")] + [("snapshots", "reader_ids")]
+    added = ("number", "verdict_id", "deployment_id", "excluded", "trained")
+    new = [*(("cycles", column) for column in added), ("snapshots", "reader_ids")]
     database = Database(url)
     with database.sql.begin() as connection:
         for statement in sorted(

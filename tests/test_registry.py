@@ -253,8 +253,10 @@ def test_unknown_and_ambiguous_ids_are_named(registry: Registry) -> None:
         registry.promote("")
     with pytest.raises(NotFound, match="no snapshot b2:0"):
         registry.snapshot_rows("b2:0")
-    with pytest.raises(NotFound, match="no cycle x"):
-        registry.cycle("x")
+    with pytest.raises(NotFound, match="no nights have an id that begins with 'xxxxxxxxx'; see `nightschool report`"):
+        registry.cycle("x" * 9)
+    night = registry.open_cycle()
+    assert registry.cycle(night[:9]).id == night
 
 
 def test_snapshot_is_kept_once_with_its_sources(registry: Registry) -> None:

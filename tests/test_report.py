@@ -17,7 +17,7 @@ from nightschool.evolve import dataset
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.report import Compared, Report, report, side_by_side
 from nightschool.evolve.sealing import seal
-from nightschool.evolve.types import Cycle, Measure, Verdict
+from nightschool.evolve.types import Cycle, Measure, PhaseCost, Verdict
 from nightschool.interfaces import cli, reporting
 from nightschool.interfaces.reporting import printed as print_report
 from nightschool.interfaces.reporting import to_json, write_html
@@ -73,19 +73,20 @@ def night(quick_store: MemoryStore, registry: Registry) -> Cycle:
     return rejected(quick_store, registry)
 
 
-def rejected(store: MemoryStore, registry: Registry, weights: bytes = b"weights") -> Cycle:
+def rejected(store: MemoryStore, registry: Registry, weights: bytes = b"weights", trains: bool = True) -> Cycle:
     cycle_id = registry.open_cycle()
     snapshot = dataset.freeze(store, store.settings, now=store.clock())
     registry.add_snapshot(snapshot, dataset.to_rows(snapshot))
     folder = registry.building()
     (folder / WEIGHTS).write_bytes(weights)
-    cost = {"rows": 5, "steps": 3, "seconds": 1.5, "peak_mb": 700}
+    cost = {"rows": 5, "replay": 2, "plan": {"epochs": 0.5}, "steps": 3, "seconds": 1.5, "peak_mb": 700}
     facts = {"base_id": "base", "snapshot_id": snapshot.id, "parent_id": None, "details": cost}
     adapter = seal(folder, phase="sft", created_utc=store.clock(), **facts)
     registry.add(adapter)
     registry.add_verdict(Verdict(adapter.id, None, snapshot.id, False, MEASURES, ("drifted",)), cycle_id)
     found = {"snapshot_id": snapshot.id, "excluded": [asdict(e) for e in snapshot.excluded]}
-    registry.update_cycle(cycle_id, finished_utc=store.clock() + 120, **found)
+    trained = [asdict(PhaseCost.of(adapter))] if trains else []
+    registry.update_cycle(cycle_id, finished_utc=store.clock() + 120, trained=trained, **found)
     return registry.cycle(cycle_id)
 
 
@@ -110,7 +111,7 @@ def test_report_says_what_came_in_what_was_taught_and_what_it_cost(
     assert sum(topic.share for topic in found.topics) == pytest.approx(1.0)
     assert sum(topic.rows for topic in found.topics) == sum(n for part, n in found.parts.items() if part != "held_out")
     assert found.measures == MEASURES
-    assert [(p.phase, p.rows, p.steps, p.peak_mb) for p in found.phases] == [("sft", 5, 3, 700)]
+    assert found.phases == (PhaseCost(night.candidate_id, "sft", 5, 2, 0.5, 3, 1.5, 700),)
 
 
 def test_curve_has_every_night_up_to_this_one(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
@@ -125,7 +126,7 @@ def test_a_night_tells_what_is_new_in_it_and_costs_what_it_trained(
 ) -> None:
     assert report(quick_store, registry).new_turns == 10
     quick_store.clock.now += 86_400
-    again = report(quick_store, registry, rejected(quick_store, registry).id)
+    again = report(quick_store, registry, rejected(quick_store, registry, trains=False).id)
     assert (again.new_turns, again.phases) == (0, ())
     made = quick_store.record([{"role": "user", "content": "a bell?"}], "yes", user_id="user 3", session_id="t")
     quick_store.rate(made.id, rating=1)
@@ -318,10 +319,43 @@ def test_json_holds_all_of_it(quick_store: MemoryStore, registry: Registry, nigh
     assert set(to_json(found, [])) == {*vars(found), "examples"}
 
 
+def test_summary_tells_what_was_seen_what_judges_and_what_was_judged_against_what(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    found = report(quick_store, registry)
+    lines = reporting.summary(found)
+    assert f"candidate {night.candidate_id} against the base" in lines
+    assert "turns in it that no night before learnt from: 10" in lines
+    assert f"held out to judge on: {found.parts['held_out']} answers of {found.judges} users or sessions" in lines
+    assert not any("held" in line for line in lines if line.startswith("learnt from"))
+    assert "night.budget_minutes had room for 50% of what was gathered; raise it to learn from all" in lines
+    told = reporting.summary(replace(found, measures=(), reasons=("only 3 answers",), withdrawn=True))
+    assert "not judged: only 3 answers" in told and any("withdrawn since" in line for line in told)
+
+
+def test_night_that_only_judged_anew_and_one_of_which_nothing_is_known_cost_nothing(
+    quick_store: MemoryStore, registry: Registry, night: Cycle
+) -> None:
+    found = report(quick_store, registry)
+    again = "made no new adapter: one of an earlier night was judged again"
+    assert again in reporting.summary(replace(found, phases=()))
+    assert again not in reporting.summary(replace(found, phases=None))
+    early = registry.open_cycle()
+    registry.update_cycle(early, finished_utc=quick_store.clock(), error="SettingsError: odd")
+    lines = reporting.summary(report(quick_store, registry, early))
+    assert lines[1] == "it ended before it read the memory" and not any("turns in it" in line for line in lines)
+
+
+def test_share_of_a_few_answers_has_no_interval() -> None:
+    empty = Measure("empty_answers", 0.0, 0.0, 0.0, 0.0, 0.0, True, "no more")
+    assert reporting.measure_row(empty)[4] == ""
+    assert reporting.measure_row(MEASURES[0])[4] == "[+0.100, +0.300]"
+
+
 def test_no_night_and_an_unknown_night_are_clear_errors(quick_store: MemoryStore, registry: Registry) -> None:
     with pytest.raises(NotFound, match="run `nightschool night`"):
         report(quick_store, registry)
-    with pytest.raises(NotFound, match="no cycle abc"):
+    with pytest.raises(NotFound, match="'abc' is too short to name a night"):
         report(quick_store, registry, "abc")
 
 
