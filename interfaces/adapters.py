@@ -36,7 +36,8 @@ def adapters_list(home: Home = None, as_json: AsJson = False) -> None:
             if live and live.id == adapter.id:
                 state = f"live, but refused: {refused}" if refused else "live"
             judged = "not judged" if verdict is None else "accepted" if verdict.accepted else "rejected"
-            rows.append({**asdict(adapter), "verdict": judged, "state": state})
+            serves = serving is not None and serving.id == adapter.id
+            rows.append({**asdict(adapter), "verdict": judged, "state": state, "serves": serves})
     if as_json:
         show(rows, True, [])
         return
