@@ -4,13 +4,14 @@ from .aio import AsyncAssistant
 from .content import Message
 from .errors import NightschoolError
 from .memory.types import Feedback, ForgetPlan, ForgetReceipt, Interaction, Memory, Recall
-from .replies import Reply, ReplyStream
+from .replies import AsyncReplyStream, Reply, ReplyStream
 from .sdk import Assistant, open
 from .settings import Settings, load_settings
 
 __all__ = [
     "Assistant",
     "AsyncAssistant",
+    "AsyncReplyStream",
     "Feedback",
     "ForgetPlan",
     "ForgetReceipt",

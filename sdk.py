@@ -64,7 +64,7 @@ class _Turns:
         return bool(self.threads) and self.threads[0] == thread
 
     def queue(self, thread: int, most: float) -> bool:
-        """Whether it is one more in line; an engine that records while it answers has the turn, and is no deadlock."""
+        """Join the line. False if this thread has the turn: an engine that records while it answers must not wait."""
         with self.moved:
             if self.has(thread):
                 return False

@@ -147,7 +147,7 @@ class NightSettings:
     lora_alpha: int = 32
     max_tokens: int = 512  # prompt and answer; the prompt is cut from the left, an answer above 3/4 of it left out
     batch_size: int = 8
-    few_rows: int = 800  # epochs suit so many examples; fewer are seen more often, see trainer.suited
+    few_rows: int = 800  # so many examples the epochs are meant for; fewer are seen more often, see trainer.suited
     # phase 1
     sft_epochs: float = 1.0
     sft_lr: float = 3e-3

@@ -20,7 +20,7 @@ from ..serving.engine import WEIGHTS
 from . import dataset
 from .reception import met
 from .registry import Registry
-from .sealing import may_be_pruned, read_adapter
+from .sealing import read_adapter, weights_to_account_for
 from .types import Adapter, Verdict
 
 
@@ -188,7 +188,7 @@ def _bad_adapters(registry: Registry) -> list[str]:
     found: list[str] = []
     live, tainted = registry.live(), registry.tainted()
     for adapter in registry.adapters():
-        if not may_be_pruned(adapter, tainted):
+        if not weights_to_account_for(adapter, tainted):
             continue  # erased with what taught them, or pruned
         if adapter.id in tainted:
             found.append(

@@ -25,7 +25,7 @@ RETRY_S = 60.0  # until an adapter that was refused is tried again: a server may
 
 
 @contextmanager
-def for_now(engine: Engine, registry: Registry) -> Iterator[None]:
+def unloading_afterwards(engine: Engine, registry: Registry) -> Iterator[None]:
     """What is loaded inside leaves the engine at the end, but for the live adapter."""
     before = set(engine.adapters())
     try:

@@ -37,10 +37,10 @@ from .sealing import (
     erase,
     is_held,
     manifest_of,
-    may_be_pruned,
     mend,
     origin,
     require_itself,
+    weights_to_account_for,
     write_manifest,
 )
 from .types import INTERRUPTED, Adapter, Cycle, Excluded, Measure, PhaseCost, Snapshot, Verdict
@@ -69,7 +69,7 @@ def _forgotten_meanwhile(session: Session, snapshot_id: str, last: int) -> str |
     return None
 
 
-def _in_turn(deployments: Iterable[DeploymentRow]) -> list[str | None]:
+def _rollback_stack(deployments: Iterable[DeploymentRow]) -> list[str | None]:
     """What serves and what it would be gone back to, each once: a promotion puts on, going back takes off.
 
     What was rolled back from is gone back to no more, though it may have served before as well.
@@ -277,7 +277,7 @@ class Registry:
         while more := {a.parent_id for a in found if a.id in kept and a.parent_id} - kept:
             kept |= more
         tainted = self.tainted()
-        return [a for a in found if a.id not in kept and may_be_pruned(a, tainted)]
+        return [a for a in found if a.id not in kept and weights_to_account_for(a, tainted)]
 
     def prune(self, keep: int) -> list[str]:
         """Erase the weights of what is `prunable`, and say whose; manifests and rows stay, for lineage.
@@ -409,7 +409,7 @@ class Registry:
     def predecessors(self, adapter_id: str) -> Iterator[Adapter]:
         """All that served before it and may still serve, the latest first, until the base."""
         with self.database.reading() as session:
-            ids = _in_turn(session.scalars(select(DeploymentRow).order_by(DeploymentRow.id)))
+            ids = _rollback_stack(session.scalars(select(DeploymentRow).order_by(DeploymentRow.id)))
         below = ids[ids.index(adapter_id) + 1 :] if adapter_id in ids else ids
         served = takewhile(lambda found: found is not None, below)  # before the base, nothing is gone back to
         return filter(self._servable, map(self.adapter, filter(None, served)))

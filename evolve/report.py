@@ -20,7 +20,7 @@ from ..memory.store import MemoryStore
 from ..memory.topics import label_of
 from ..serving.engine import Engine, Sampling
 from . import dataset
-from .live import for_now
+from .live import unloading_afterwards
 from .privacy import mask
 from .registry import Registry
 from .sealing import ensure_loaded
@@ -163,7 +163,7 @@ def side_by_side(
     held_out = dataset.from_rows(store, registry.snapshot_rows(cycle.snapshot_id)).held_out
     prompts = [row.prompt for row in _one_a_cluster(held_out)[:count]]
     sampling = Sampling(max_tokens=48)
-    with for_now(engine, registry):
+    with unloading_afterwards(engine, registry):
         for adapter_id in filter(None, (incumbent, cycle.candidate_id)):
             ensure_loaded(engine, registry.adapter(adapter_id), tolerance)
         before, after = (

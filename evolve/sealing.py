@@ -140,8 +140,8 @@ def is_held(adapter: Adapter) -> bool:
     return (adapter.path / WEIGHTS).exists()
 
 
-def may_be_pruned(adapter: Adapter, tainted: Container[str]) -> bool:
-    """Whether its weights are held, or were lost and nobody has said that this is as it should be."""
+def weights_to_account_for(adapter: Adapter, tainted: Container[str]) -> bool:
+    """Whether its weights are on disk, or are missing without a taint or a `pruned` mark that explains it."""
     return is_held(adapter) or not (adapter.id in tainted or (adapter.path / PRUNED).exists())
 
 

@@ -60,7 +60,7 @@ def why(reply: ReplyId, home: Home = None, as_json: AsJson = False) -> None:
     lines = [f"asked:    {i.text}", f"answered: {i.reply}", f"when:     {when(i.created_utc)}, session {i.session_id}"]
     lines += [f"user:     {i.user_id}" + (f", agent {i.agent_id}" if i.agent_id else "")]
     lines += [f"said:     {_given(feedback)}" for feedback in found.feedback]
-    lines += [f"met:      {_met(found.satisfaction)}"]
+    lines += [f"judged:   {_satisfaction(found.satisfaction)}"]
     lines += [f"shown:    {m.get('text', '(forgotten)')}  ({m['id']})" for m in found.memories]
     none = f"{i.adapter_id}, which is not in this home" if i.adapter_id else f"none: {ELSEWHERE}"
     lines += _lineage_lines(found.lineage) if found.lineage else [f"adapter:  {none}"]
@@ -74,7 +74,7 @@ def _given(feedback: Feedback) -> str:
     return f"{', '.join([*([feedback.event] if feedback.event else []), *parts])}  ({when(feedback.created_utc)})"
 
 
-def _met(satisfaction: Satisfaction) -> str:
+def _satisfaction(satisfaction: Satisfaction) -> str:
     found = [f"{s.name.replace('_', ' ')} {s.value:+.2f}" for s in satisfaction.signals]
     sure = f"score {satisfaction.score:+.2f}, confidence {satisfaction.confidence:.2f}"
     return f"{sure} ({', '.join(found) or 'nothing shows it'})"

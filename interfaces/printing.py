@@ -112,10 +112,10 @@ def checked_home(settings: Settings, patience: float = 0) -> Settings:
 
 def _stays_empty(url: str, patience: float) -> bool:
     """Whether it holds no tables of ours, also `patience` seconds later: another command may be making them."""
-    from ..memory.database import comes_true
+    from ..memory.database import wait_until
     from ..memory.verification import is_empty
 
-    return not comes_true(lambda: not is_empty(url), patience)
+    return not wait_until(lambda: not is_empty(url), patience)
 
 
 def is_home(settings: Settings) -> bool:

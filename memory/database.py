@@ -55,7 +55,7 @@ def without_password(url: str) -> str:
     return SECRET.sub(r"\1***", _parsed(url).render_as_string(hide_password=True))
 
 
-def comes_true(found: Callable[[], bool], wait_s: float) -> bool:
+def wait_until(found: Callable[[], bool], wait_s: float) -> bool:
     """Whether it is found so within `wait_s` seconds, looked at once at least."""
     until = monotonic() + wait_s
     while not found():
@@ -145,7 +145,7 @@ class _ServerLock:
 
     def _take(self) -> bool:
         asked = f"SELECT pg_try_advisory_lock({self._key})"
-        return comes_true(lambda: bool(self._connection.exec_driver_sql(asked).scalar()), self._wait_s)
+        return wait_until(lambda: bool(self._connection.exec_driver_sql(asked).scalar()), self._wait_s)
 
     def _take_again(self) -> bool:
         """Whether that was possible; of a server that is gone, nobody knows who has it."""

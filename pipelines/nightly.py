@@ -17,14 +17,14 @@ from ..errors import GateRefused, NotFound, ServingError, SettingsError, StoreEr
 from ..evolve import dataset, gate
 from ..evolve.curation import CURATION
 from ..evolve.expansion import base_of
-from ..evolve.live import for_now
+from ..evolve.live import unloading_afterwards
 from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
 from ..evolve.registry import ROLLED_BACK, AliasMoved, Registry
 from ..evolve.sealing import ensure_loaded, intact
 from ..evolve.types import NOTHING, Adapter, Cycle, PhaseCost, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
-from ..serving.base import base_id, context_of, has_passed_by, load_config
+from ..serving.base import base_id, context_of, has_weights_vllm_ignores, load_config
 from ..serving.engine import Engine
 from ..settings import Settings
 from .lock import NightRunning, night_lock
@@ -122,7 +122,7 @@ def _night(
         return _told(f"{NOTHING}: {reason}", progress)
     engine = opened()
     still_alone()  # training takes long, and so does judging
-    with for_now(engine, registry):
+    with unloading_afterwards(engine, registry):
         for _ in range(JUDGINGS):
             seen = registry.newest_deployment()
             if reason := _taken_out(candidate, registry):  # meanwhile
@@ -155,7 +155,7 @@ def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, b
     phase = "dpo" if snapshot.pairs or snapshot.thumbs else "sft"
     for adapter in registry.adapters():
         same = (adapter.snapshot_id, adapter.base_id, adapter.phase) == (snapshot.id, base_id, phase)
-        if settings.serving.engine == "vllm" and has_passed_by(adapter.path):
+        if settings.serving.engine == "vllm" and has_weights_vllm_ignores(adapter.path):
             continue  # as it was trained for the engine in process
         if same and adapter.details.get("night") == night and adapter.id not in tainted and _whole(adapter, registry):
             return adapter

@@ -37,7 +37,7 @@ INDEX = "model.safetensors.index.json"
 DEQUANTISED = ("fp8", "mxfp4")  # on loading, of the methods of transformers
 WRONG = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError)
 OVER_FILES = (OSError, ImportError, RuntimeError, *WRONG)  # what transformers raises, beside errors of its own
-PASSED_BY = "kv_b_proj"  # of latent attention: vLLM splits its weight at load, and never sees what LoRA adds to it
+VLLM_IGNORES = "kv_b_proj"  # of latent attention: vLLM splits its weight at load, and never sees what LoRA adds to it
 NOISE = re.compile("drop|jitter")  # in names of a config: what a model adds in train mode, and not when it serves
 MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
 
@@ -331,20 +331,20 @@ def lora_targets(config: Any, setting: str, engine: str = "local") -> str:
     `engine` would pass by.
     """
     names = [name for name in modules_of(config).linear if _is_target(name.split("."), setting)]
-    names = [name for name in names if engine != "vllm" or not name.endswith(PASSED_BY)]
+    names = [name for name in names if engine != "vllm" or not name.endswith(VLLM_IGNORES)]
     if not names:
         raise ServingError(f"no linear layer of a {config.model_type} fits night.lora_targets = {setting!r}")
     shapes = sorted({re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names})
     return "|".join(re.escape(shape).replace(r"\#", r"\d+") for shape in shapes)
 
 
-def has_passed_by(adapter: Path) -> bool:
+def has_weights_vllm_ignores(adapter: Path) -> bool:
     """Whether the adapter in that folder has weights that a vLLM server would leave out without a word."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(adapter / ADAPTER_WEIGHTS, "np") as file:
-            return any(f".{PASSED_BY}." in key for key in file.keys())  # noqa: SIM118
+            return any(f".{VLLM_IGNORES}." in key for key in file.keys())  # noqa: SIM118
     except (OSError, SafetensorError):  # whoever reads it says so
         return False
 

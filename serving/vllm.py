@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from ..errors import ServingError, SettingsError
 from ..settings import ServingSettings, without_user
 from . import parity
-from .base import PASSED_BY, base_id, has_passed_by, load_tokenizer, locate
+from .base import VLLM_IGNORES, base_id, has_weights_vllm_ignores, load_tokenizer, locate
 from .chat import Ids, answer_ids, prompt_ids
 from .engine import MANIFEST, Limit, Pieces, Prompt, Sampling, Score, of_another_base, require_pairs, room_for_prompt
 
@@ -268,9 +268,9 @@ class VLLMEngine:
         made_for = _manifest(adapter_id, path).get("base_id", self._base_id)
         if made_for != self._base_id:
             raise ServingError(of_another_base(adapter_id, made_for, self._base_id))
-        if has_passed_by(path):
+        if has_weights_vllm_ignores(path):
             raise ServingError(
-                f"adapter {adapter_id} has weights on {PASSED_BY}, which a vLLM server passes by without a word; run"
+                f"adapter {adapter_id} has weights on {VLLM_IGNORES}, which a vLLM server passes by without a word; run"
                 " `nightschool night` to train one without them, or set serving.engine to local"
             )
 

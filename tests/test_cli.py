@@ -422,7 +422,7 @@ def test_reply_is_rated_and_its_reasons_are_told(run: Run, tmp_path: Path) -> No
     why = run("audit", "why", reply)
     assert "asked:    Do you repair wheels?" in why.stdout
     assert "adapter:  none: the base, or answered elsewhere\n" in why.stdout
-    assert "met:      score -0.25, confidence 1.00 (rating +0.50, correction -1.00)" in why.stdout
+    assert "judged:   score -0.25, confidence 1.00 (rating +0.50, correction -1.00)" in why.stdout
     found = json.loads(run("audit", "why", reply, "--json").stdout)
     assert found["interaction"]["id"] == found["satisfaction"]["interaction_id"] == reply
     assert found["satisfaction"]["censor"] == censor_id()

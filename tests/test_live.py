@@ -9,7 +9,7 @@ from threading import Event, Lock
 import pytest
 from nightschool.errors import ServingError
 from nightschool.evolve import live as following
-from nightschool.evolve.live import Live, for_now
+from nightschool.evolve.live import Live, unloading_afterwards
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import seal
 from nightschool.evolve.types import Adapter, Judged, Snapshot, Verdict
@@ -219,7 +219,7 @@ def test_unload_that_fails_ends_neither_an_answer_nor_a_night(
         registry.promote(adapter.id)
         with live.hold() as adapter_id:
             assert adapter_id == adapter.id
-    with for_now(engine, registry):
+    with unloading_afterwards(engine, registry):
         engine.load("b2:another", one.path)
     assert caplog.text.count("could not be unloaded") == 2
 
@@ -239,7 +239,7 @@ def test_what_is_loaded_for_now_leaves_but_for_the_live_one(registry: Registry) 
     kept, passing, serving = (accepted(registry, weights) for weights in (b"one", b"two", b"three"))
     engine = StrictEngine()
     engine.load(kept.id, kept.path)
-    with pytest.raises(ServingError), for_now(engine, registry):
+    with pytest.raises(ServingError), unloading_afterwards(engine, registry):
         for adapter in (passing, serving):
             engine.load(adapter.id, adapter.path)
         registry.promote(serving.id)
