@@ -117,7 +117,7 @@ def _night(
         return _told(f"{NOTHING}: {reason}", progress)
     if known:
         progress(f"adapter {known.id} was trained on this memory with these settings: it is only judged")
-    candidate = known or _learn(cycle_id, snapshot, registry, settings, progress)
+    candidate = known or _learn(snapshot, registry, settings, progress, cycle_id)
     if reason := _taken_out(candidate, registry):
         return _told(f"{NOTHING}: {reason}", progress)
     engine = opened()
@@ -259,7 +259,7 @@ def _gather(
     return snapshot
 
 
-def _learn(cycle_id: str, snapshot: Snapshot, registry: Registry, settings: Settings, progress: Progress) -> Adapter:
+def _learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress: Progress, cycle_id: str) -> Adapter:
     from ..evolve import dpo, sft
 
     examples, few = len(snapshot.examples), settings.night.few_rows

@@ -112,7 +112,7 @@ def test_night_promotes_a_better_adapter_that_answers_and_can_be_traced_and_with
 def toy_nights(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training that makes the same weights of the same answers, and a gate that accepts them."""
 
-    def learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress: nightly.Progress) -> Adapter:
+    def learn(snapshot: Snapshot, registry: Registry, settings: Settings, *_: object) -> Adapter:
         folder = registry.building()
         (folder / WEIGHTS).write_text(" ".join(sorted({e.completion for e in snapshot.examples})))
         facts = {"base_id": base_id(settings.serving.base), "snapshot_id": snapshot.id, "parent_id": None}
