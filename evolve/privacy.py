@@ -13,8 +13,10 @@ dates, titles, nationalities, postal codes, driving licences.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 
 from .identifiers import ECHOED, KINDS, LATEST, Span, proposed, typed, visible
 from .passwords import told_when_asked
@@ -25,6 +27,9 @@ MASK = re.compile(rf"<(?:{'|'.join(KINDS)})(?:_\d+)?>")
 _BY_CONTEXT = frozenset({"CARD", "PHONE", "SECRET", "SSN"})
 _NUMBERS = frozenset({"CARD", "IBAN", "PHONE", "SSN"})
 _ECHOES = range(3, 200)  # characters of a value that is looked for again
+_RUN, _DIGITS = re.compile(r"[^\W_]+"), re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<![^\W_])\d+(?:[\s().-]{1,3}\d+)*(?![^\W_])")
+_MOST_GROUPS = 8  # of digits in one number
 
 
 def spans(text: str, version: int = LATEST) -> list[Span]:
@@ -98,19 +103,48 @@ def _asked_for(texts: Sequence[str], answers: int) -> list[list[Span]]:
 
 def _echoed(texts: Sequence[str], found: Sequence[list[Span]]) -> list[list[Span]]:
     """With every further place of what was found by the words beside it."""
-    values = {
-        (kind, canonical(kind, text[start:end])): _wherever(kind, text[start:end])
-        for text, parts in zip(texts, found, strict=True)
-        for start, end, kind in parts
-        if kind in _BY_CONTEXT and end - start in _ECHOES
-    }
-    return [_joined([*parts, *_places(text, values)], len(text)) for text, parts in zip(texts, found, strict=True)]
+    numbers: dict[str, str] = {}  # kind by digits
+    secrets: dict[str, set[str]] = defaultdict(set)  # by their first run of letters and digits
+    for text, parts in zip(texts, found, strict=True):
+        for start, end, kind in parts:
+            if kind in _BY_CONTEXT and end - start in _ECHOES:
+                value = visible(text[start:end])[0]
+                if kind in _NUMBERS:
+                    numbers["".join(_DIGITS.findall(value))] = kind
+                elif head := _RUN.search(value):
+                    secrets[head[0].casefold()].add(value)
+    return [_joined([*p, *_places(t, numbers, secrets)], len(t)) for t, p in zip(texts, found, strict=True)]
 
 
-def _places(text: str, values: dict[tuple[str, str], re.Pattern[str]]) -> Iterable[Span]:
+def _places(text: str, numbers: Mapping[str, str], secrets: Mapping[str, Iterable[str]]) -> Iterable[Span]:
+    """Where any of them stands; a pattern for each would take quadratic time where one text tells thousands."""
+    if not (numbers or secrets):
+        return
     seen, places = visible(text)
-    for (kind, _), pattern in values.items():
-        yield from ((places[m.start()], places[m.end() - 1] + 1, kind) for m in pattern.finditer(seen))
+    for start, end, kind in chain(_numbers_in(seen, numbers), _secrets_in(seen, secrets)):
+        yield places[start], places[end - 1] + 1, kind
+
+
+def _numbers_in(seen: str, numbers: Mapping[str, str]) -> Iterable[Span]:
+    """However they are spaced: groups of digits that are one of them together."""
+    for run in _NUMBER.finditer(seen):
+        groups = [(run.start() + g.start(), run.start() + g.end()) for g in _DIGITS.finditer(run[0])]
+        for first, (start, _) in enumerate(groups):
+            digits = ""
+            for begin, end in groups[first : first + _MOST_GROUPS]:
+                digits += seen[begin:end]
+                if digits in numbers:
+                    yield start, end, numbers[digits]
+
+
+def _secrets_in(seen: str, secrets: Mapping[str, Iterable[str]]) -> Iterable[Span]:
+    for run in _RUN.finditer(seen):
+        for value in secrets.get(run[0].casefold(), ()):
+            start = run.start() - next(_RUN.finditer(value)).start()
+            end = start + len(value)
+            ends = end == len(seen) or not _RUN.fullmatch(seen[end - 1 : end + 1])
+            if start >= 0 and ends and seen[start:end].casefold() == value.casefold():
+                yield start, end, "SECRET"
 
 
 def _wherever(kind: str, value: str) -> re.Pattern[str]:
