@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
-from zlib import compress
 
 from ..content import Message
+from ..memory.conversations import owner_of
 from ..memory.types import Interaction
 from . import privacy
 from .answers import Answer, Exclusions, Gathered, topic_of
@@ -30,7 +30,8 @@ MASKED, BOUNDED = 1, 2
 
 MAX_CHARACTERS = 16_000
 LOOP_WORDS, LOOP_DISTINCT = 40, 0.15  # so many words, and so few of them different: it goes round in circles
-LOOP_BYTES, LOOP_PRESSED = 400, 0.08  # the same of scripts without spaces: so long, and compressed to so small a part
+LOOP_LETTERS, LOOP_PIECES, PIECE = 200, 0.05, 8  # the same of scripts without spaces, by pieces of so many letters
+FEW_WORDS = 4  # of an answer that may be nothing but a number or a secret
 _BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
 
 
@@ -74,27 +75,36 @@ class _Reasons:
         return self._known[key]
 
     def _find(self, answer: Answer) -> str | None:
-        if any(map(self._is_suspected, answer.sources)) or any_injection([answer.completion, *self._notes(answer)]):
+        before = self._before(answer)
+        repeated = [i.reply for i in before if i.id != answer.interaction.id]
+        said = [answer.completion, *repeated, *self._notes(answer)]
+        if any(map(self._is_suspected, answer.sources)) or any_injection(said):
             return "quarantined: it may hold an injected instruction"
-        if self._strange and any(topic_of(i) in self._strange for i in self._said_in(answer)):
+        if self._strange and any(topic_of(i) in self._strange for i in before):
             return self._few
         if why := fault(answer.completion):
             return why
-        if privacy.is_masked_whole(answer.completion):
+        if len(answer.completion.split()) <= FEW_WORDS and privacy.nothing_left(*self._as_taught(answer)):
             return "nothing is left of the answer where personal data and secrets are masked"
         return None if self._fits(answer.completion) else "the answer is longer than night.max_tokens has room for"
 
     def _is_suspected(self, interaction_id: str) -> bool:
         if interaction_id not in self._suspected:
             known = self._prompts.interactions.get(interaction_id)  # none where the source of a note is dated later
-            turn = [m["content"] for m in known.turn if m["role"] != "system"] if known else []
-            self._suspected[interaction_id] = any_injection([*turn, known.reply] if known else [])
+            turn = known.turn if known else ()
+            self._suspected[interaction_id] = any_injection([m["content"] for m in turn if m["role"] != "system"])
         return self._suspected[interaction_id]
 
-    def _said_in(self, answer: Answer) -> list[Interaction]:
-        """The interactions whose words its prompt holds, and its own."""
-        known = (self._prompts.interactions.get(i) for i in answer.sources)
-        return [answer.interaction, *filter(None, known)]
+    def _before(self, answer: Answer) -> list[Interaction]:
+        """The interactions whose words its prompt holds, and its own; not the one that judged it."""
+        own = answer.interaction
+        known = filter(None, map(self._prompts.interactions.get, answer.sources))
+        return [own, *(i for i in known if owner_of(i) != owner_of(own) or i.position < own.position)]
+
+    def _as_taught(self, answer: Answer) -> tuple[str, str]:
+        """What was answered, and the same as its row has it."""
+        row = as_taught(CURATION, self._prompts.prompt(answer.interaction), {"completion": answer.completion})
+        return answer.completion, row["completion"]
 
     def _notes(self, answer: Answer) -> list[str]:
         return [self._prompts.memories[m].text for m in answer.interaction.memory_ids]
@@ -116,9 +126,10 @@ def fault(completion: str) -> str | None:
     words = completion.split()
     if len(words) >= LOOP_WORDS and len(set(words)) < LOOP_DISTINCT * len(words):
         return "the answer repeats itself"
-    written = completion.encode()
-    if len(written) >= LOOP_BYTES and len(compress(written)) < LOOP_PRESSED * len(written):
-        return "the answer repeats itself"
+    if len(words) < LOOP_WORDS and len(completion) >= LOOP_LETTERS:
+        pieces = {completion[i : i + PIECE] for i in range(len(completion) - PIECE + 1)}
+        if len(pieces) < LOOP_PIECES * len(completion):
+            return "the answer repeats itself"
     return None
 
 

@@ -206,6 +206,11 @@ _MORE: tuple[tuple[str, re.Pattern[str], Check], ...] = (
         _anything,
     ),
     ("PHONE", re.compile(rf"(?P<value>{_CALLED.pattern})"), _is_called),
+    (
+        "EMAIL",  # whatever stands right behind it
+        re.compile(r"(?<![\w.+%-])(?P<value>[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){0,7}\.[^\W\d_][\w-]{1,62})"),
+        _anything,
+    ),
     ("SECRET", re.compile(r"(?<![\w-])(?P<value>whsec_\w{16,}|xapp-[\w-]{10,})"), _anything),
     (
         "SECRET",
@@ -233,10 +238,11 @@ _MORE: tuple[tuple[str, re.Pattern[str], Check], ...] = (
 
 # What is written like a phone number and is none: amounts, versions and papers, years, scores, dates, times.
 _NO_PHONE = re.compile(
-    r"\d+\.\d+|10\.\d{4,9}/\d+|\d{1,3}(?:\.\d{3})*(?:\.000)+|(?:(?:19|20)\d\d[-/ .]+)+(?:19|20)\d\d"
+    r"10\.\d{4,9}/\d+|\d{1,3}(?:\.\d{3})*(?:\.000)+|(?:(?:19|20)\d\d[-/ .]+)+(?:19|20)\d\d"
     r"|\d{1,2}-\d{1,2}(?: \d{1,2}-\d{1,2})+|\d{1,2}\.\d{1,2}\.?(?:\d{2,4})?[ -]{1,3}\d{1,2}\.\d{1,2}\.?(?:\d{2,4})?"
     r"|\d{1,2}\.\d{2}(?: \d{1,2}\.\d{2})+"
 )
+_DECIMAL = re.compile(r"(?:0|[1-9]\d*)\.\d+")
 _COUNTED = re.compile(
     r"(?i)\b(?:order|invoice|ticket|tracking|serial|part|model|version|isbn|article|arxiv|doi)"
     r"(?:\s(?:number|no\.?|nr\.?|id))?(?:\sis)?[\s:#]{0,3}$"
@@ -247,7 +253,8 @@ def _is_ordinary(kind: str, match: re.Match[str]) -> bool:
     """Whether people write the like of it every day for something else."""
     text = match.group()
     if kind == "PHONE":
-        return bool(_NO_PHONE.fullmatch(text) or (text[0] not in "+(" and _COUNTED.search(_before(match))))
+        number = _DECIMAL.fullmatch(text) and not _PHONE_NEAR.search(_before(match))
+        return bool(number or _NO_PHONE.fullmatch(text) or (text[0] not in "+(" and _COUNTED.search(_before(match))))
     if kind == "EMAIL":
         return not re.search(r"\.[^\W\d_][\w-]+$", text)
     if kind == "IP" and ":" not in text:  # version 1.2.3.4
@@ -276,11 +283,19 @@ def visible(text: str) -> tuple[str, Sequence[int]]:
 
 
 def _plainly(text: str) -> str:
-    """A character for a character: as typed, without emphasis, and without the escapes of JSON within JSON."""
-    text = _EMPHASIS.sub(lambda found: "*" * len(found[0]), typed(_SPACES.sub(" ", text)))
+    """A character for a character: as typed, and without the escapes of JSON within JSON."""
+    text = typed(_SPACES.sub(" ", text))
     if '\\"' not in text:
         return text
     return _BREAK.sub("  ", _QUOTE.sub(lambda found: ' "' if found[1] else '" ', text))
+
+
+def found_in(seen: str) -> Iterator[Span]:
+    """In a `visible` text, as it stands and then without its emphasis, which may hide where a value begins."""
+    yield from proposed(seen, ECHOED)
+    plain = _EMPHASIS.sub(lambda found: "*" * len(found[0]), seen)
+    if plain != seen:
+        yield from proposed(plain, ECHOED)
 
 
 def proposed(text: str, version: int) -> Iterator[Span]:

@@ -36,8 +36,8 @@ _SURE = (
     r"from now on,?\s+(you (are|will|act|must act)|act as|chatgpt)\b",
     r"(you are|you're|you will|going to|i want you to|please|can you)\s+(\w+\s+){0,4}"
     r"(act like|pretend|pose as|immerse)",
-    r"forget (everything|all)\b(?! (that|this|it|about)\b)"
-    r"|\byou are now (?!(on|in|at|able|free|ready|connected|registered|subscribed|logged|signed|part|all|done)\b)",
+    r"forget (everything|all)\b(?! (that|this|it|about)\b)",
+    r"\byou are now an? (?!member|subscriber|customer|user|guest|citizen)",
     r"\b(inject|embed|weave|slip|infuse|integrate)\b[^.\n]{0,80}" + _OURS,
     r"\b(insert|add|include)\b[^.\n]{0,40}\b(advert\w*|promotions?|sponsor\w*|affiliate)\b[^.\n]{0,40}" + _OURS,
     _OURS + r"[^.\n]{0,40}\b(directing|leads? to|promot\w+|that'?s actually|hint(ing)? at|allud(e|ing) to)",
@@ -49,6 +49,7 @@ _SURE = (
 _HALF = (
     r"\b(unfiltered|unrestricted)\b",
     r"\b(modify|alter|augment|enhance|adjust|insert)\b[^.\n]{0,80}" + _OURS,
+    r"\byou are now\b",
     r"\b(act as|role-?\s?play)\b",
     r"chat\s?gpt|language model|\bthe (ai|llm)\b|\bas an ai\b|\bopen\s?ai\b",
     r"\b(illegal|unethical|immoral|harmful|inappropriate|offensive|profanit(y|ies)|swear|curse|explicit|nsfw)\b",

@@ -95,8 +95,8 @@ _ONE_WORD = re.compile(
     r"(?:[\s,]+(?:please|thanks|thank you))?[.!?\"'`)]{0,3}\s*"
 )
 _REPLIES = frozenset(
-    "certainly cheers cool done dunno forgot goodbye great hello hmmm later maybe nope okay perfect really sorry sure "
-    "thanks understood wait what yeah".split()
+    "absolutely certainly cheers cool done dunno forgot goodbye great hello hmmm impossible later maybe never nope "
+    "nothing okay perfect really settings sorry sure thanks understood unfortunately wait what whatever yeah".split()
 )
 
 

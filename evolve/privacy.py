@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 
-from .identifiers import ECHOED, KINDS, LATEST, Span, proposed, typed, visible
+from .identifiers import ECHOED, KINDS, LATEST, Span, found_in, proposed, typed, visible
 from .passwords import told_when_asked
 
 MASK = re.compile(rf"<(?:{'|'.join(KINDS)})(?:_\d+)?>")
@@ -38,7 +38,7 @@ def spans(text: str, version: int = LATEST) -> list[Span]:
         found = proposed(typed(text, version), version)
         return _claimed(found, len(text))[0]
     seen, places = visible(text)
-    joined = _joined(proposed(seen, version), len(seen))
+    joined = _joined(found_in(seen), len(seen))
     return [(places[start], places[end - 1] + 1, kind) for start, end, kind in joined]
 
 
@@ -74,7 +74,7 @@ def mask(texts: Iterable[str], version: int = LATEST, answers: int = 0) -> list[
     texts = list(texts)
     found = [list(_spans(text, version)) for text in texts]
     if version >= ECHOED:
-        found = _echoed(texts, [[*f, *a] for f, a in zip(found, _asked_for(texts, answers), strict=True)])
+        found = _echoed(texts, found, _asked_for(texts, answers))
     masks: dict[tuple[str, str], str] = {}
     counts: dict[str, int] = {}
 
@@ -101,22 +101,25 @@ def _asked_for(texts: Sequence[str], answers: int) -> list[list[Span]]:
     return [[span] if span else [] for span in told]
 
 
-def _echoed(texts: Sequence[str], found: Sequence[list[Span]]) -> list[list[Span]]:
-    """With every further place of what was found by the words beside it."""
+def _echoed(texts: Sequence[str], found: Sequence[list[Span]], asked: Sequence[list[Span]]) -> list[list[Span]]:
+    """With what was `asked` for, and every further place of what was found by the words beside it."""
     numbers: dict[str, str] = {}  # kind by digits
-    secrets: dict[str, set[str]] = defaultdict(set)  # by their first run of letters and digits
-    for text, parts in zip(texts, found, strict=True):
-        for start, end, kind in parts:
+    secrets: dict[str, set[tuple[str, int]]] = defaultdict(set)  # by their longest run, and where in them that begins
+    for text, parts, told in zip(texts, found, asked, strict=True):
+        # a mere word may be an answer like `unfortunately`
+        sure = [(start, end, kind) for start, end, kind in told if not text[start:end].isalpha()]
+        for start, end, kind in (*parts, *sure):
             if kind in _BY_CONTEXT and end - start in _ECHOES:
                 value = visible(text[start:end])[0]
                 if kind in _NUMBERS:
                     numbers["".join(_DIGITS.findall(value))] = kind
-                elif head := _RUN.search(value):
-                    secrets[head[0].casefold()].add(value)
-    return [_joined([*p, *_places(t, numbers, secrets)], len(t)) for t, p in zip(texts, found, strict=True)]
+                elif run := max(_RUN.finditer(value), key=lambda run: len(run[0]), default=None):
+                    secrets[run[0].casefold()].add((value, run.start()))
+    rows = zip(texts, found, asked, strict=True)
+    return [_joined([*p, *a, *_places(t, numbers, secrets)], len(t)) for t, p, a in rows]
 
 
-def _places(text: str, numbers: Mapping[str, str], secrets: Mapping[str, Iterable[str]]) -> Iterable[Span]:
+def _places(text: str, numbers: Mapping[str, str], secrets: Mapping[str, Iterable[tuple[str, int]]]) -> Iterable[Span]:
     """Where any of them stands; a pattern for each would take quadratic time where one text tells thousands."""
     if not (numbers or secrets):
         return
@@ -137,10 +140,10 @@ def _numbers_in(seen: str, numbers: Mapping[str, str]) -> Iterable[Span]:
                     yield start, end, numbers[digits]
 
 
-def _secrets_in(seen: str, secrets: Mapping[str, Iterable[str]]) -> Iterable[Span]:
+def _secrets_in(seen: str, secrets: Mapping[str, Iterable[tuple[str, int]]]) -> Iterable[Span]:
     for run in _RUN.finditer(seen):
-        for value in secrets.get(run[0].casefold(), ()):
-            start = run.start() - next(_RUN.finditer(value)).start()
+        for value, offset in secrets.get(run[0].casefold(), ()):
+            start = run.start() - offset
             end = start + len(value)
             ends = end == len(seen) or not _RUN.fullmatch(seen[end - 1 : end + 1])
             if start >= 0 and ends and seen[start:end].casefold() == value.casefold():
@@ -165,10 +168,9 @@ def unasked(prompt: Iterable[str], answer: str) -> list[str]:
     return [value for value, pattern in values if not any(map(pattern.search, known))]
 
 
-def is_masked_whole(text: str) -> bool:
-    """Whether it is nothing but personal data and secrets."""
-    left = MASK.sub("", mask([text])[0])
-    return left != text and not re.search(r"[^\W_]", left)
+def nothing_left(text: str, masked: str) -> bool:
+    """Whether `masked` says nothing but what kind of personal data or secrets `text` was."""
+    return masked != text and not re.search(r"[^\W_]", MASK.sub("", masked))
 
 
 def canonical(kind: str, value: str, version: int = LATEST) -> str:

@@ -140,7 +140,8 @@ class PhaseCost:
     phase: Phase
     rows: int  # that were seen, with what the base wrote itself
     replayed: int  # of them the base's own
-    epochs: float  # passes over what was gathered; below 1 where `night.budget_minutes` had no room for all of it
+    epochs: float  # passes over what was gathered
+    asked: float  # passes that the settings ask for; more than `epochs` where `night.budget_minutes` had no room
     steps: int
     seconds: float
     peak_mb: int
@@ -148,8 +149,9 @@ class PhaseCost:
     @classmethod
     def of(cls, adapter: Adapter) -> PhaseCost:
         d = adapter.details
-        passes = d["plan"]["epochs"]
-        return cls(adapter.id, adapter.phase, d["rows"], d["replay"], passes, d["steps"], d["seconds"], d["peak_mb"])
+        asked = d["night"]["sft_epochs" if adapter.phase == "sft" else "preference_epochs"]
+        passes = d["plan"]["epochs"], asked
+        return cls(adapter.id, adapter.phase, d["rows"], d["replay"], *passes, d["steps"], d["seconds"], d["peak_mb"])
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def summary(report: Report) -> list[str]:
         lines.append(f"took {report.minutes:.1f} minutes")
     if cycle.candidate_id and report.phases == ():
         lines.append("made no new adapter: one of an earlier night was judged again")
-    if (least := min((p.epochs for p in report.phases or ()), default=1.0)) < 1:
+    if (least := min((p.epochs for p in report.phases or () if p.epochs < p.asked), default=1.0)) < 1:
         lines.append(f"night.budget_minutes had room for {least:.0%} of what was gathered; raise it to learn from all")
     if not report.measures:
         lines += [f"not judged: {reason}" for reason in report.reasons]
@@ -101,7 +101,9 @@ def summary(report: Report) -> list[str]:
 
 def _gathered(report: Report) -> list[str]:
     if report.new_turns is None:
-        return ["it ended before it read the memory"]
+        return [
+            f"it {'has not read the memory yet' if report.outcome == 'running' else 'ended before it read the memory'}"
+        ]
     taught = ", ".join(f"{n} {part}" for part, n in report.parts.items() if part != "held_out") or "nothing"
     held_out = report.parts.get("held_out", 0)
     return [

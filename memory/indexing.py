@@ -327,7 +327,7 @@ class Indexing:
         index = self.index  # before the transaction, which whoever opens the index may wait for
         with self._database.writing() as session:  # alone among writers, so that two do not index the same memory
             if _name_of_store(session) not in (None, index.store_id):
-                raise StoreError(f"{self._url}: the index was made anew by another process just now; ask again")
+                raise StoreError(f"{self._url}: the index was made anew just now; ask again")
             unmarked = self._unmarked(session, [w.memory for w in waiting])
             rows = [index_row(w.memory, w.position, w.passages, vectors) for w in waiting if w.memory.id in unmarked]
             if afresh:

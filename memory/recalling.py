@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RANKED_WHOLE = 2000  # a store of at most so many memories
 CANDIDATES = 200  # of a larger one: by cosine, and as many by words
+MORE = 16  # times as many, where those say too few different things
 MOST_TERMS = 400  # that a larger one is searched for
 SESSIONS = 20  # whose other turns are looked at too
 PLACED = 400  # of the best, around which is looked

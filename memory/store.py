@@ -62,6 +62,7 @@ from .ranking import WEIGHTS, Fit
 from .reader import Reader, keep_reader
 from .recalling import (
     CANDIDATES,
+    MORE,
     Filters,
     asking,
     best_of,
@@ -396,15 +397,14 @@ class MemoryStore(Facts):
         most = checked_limit(memory.recall_limit if limit is None else limit)
         if not checked_text("query", query).strip():
             return []
-        asked = max(CANDIDATES, most)
-        looked_at: list[Fit] = []
-        while True:
+        recalls: list[Recall] = []
+        for asked in (max(CANDIDATES, most), MORE * max(CANDIDATES, most)):
             found = self._fits(query, user_id, agent_id, filters, asked)
             fits = [fit for fit in found if fit.score >= least]
             recalls = best_of(fits, most, self.memories, partial(self._turned, filters.as_of), filters)
-            if len(recalls) >= most or len(fits) < asked or len(found) <= len(looked_at):
-                return recalls
-            asked, looked_at = 4 * asked, found  # the same was said so often that nothing else was looked at
+            if len(recalls) >= most or len(fits) < asked:
+                break  # else the same was said so often that nothing else was looked at
+        return recalls
 
     # -- reading, where SQL alone does not do ---
 

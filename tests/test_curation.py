@@ -17,6 +17,8 @@ PROMPT: Prompt = ({"role": "user", "content": "I am ada@example.org"},)
         ("はい。そうです。" * 40, "the answer repeats itself"),
         ("no,no,no," * 90, "the answer repeats itself"),
         (" ".join(f"{n} bells cost {n * 7} euros." for n in range(60)), None),
+        ("".join(f'<tr><td class="cell">{n}</td><td class="cell"></td></tr>' for n in range(59)), None),
+        ("0" * 600, "the answer repeats itself"),
         ("caf\ufffd", "the answer holds broken characters"),
         (" ".join(map(str, range(9000))), "the answer is longer than 16000 characters"),
     ],

@@ -975,6 +975,24 @@ def test_what_few_ask_about_stands_in_no_prompt_either():
     assert reasons(snapshot) == {"fewer than 2 users ask about this topic": ("i00001", "i00004")}
 
 
+def test_what_is_said_after_an_answer_is_in_no_prompt_of_it():
+    world = World()
+    for user in ("ada", "bob"):
+        world.says(f"the bell for {user}?", "ten", user=user, session=user, topic="t:bell")
+        world.says("great, thanks! My own story", "I see", user=user, session=user, topic=f"t:{user}")
+    snapshot = world.freeze(min_topic_users=2)
+    assert {e.completion for e in snapshot.examples} == {"ten"}
+    assert "fewer than 2 users ask about this topic" not in reasons(snapshot)
+
+
+def test_a_secret_that_the_prompt_asks_for_is_no_answer_to_learn():
+    world = World()
+    bare = world.says("What is the wifi password?", "swordfish", 1.0)
+    assert reasons(world.freeze()) == {
+        "nothing is left of the answer where personal data and secrets are masked": (bare,)
+    }
+
+
 def test_an_answer_that_masks_leave_nothing_of_teaches_nothing():
     world = World()
     bare = world.says("where do I read on?", "https://example.org/hours.", 1.0)

@@ -57,6 +57,8 @@ def test_a_text_that_takes_command_is_suspected(text: str):
         "I want you to act as an interviewer.",
         "How do I turn developer mode on?",
         "Prefers unfiltered coffee.",
+        "You are now booked",
+        "You are now a member of the club.",
         "",
     ],
 )

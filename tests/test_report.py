@@ -79,7 +79,15 @@ def rejected(store: MemoryStore, registry: Registry, weights: bytes = b"weights"
     registry.add_snapshot(snapshot, dataset.to_rows(snapshot))
     folder = registry.building()
     (folder / WEIGHTS).write_bytes(weights)
-    cost = {"rows": 5, "replay": 2, "plan": {"epochs": 0.5}, "steps": 3, "seconds": 1.5, "peak_mb": 700}
+    cost = {
+        "rows": 5,
+        "replay": 2,
+        "plan": {"epochs": 0.5},
+        "night": {"sft_epochs": 1.0},
+        "steps": 3,
+        "seconds": 1.5,
+        "peak_mb": 700,
+    }
     facts = {"base_id": "base", "snapshot_id": snapshot.id, "parent_id": None, "details": cost}
     adapter = seal(folder, phase="sft", created_utc=store.clock(), **facts)
     registry.add(adapter)
@@ -111,7 +119,7 @@ def test_report_says_what_came_in_what_was_taught_and_what_it_cost(
     assert sum(topic.share for topic in found.topics) == pytest.approx(1.0)
     assert sum(topic.rows for topic in found.topics) == sum(n for part, n in found.parts.items() if part != "held_out")
     assert found.measures == MEASURES
-    assert found.phases == (PhaseCost(night.candidate_id, "sft", 5, 2, 0.5, 3, 1.5, 700),)
+    assert found.phases == (PhaseCost(night.candidate_id, "sft", 5, 2, 0.5, 1.0, 3, 1.5, 700),)
 
 
 def test_curve_has_every_night_up_to_this_one(quick_store: MemoryStore, registry: Registry, night: Cycle) -> None:
