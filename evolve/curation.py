@@ -63,7 +63,8 @@ class _Reasons:
 
     def __init__(self, prompts: Prompts, min_topic_users: int, fits: Fits) -> None:
         self._prompts, self._fits = prompts, fits
-        self._suspected: dict[str, bool] = {}
+        self._suspected: dict[str, bool] = {}  # turns
+        self._repeating: dict[str, bool] = {}  # replies
         self._known: dict[tuple[str, str], str | None] = {}
         self._strange = _strange_topics(prompts, min_topic_users) if min_topic_users > 1 else frozenset()
         self._few = f"fewer than {min_topic_users} users ask about this topic"
@@ -76,9 +77,9 @@ class _Reasons:
 
     def _find(self, answer: Answer) -> str | None:
         before = self._before(answer)
-        repeated = [i.reply for i in before if i.id != answer.interaction.id]
-        said = [answer.completion, *repeated, *self._notes(answer)]
-        if any(map(self._is_suspected, answer.sources)) or any_injection(said):
+        repeats = any(self._repeats(i) for i in before if i.id != answer.interaction.id)
+        said = [answer.completion, *self._notes(answer)]
+        if repeats or any(map(self._is_suspected, answer.sources)) or any_injection(said):
             return "quarantined: it may hold an injected instruction"
         if self._strange and any(topic_of(i) in self._strange for i in before):
             return self._few
@@ -94,6 +95,12 @@ class _Reasons:
             turn = known.turn if known else ()
             self._suspected[interaction_id] = any_injection([m["content"] for m in turn if m["role"] != "system"])
         return self._suspected[interaction_id]
+
+    def _repeats(self, interaction: Interaction) -> bool:
+        """Whether a reply says again what commanded it."""
+        if interaction.id not in self._repeating:
+            self._repeating[interaction.id] = any_injection([interaction.reply])
+        return self._repeating[interaction.id]
 
     def _before(self, answer: Answer) -> list[Interaction]:
         """The interactions whose words its prompt holds, and its own; not the one that judged it."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from itertools import chain
 
-from .passwords import is_told, passwords
+from .passwords import may_be_password, passwords
 
 Span = tuple[int, int, str]  # start, end, kind
 Check = Callable[[re.Match[str]], bool]
@@ -195,6 +195,10 @@ def _is_called(match: re.Match[str]) -> bool:
     return told and bool(_PHONE_NAMED.search(_before(match)))
 
 
+def _tells_one(match: re.Match[str]) -> bool:
+    return may_be_password(match["value"])
+
+
 _MORE: tuple[tuple[str, re.Pattern[str], Check], ...] = (
     ("IBAN", re.compile(r"(?P<value>(?i:\b[a-z]{2}\d{2}(?:-[a-z0-9]{4}){2,7}(?:-[a-z0-9]{1,3})?)\b)"), _is_iban),
     (
@@ -226,14 +230,18 @@ _MORE: tuple[tuple[str, re.Pattern[str], Check], ...] = (
             r"(?:[a-z]P|(?<=[A-Z])P|_P|_p)(?:assword|ASSWORD|ASSWD|asswd|ASS|ass)[\"']?\s?[:=]\s?[\"']?"
             r"(?P<value>[^\s\"'`<>,;]{3,}(?<![.)\]]))"
         ),
-        is_told,
+        _tells_one,
     ),
     (
         "SECRET",
         re.compile(r"(?i)<(?P<tag>passw(?:or)?d|pin)>\s{0,3}(?P<value>[^<\s]{3,64})\s{0,3}</(?P=tag)>"),
-        is_told,
+        _tells_one,
     ),
-    ("SECRET", re.compile(r"(?i)\|\s{0,9}(?:password|pin)\s{0,9}\|\s{0,9}(?P<value>[^|\s]{3,64})\s{0,9}\|"), is_told),
+    (
+        "SECRET",
+        re.compile(r"(?i)\|\s{0,9}(?:password|pin)\s{0,9}\|\s{0,9}(?P<value>[^|\s]{3,64})\s{0,9}\|"),
+        _tells_one,
+    ),
 )
 
 # What is written like a phone number and is none: amounts, versions and papers, years, scores, dates, times.

@@ -74,6 +74,7 @@ _CODE = re.compile(
 
 # The same, and words that end like these, where `is` and not `:` or `=` stands before them.
 _SAYS_HOW_LONGER = re.compile(r"[a-z]{3,14}(?:ed|ing|ly|able|ible)|\d{1,2}[-–]\d{1,2}")
+_SAYS_STATE = re.compile(r"[a-z]{3,14}ed|\d{1,2}[-–]\d{1,2}")  # password: required
 _NO_SECRET_EITHER = frozenset("below crucial free mine ours theirs tricky yours".split())
 _ASSIGNED = re.compile(r"[:=][\s\"'`*_(\[]{0,9}$")
 _OTHER_PIN = re.compile(r"(?i)\b(?:safety|bobby|rolling|push|drawing|hair|hat|tie|lapel|bowling|clothes)[ -]$")
@@ -104,7 +105,7 @@ def passwords(text: str, *, assigned: bool = False) -> Iterator[tuple[int, int]]
     """Where in `text` they stand. `assigned`: told apart are `password: lovely` and `the password is lovely`."""
     for match in _SAID.finditer(text):
         name = next(name for name in _VALUES if match[name] is not None)
-        if _is_secret(match, match[name]) if not assigned else _is_told(match, name):
+        if _is_secret(match, match[name]) if not assigned else _is_told_or_assigned(match, name):
             yield match.span(name)
 
 
@@ -119,31 +120,26 @@ def told_when_asked(asked: str, text: str) -> tuple[int, int, str] | None:
         return (*told.span("value"), "PHONE") if 7 <= digits <= 15 and not re.search("[^\\W\\d]", value) else None
     if asks["pin"] or asks["your_pin"]:
         return (*told.span("value"), "SECRET") if 3 <= digits <= 8 else None
-    return (*told.span("value"), "SECRET") if is_word(value) and value.casefold() not in _REPLIES else None
+    return (*told.span("value"), "SECRET") if may_be_password(value) and value.casefold() not in _REPLIES else None
 
 
-def is_told(match: re.Match[str]) -> bool:
-    """Whether the `value` that is assigned to a password is one."""
-    return is_word(match["value"])
-
-
-def _is_told(match: re.Match[str], name: str) -> bool:
+def _is_told_or_assigned(match: re.Match[str], name: str) -> bool:
     value, before = match[name], match.string[: match.start(name)]
     if match["pin"] and _OTHER_PIN.search(match.string[: match.start()][-12:]):
         return False
     if match["pin"] or match["to"]:
         return _is_secret(match, value)
     if _ASSIGNED.search(before[-12:]):
-        return is_word(value)
+        return may_be_password(value)
     how = value.rstrip(".,;:!?").casefold()
     return _is_secret(match, value) and not _SAYS_HOW_LONGER.fullmatch(how) and how not in _NO_SECRET_EITHER
 
 
-def is_word(value: str) -> bool:
+def may_be_password(value: str) -> bool:
     """Whether it can be a password that stands where one is wanted."""
     letters, digits = (sum(map(kind, value)) for kind in (str.isalpha, str.isdigit))
     word = _CONTRACTED.sub("", value.strip(".,;:!?()[]*_-").casefold())
-    if word in _NO_SECRET or _CODE.fullmatch(value) or re.fullmatch(r"[a-z]{3,14}ed|\d{1,2}[-–]\d{1,2}", word):
+    if word in _NO_SECRET or _CODE.fullmatch(value) or _SAYS_STATE.fullmatch(word):
         return False
     return letters > 0 or digits >= 3
 

@@ -150,22 +150,12 @@ def _secrets_in(seen: str, secrets: Mapping[str, Iterable[tuple[str, int]]]) -> 
                 yield start, end, "SECRET"
 
 
-def _wherever(kind: str, value: str) -> re.Pattern[str]:
-    """Finds the value in a `visible` text, of numbers however they are spaced."""
-    seen = visible(value)[0]
-    if kind in _NUMBERS:
-        digits = map(re.escape, re.sub(r"[\s().-]", "", seen))
-        pattern = r"[\s().-]{0,3}".join(digits)
-    else:
-        pattern = re.escape(seen)
-    return re.compile(rf"(?<![^\W_]){pattern}(?![^\W_])", re.IGNORECASE)
-
-
 def unasked(prompt: Iterable[str], answer: str) -> list[str]:
     """The personal data and secrets in `answer` that do not stand in `prompt`, however they are spaced there."""
-    known = [visible(text)[0] for text in prompt]
-    values = ((answer[start:end], _wherever(kind, answer[start:end])) for start, end, kind in spans(answer))
-    return [value for value, pattern in values if not any(map(pattern.search, known))]
+    texts = [*prompt, answer]
+    *before, own = _echoed(texts, [list(_spans(text, LATEST)) for text in texts], [[]] * len(texts))
+    known = {(k, canonical(k, text[s:e])) for text, parts in zip(texts, before, strict=False) for s, e, k in parts}
+    return [answer[s:e] for s, e, k in own if (k, canonical(k, answer[s:e])) not in known]
 
 
 def nothing_left(text: str, masked: str) -> bool:

@@ -101,9 +101,8 @@ def summary(report: Report) -> list[str]:
 
 def _gathered(report: Report) -> list[str]:
     if report.new_turns is None:
-        return [
-            f"it {'has not read the memory yet' if report.outcome == 'running' else 'ended before it read the memory'}"
-        ]
+        runs = report.outcome == "running"
+        return ["it has not read the memory yet" if runs else "it ended before it read the memory"]
     taught = ", ".join(f"{n} {part}" for part, n in report.parts.items() if part != "held_out") or "nothing"
     held_out = report.parts.get("held_out", 0)
     return [

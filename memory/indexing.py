@@ -94,7 +94,7 @@ class Indexing:
         if self._index is not None:
             return
         with self._database.reading() as session:
-            waits = _rebuilding(session) == self._made_with
+            waits = _state(session, REBUILD) == self._made_with
         if not waits:
             _ = self.index
 
@@ -215,7 +215,7 @@ class Indexing:
     def _begin_rebuild(self) -> bool:
         """Whether one with this embedder is under way; if not, nothing is indexed any more."""
         with self._database.writing() as session:
-            if _rebuilding(session) == self._made_with:
+            if _state(session, REBUILD) == self._made_with:
                 return True
             session.merge(StateRow(name=REBUILD, value=self._made_with))
             session.execute(update(MemoryRow).values(indexed=False))
@@ -326,7 +326,7 @@ class Indexing:
         vectors = self.embed_missing(vectors, (text for w in waiting for text in w.passages.texts))
         index = self.index  # before the transaction, which whoever opens the index may wait for
         with self._database.writing() as session:  # alone among writers, so that two do not index the same memory
-            if _name_of_store(session) not in (None, index.store_id):
+            if _state(session, STORE) not in (None, index.store_id):
                 raise StoreError(f"{self._url}: the index was made anew just now; ask again")
             unmarked = self._unmarked(session, [w.memory for w in waiting])
             rows = [index_row(w.memory, w.position, w.passages, vectors) for w in waiting if w.memory.id in unmarked]
@@ -359,12 +359,8 @@ def _name_store_anew(session: Session) -> None:
     session.merge(StateRow(name=STORE, value=uuid4().hex))
 
 
-def _name_of_store(session: Session) -> str | None:
-    return session.scalars(select(StateRow.value).where(StateRow.name == STORE)).first()
-
-
-def _rebuilding(session: Session) -> str | None:
-    return session.scalars(select(StateRow.value).where(StateRow.name == REBUILD)).first()
+def _state(session: Session, name: str) -> str | None:
+    return session.scalars(select(StateRow.value).where(StateRow.name == name)).first()
 
 
 def _place(session: Session, memory: Memory) -> int:

@@ -60,6 +60,11 @@ class Candidates:
     rows: Sequence[IndexRow]
     visible: int
 
+    @property
+    def whole(self) -> bool:
+        """Whether there is no more to look at."""
+        return len(self.rows) >= self.visible
+
     def ranked(self, weights: Weights) -> list[Fit]:
         return rank(self.query, self.rows, self.visible, weights)
 

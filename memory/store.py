@@ -58,7 +58,7 @@ from .facts import Facts
 from .forgetting import checked_selection, confirmed, erase_rows, inherit_again, targets, unfinished
 from .indexing import Indexing
 from .passages import of_turn
-from .ranking import WEIGHTS, Fit
+from .ranking import WEIGHTS, Fit, Query
 from .reader import Reader, keep_reader
 from .recalling import (
     CANDIDATES,
@@ -197,9 +197,7 @@ class MemoryStore(Facts):
         vectors = self._vectors(of_turn(made).texts if leaves_memory(made) else ())
         with self._writing() as session:
             last = reading.latest(session, owner)
-            if (
-                last is not None and created_utc is None
-            ):  # where a clock was set back, what is said later is later still
+            if last is not None and created_utc is None:  # later, even where a clock was set back
                 made = replace(made, created_utc=max(made.created_utc, last.created_utc))
             if after is not None:
                 check_shown(session, last, after, memory_ids)
@@ -398,11 +396,12 @@ class MemoryStore(Facts):
         if not checked_text("query", query).strip():
             return []
         recalls: list[Recall] = []
-        for asked in (max(CANDIDATES, most), MORE * max(CANDIDATES, most)):
-            found = self._fits(query, user_id, agent_id, filters, asked)
-            fits = [fit for fit in found if fit.score >= least]
+        asked = self._asked(query)
+        for wide in (max(CANDIDATES, most), MORE * max(CANDIDATES, most)):
+            found = candidates(self._indexing.index, asked, user_id, agent_id, filters, wide, self.weights)
+            fits = [fit for fit in found.ranked(self.weights) if fit.score >= least and filters.admit(fit.row)]
             recalls = best_of(fits, most, self.memories, partial(self._turned, filters.as_of), filters)
-            if len(recalls) >= most or len(fits) < asked:
+            if len(recalls) >= most or found.whole or len(fits) < wide:
                 break  # else the same was said so often that nothing else was looked at
         return recalls
 
@@ -482,10 +481,13 @@ class MemoryStore(Facts):
         ids = {fit.row.id for fit in fits if fit.score - fit.parts["neighbours"] >= least}
         return {i for i, memory in self.memories(ids).items() if memory.user_id == selection.user_id}
 
+    def _asked(self, query: str) -> Query:
+        self._indexing.pending()
+        return asking(query, self.embedder)
+
     def _fits(self, query: str, user_id: str, agent_id: str, filters: Filters, most: int) -> list[Fit]:
         """What this user can see and the filters admit, best first."""
-        self._indexing.pending()
-        asked = asking(query, self.embedder)
+        asked = self._asked(query)
         found = candidates(self._indexing.index, asked, user_id, agent_id, filters, most, self.weights)
         return [fit for fit in found.ranked(self.weights) if filters.admit(fit.row)]
 
