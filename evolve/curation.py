@@ -42,11 +42,8 @@ def any_length(completion: str) -> bool:
     return True
 
 
-def curate(
-    gathered: Gathered, prompts: Prompts, min_topic_users: int, excluded: Exclusions, fits: Fits = any_length
-) -> Gathered:
+def curate(gathered: Gathered, reason: Reasons, excluded: Exclusions) -> Gathered:
     """`gathered` without what must not teach, each interaction left out under its reason."""
-    reason = _Reasons(prompts, min_topic_users, fits)
 
     def fit(*answers: Answer) -> bool:
         faults = [(why, a.interaction.id) for a in answers if (why := reason(a))]
@@ -58,19 +55,19 @@ def curate(
     return Gathered([a for a in gathered.answers if fit(a)], *pairs)
 
 
-class _Reasons:
-    """Why an answer must not teach, or None; what is known of a turn is found out once."""
+class Reasons:
+    """Why an answer must not teach, or None; what is known of a turn or an answer is found out once."""
 
-    def __init__(self, prompts: Prompts, min_topic_users: int, fits: Fits) -> None:
+    def __init__(self, prompts: Prompts, min_topic_users: int, fits: Fits = any_length) -> None:
         self._prompts, self._fits = prompts, fits
         self._suspected: dict[str, bool] = {}  # turns
         self._repeating: dict[str, bool] = {}  # replies
-        self._known: dict[tuple[str, str], str | None] = {}
+        self._known: dict[tuple[str, str, tuple[str, ...]], str | None] = {}
         self._strange = _strange_topics(prompts, min_topic_users) if min_topic_users > 1 else frozenset()
         self._few = f"fewer than {min_topic_users} users ask about this topic"
 
     def __call__(self, answer: Answer) -> str | None:
-        key = answer.interaction.id, answer.completion
+        key = answer.interaction.id, answer.completion, answer.sources
         if key not in self._known:
             self._known[key] = self._find(answer)
         return self._known[key]

@@ -36,9 +36,9 @@ from .answers import (
     recurrences,
 )
 from .contrasts import Contrast, Order, bounded, find_contrasts, find_rephrased, fold_contrasts
-from .curation import BOUNDED, CURATION, Fits, Said, any_length, as_taught, curate
+from .curation import BOUNDED, CURATION, Reasons, Said, as_taught, curate
 from .expansion import Author, Expansion
-from .lessons import short_enough
+from .lessons import length_rule
 from .prompts import Prompts, Words, words_of
 from .reception import read, reader_at_hand
 from .types import Example, Judged, Pair, Snapshot, Thumb, without_nothing
@@ -63,12 +63,15 @@ def freeze(store: MemoryStore, settings: Settings, *, now: float, author: Author
     memories = store.memories({m for i in interactions for m in i.memory_ids})
     vectors = store.request_vectors([i.id for i in interactions])
     feedback = store.feedback()
-    known, fits = Prompts(up_to(now, interactions), memories), _length_rule(settings)
-    parts = split(known, feedback, vectors, settings, fits)
+    known = Prompts(up_to(now, interactions), memories)
+    # what training has no room for is not judged on, either
+    fits = length_rule(load_tokenizer(settings.serving.base), settings.night.max_tokens)
+    reason = Reasons(known, settings.dataset.min_topic_users, fits)
+    parts = split(known, feedback, vectors, settings, reason)
     reading = read(store, known, feedback, vectors, settings.censor, parts.teaches)
     expansion = _expansion(store, author, reading, settings, now)
     given = (interactions, feedback, memories, vectors, settings)
-    return build(*given, now=now, reading=reading, expansion=expansion, fits=fits, parts=parts)
+    return build(*given, now=now, reading=reading, expansion=expansion, reason=reason, parts=parts)
 
 
 def up_to(now: float, interactions: Sequence[Interaction]) -> list[Interaction]:
@@ -97,18 +100,12 @@ def split(
     feedback: Mapping[str, Sequence[Feedback]],
     vectors: Vectors,
     settings: Settings,
-    fits: Fits = any_length,
+    reason: Reasons,
 ) -> Split:
     untold = Exclusions()  # `build` finds them again, less what a reader labels
     gathered = gather(prompts, feedback, vectors, settings, untold, UNREAD)
-    sure = curate(gathered, prompts, settings.dataset.min_topic_users, untold, fits).answers
+    sure = curate(gathered, reason, untold).answers
     return Split(*hold_out(sure, settings), tuple(sure))
-
-
-def _length_rule(settings: Settings) -> Fits:
-    """Whether training takes an answer of that length. What it does not is not judged on, either."""
-    tokenizer, most = load_tokenizer(settings.serving.base), settings.night.max_tokens
-    return lambda completion: short_enough(tokenizer, completion, most)
 
 
 def _expansion(
@@ -129,18 +126,19 @@ def build(
     now: float,
     reading: Reading = UNREAD,
     expansion: Expansion | None = None,
-    fits: Fits = any_length,
+    reason: Reasons | None = None,
     parts: Split | None = None,
 ) -> Snapshot:
-    """`freeze` on values, but for what `expansion` drafts. `parts` is the split of just these."""
+    """`freeze` on values, but for what `expansion` drafts. `reason` and `parts`, the split, are of just these."""
     prompts = Prompts(up_to(now, interactions), memories)
-    parts = parts or split(prompts, feedback, vectors, settings, fits)
+    reason = reason or Reasons(prompts, settings.dataset.min_topic_users)
+    parts = parts or split(prompts, feedback, vectors, settings, reason)
     excluded, teaches = Exclusions(), parts.teaches
     later = (i.id for i in interactions if i.id in feedback and i.id not in prompts.interactions)
     excluded.add("dated later than now, or said after such a turn", later)
     order = _recent_first(prompts, settings.dataset)
     gathered = gather(prompts, feedback, vectors, settings, excluded, reading)
-    gathered = curate(gathered, prompts, settings.dataset.min_topic_users, excluded, fits)
+    gathered = curate(gathered, reason, excluded)
 
     said = Said(prompts)
     ours = [a for a in gathered.answers if teaches(a.interaction)]
@@ -163,7 +161,7 @@ def build(
     if expansion:
         open_to = _open(prompts, teaches, {said.prompt(a.interaction) for a in judged}, said)
         made = expansion.contrasts(prompts, open_to, recurrences(prompts, settings.dataset), len(contrasts))
-        contrasts += _fit(made, prompts, settings.dataset, fits)
+        contrasts += _fit(made, reason)
 
     limit = settings.dataset.max_rows
     liked, rated, heard = (_first(part, order, limit) for part in ([a for a in taught if a.liked], taught, judged))
@@ -229,10 +227,10 @@ def _open(prompts: Prompts, teaches: Callable[[Interaction], bool], judged: Set[
     return [i for i in whole if said.prompt(i) not in judged]
 
 
-def _fit(contrasts: Sequence[Contrast], prompts: Prompts, settings: DatasetSettings, fits: Fits) -> list[Contrast]:
+def _fit(contrasts: Sequence[Contrast], reason: Reasons) -> list[Contrast]:
     """Those that the rules of curation let through; nobody gave the others, so none is reported."""
     pairs = [(c.chosen, c.rejected) for c in contrasts]
-    kept = curate(Gathered([], pairs, []), prompts, settings.min_topic_users, Exclusions(), fits).corrected
+    kept = curate(Gathered([], pairs, []), reason, Exclusions()).corrected
     return [Contrast(*pair, "synthetic") for pair in kept]
 
 

@@ -9,7 +9,7 @@ what does not fit is counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from math import ceil
@@ -59,10 +59,15 @@ def encode(
         return prompt_ids(tokenizer, prompt, room), tails
 
 
-def short_enough(tokenizer: Any, answer: str, max_tokens: int) -> bool:
+def length_rule(tokenizer: Any, max_tokens: int) -> Callable[[str], bool]:
     """Whether `encode` takes an answer, told from the answer alone."""
-    tail = answer_ids(tokenizer, [{"role": "user", "content": "?"}], answer)
-    return max_tokens - len(tail) >= PROMPT_SHARE * max_tokens
+
+    def length(answer: str) -> int:
+        return len(answer_ids(tokenizer, [{"role": "user", "content": "?"}], answer))
+
+    room, ends = max_tokens - PROMPT_SHARE * max_tokens, length("?")
+    # no token of ASCII is shorter than a letter, and at most one space is put in for each; counting tokens takes longer
+    return lambda answer: (answer.isascii() and ends + 2 * len(answer) <= room) or length(answer) <= room
 
 
 # -- passages ---

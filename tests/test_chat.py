@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nightschool.content import Message
 from nightschool.errors import ServingError
-from nightschool.evolve.lessons import encode, short_enough
+from nightschool.evolve.lessons import encode, length_rule
 from nightschool.memory.prompt import with_notes
 from nightschool.serving import chat
 from nightschool.serving.base import load_tokenizer
@@ -69,7 +69,7 @@ def test_answer_to_a_template_that_opens_a_thought_is_its_text_and_an_end(toy_ba
     talk, typed = said(("user", "one")), f"yes {tokenizer.eos_token} no"
     assert tokenizer.decode(answer_ids(tokenizer, talk, "yes")) == f"yes{tokenizer.eos_token}"
     assert tokenizer.decode(answer_ids(tokenizer, talk, typed)).count(tokenizer.eos_token) == 1
-    assert short_enough(tokenizer, "yes", 40)
+    assert length_rule(tokenizer, 40)("yes")
 
 
 def test_answer_ends_with_its_turn_also_where_that_is_no_end_of_text(toy_base: str) -> None:
@@ -241,9 +241,12 @@ def test_a_long_request_with_tools_loses_whole_messages(toy_base: str) -> None:
 
 def test_an_answer_is_short_enough_where_training_takes_it(toy_base: str) -> None:
     tokenizer, asked = load_tokenizer(toy_base), said(("user", "?"))
-    for count in range(60, 90):
-        answer = "x" * count
-        assert short_enough(tokenizer, answer, 96) == (encode(tokenizer, tuple(asked), [answer], 96) is not None)
+    fits, found = length_rule(tokenizer, 96), set()
+    for letter, most in (("x", 90), ("é", 45), (tokenizer.eos_token, 20), ("a b ", 30)):
+        for answer in (letter * count for count in range(1, most)):
+            found.add(fits(answer))
+            assert fits(answer) == (encode(tokenizer, tuple(asked), [answer], 96) is not None)
+    assert found == {True, False}
 
 
 def test_nobody_types_a_turn_of_a_template_whose_tokens_are_not_flagged(toy_base: str) -> None:
