@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .printing import AdapterId, AsJson, Home, Limit, ReplyId, assistant, none_found, show, show_found, when
+from .printing import AdapterId, AsJson, Home, Limit, ReplyId, assistant, latest, none_found, show, show_found, when
 
 if TYPE_CHECKING:
     from ..evolve.lineage import Event
@@ -27,7 +27,7 @@ def audit_answers(
 ) -> None:  # fmt: skip
     """The latest answers, newest first, with the ids by which the others know them."""
     with assistant(home) as nightschool:
-        found = nightschool.store.newest(limit, user_id=user)
+        found = latest(nightschool.store.newest(limit + 1, user_id=user), limit)
         none = _no_answers(nightschool, user) if not found else ""
     lines = [line for i in found for line in _answer_lines(i)]
     show_found([asdict(i) for i in found], as_json, lines, none)
@@ -114,7 +114,7 @@ def audit_events(home: Home = None, limit: Limit = 20, as_json: AsJson = False) 
     from ..evolve import lineage as lines_of
 
     with assistant(home) as nightschool:
-        found = [_by_now(nightschool, e) for e in lines_of.events(nightschool.registry)[::-1][:limit]]
+        found = [_by_now(nightschool, e) for e in latest(lines_of.events(nightschool.registry)[::-1], limit)]
     lines = [f"{when(e.created_utc)}  {e.kind:<9}  {e.id or 'the base'}  {e.what}" for e in found]
     show_found([asdict(e) for e in found], as_json, lines, "nothing was learnt, switched or forgotten yet")
 

@@ -20,6 +20,7 @@ from .printing import (
     assistant,
     checked_files,
     err,
+    latest,
     none_found,
     out,
     show,
@@ -67,7 +68,9 @@ def memory_list(
 ) -> None:
     """What is held of a user, newest first."""
     with assistant(home) as nightschool:
-        found = nightschool.memories(user_id=user, agent_id=agent, kind=cast("MemoryKind | None", kind), limit=limit)
+        of_kind = cast("MemoryKind | None", kind)
+        held = nightschool.memories(user_id=user, agent_id=agent, kind=of_kind, limit=limit + 1)
+        found = latest(held, limit)
         none = none_found("nothing is held", nightschool, user) if not found else ""
     lines = [f"{m.id}  {when(m.created_utc)}  {m.kind}{_ended(m)}: {' '.join(m.text.split())}" for m in found]
     show_found([asdict(m) for m in found], as_json, lines, none)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..sdk import Assistant
     from ..settings import Settings
 
+T = TypeVar("T")
 # what is no terminal has no width that a table must be cut to
 WIDE = None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else 240
 out = Console(soft_wrap=True, emoji=False, width=WIDE)
@@ -46,7 +47,7 @@ def named(home: str) -> Path:
 HOME_HELP = "Where everything is kept (default: NIGHTSCHOOL_HOME or ~/.nightschool)."
 Home = Annotated[Path | None, typer.Option(parser=named, metavar="PATH", help=HOME_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=10**9, help="At most so many.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10**9 - 1, help="At most so many.")]
 Session = Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")]
 Agent = Annotated[str, typer.Option("--agent", help="Which agent's memory; empty for none of its own.")]
 User = Annotated[str, typer.Option("--user", help="Whose memory.")]
@@ -167,6 +168,13 @@ def show_found(found: list[Any], as_json: bool, lines: list[str], none: str) -> 
     show(found, as_json, lines or [none])
     if as_json and not found:
         err.print(none, markup=False, highlight=False)
+
+
+def latest(found: list[T], limit: int) -> list[T]:
+    """The first `limit` of what was looked for with one more; standard error tells that there are more."""
+    if len(found) > limit:
+        err.print(f"the latest {limit} of more; --limit shows more", highlight=False)
+    return found[:limit]
 
 
 def say(text: str, end: str = "\n") -> None:

@@ -525,8 +525,10 @@ def test_newest_events_are_those_that_are_shown(run: Run, tmp_path: Path) -> Non
     run("init")
     with MemoryStore(load_settings(tmp_path / "home")) as store:
         nights = [Registry.of(store).open_cycle() for _ in range(3)]
-    found = json.loads(run("audit", "events", "--limit", "2", "--json").stdout)
-    assert [event["id"] for event in found] == nights[:0:-1]
+    two = run("audit", "events", "--limit", "2", "--json")
+    assert [event["id"] for event in json.loads(two.stdout)] == nights[:0:-1]
+    assert two.stderr == "the latest 2 of more; --limit shows more\n"
+    assert not run("audit", "events", "--limit", "3").stderr
 
 
 def test_doctor_names_an_index_elsewhere_that_others_may_read(run: Run, tmp_path: Path) -> None:
@@ -573,6 +575,9 @@ def test_memories_of_a_user_are_listed(run: Run) -> None:
     assert (found["kind"], found["text"]) == ("note", "My bell is red.")
     assert "note: My bell is red." in run("memory", "list", "--user", "ada").stdout
     assert "nothing is held" in run("memory", "list", "--user", "ada", "--kind", "turn").output
+    run("remember", "My bicycle is green.", "--user", "ada")
+    one = run("memory", "list", "--user", "ada", "--limit", "1")
+    assert "green" in one.stdout and "red" not in one.stdout and "--limit shows more" in one.stderr
     assert "give one of turn" in str(run("memory", "list", "--kind", "notes").exception)
 
 
