@@ -35,7 +35,8 @@ which over few prompts says more of them than of the night.
 
 Intervals are percentile bootstraps over clusters (users, or sessions where users are few), since the turns of one
 person are not independent. Not covered here: facts, safety, and preferences of people who never gave feedback. Where
-sessions are held out, what was said in one may stand among the notes in a taught prompt of another: no loss is on it.
+sessions are held out, what was said in one may stand among the notes in a taught prompt of another; and an answer that
+was taught after another prompt is judged on.
 """
 
 from __future__ import annotations

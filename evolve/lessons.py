@@ -146,6 +146,8 @@ def lay_out(lessons: Sequence[Lesson], limit: int, most: int, merge: bool) -> li
     passages: list[Passage] = []
     for i in order:
         if not (merge and passages and _joins(passages[-1], lessons[i], limit, most)):
+            if passages:
+                passages[-1].children.clear()  # they tell where one joins on, and take more than all the rest
             passages.append(Passage())
         passages[-1].add(i, lessons[i])
     return passages

@@ -252,6 +252,7 @@ def train(
     _require_learning(name, before, adapter_weights(student.model), watch)
     return {
         "plan": {key: value for key, value in asdict(planned).items() if key != "batches"},
+        "asked": epochs,
         "steps": len(planned.batches),
         "rows": planned.rows,
         "losses": [round(loss, 5) for loss in watch.losses],

@@ -141,7 +141,7 @@ class PhaseCost:
     rows: int  # that were seen, with what the base wrote itself
     replayed: int  # of them the base's own
     epochs: float  # passes over what was gathered
-    asked: float  # passes that the settings ask for; more than `epochs` where `night.budget_minutes` had no room
+    asked: float  # passes that were to be made; more than `epochs` where `night.budget_minutes` had no room
     steps: int
     seconds: float
     peak_mb: int
@@ -149,8 +149,7 @@ class PhaseCost:
     @classmethod
     def of(cls, adapter: Adapter) -> PhaseCost:
         d = adapter.details
-        asked = d["night"]["sft_epochs" if adapter.phase == "sft" else "preference_epochs"]
-        passes = d["plan"]["epochs"], asked
+        passes = d["plan"]["epochs"], d["asked"]
         return cls(adapter.id, adapter.phase, d["rows"], d["replay"], *passes, d["steps"], d["seconds"], d["peak_mb"])
 
 

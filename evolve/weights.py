@@ -72,7 +72,7 @@ def normalise(weights: Sequence[float], cap: float) -> list[float]:
     sums = list(accumulate(ascending))  # from the smallest up: subtracting outliers from a total would lose digits
     for capped, (largest, rest) in enumerate(zip(reversed(ascending), reversed(sums), strict=True)):
         scale = (len(weights) - capped * cap) / rest
-        if scale * largest <= cap:
+        if scale * largest <= cap * (1 + 1e-12):  # else the last bits of a product may leave nothing for anybody
             return [min(cap, scale * w) for w in weights]
     return [cap if w > 0 else 0.0 for w in weights]
 

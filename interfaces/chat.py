@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NightschoolError
@@ -22,6 +23,8 @@ def chat(home: Home = None, user: User = "default", agent: Agent = "", session: 
         raise InputError("--session is empty; name one, or leave it out")
     if sys.stdin is None:  # it was closed, so nothing will be said
         return
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # else a byte that is no text takes the lines around it along
     with assistant(home, make=True) as nightschool:
         err.print("loading the base", style="dim")
         _ = nightschool.engine
@@ -58,9 +61,6 @@ def _prompt() -> str | None:
         return input("> ").strip()
     except (EOFError, KeyboardInterrupt):
         return None
-    except UnicodeDecodeError:
-        err.print("not done: that line is no text in UTF-8", markup=False, highlight=False)
-        return ""
 
 
 def _chat_command(nightschool: Assistant, line: str, last: Any, user: str, agent: str) -> None:

@@ -90,8 +90,8 @@ def summary(report: Report) -> list[str]:
         lines.append(f"took {report.minutes:.1f} minutes")
     if cycle.candidate_id and report.phases == ():
         lines.append("made no new adapter: one of an earlier night was judged again")
-    if (least := min((p.epochs for p in report.phases or () if p.epochs < p.asked), default=1.0)) < 1:
-        lines.append(f"night.budget_minutes had room for {least:.0%} of what was gathered; raise it to learn from all")
+    if (least := min((p.epochs / p.asked for p in report.phases or ()), default=1.0)) < 1:
+        lines.append(f"night.budget_minutes had room for {least:.0%} of the passes; raise it to learn all there is")
     if not report.measures:
         lines += [f"not judged: {reason}" for reason in report.reasons]
     if cycle.error:

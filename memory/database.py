@@ -47,6 +47,11 @@ DIALECTS = {  # whose locks and erasing we know, and what brings the driver
 WRITERS_LOCK = 5_177_013  # any number, the same in every process
 LOOK_S = 0.05  # between two looks
 WAIT_S = 120.0  # for another writer, who may be erasing from a large index
+LIBPQ_DRIVERS = ("psycopg", "psycopg2")
+PATIENCE = {  # in seconds, the last one in milliseconds: a server that is cut off is else waited for by the hour
+    **{"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3},
+    "tcp_user_timeout": 60_000,
+}
 PRAGMAS = (f"busy_timeout={WAIT_S * 1000:.0f}", "foreign_keys=ON", "secure_delete=ON")
 
 
@@ -298,6 +303,8 @@ def open_engine(url: str) -> Engine:
     if _parsed(_checked(url)).get_backend_name() != "sqlite":
         # a server may have closed what stood idle, and who waited for another writer has to see what that one wrote
         careful |= {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"}
+        if _parsed(url).get_driver_name() in LIBPQ_DRIVERS:
+            careful["connect_args"] = {k: v for k, v in PATIENCE.items() if k not in _parsed(url).query}
     try:
         engine = create_engine(url, **careful)
     except (ImportError, NoSuchModuleError) as error:

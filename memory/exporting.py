@@ -50,6 +50,13 @@ def exports_in(home: Path) -> tuple[str, ...]:
 
 def write_export(session: Session, path: Path, now: float) -> Counter[str]:
     """Write the whole store to `path`, readable by its owner only, and say how many lines of each type it has."""
+    try:
+        return _written(session, path, now)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _written(session: Session, path: Path, now: float) -> Counter[str]:
     _require_ours(path)
     written: Counter[str] = Counter()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -121,9 +121,12 @@ def _read(record: _Record, given: tuple[float, str, str]) -> Conversation | None
 
 def _records(path: Path) -> Iterator[_Record]:
     """The values of a file: of its one array, or one a line."""
-    with path.open("rb") as file:  # once, for a pipe is read but once
-        start = file.peek().removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        yield from _array(str(path), file) if start == b"[" else _lines(str(path), file)
+    try:
+        with path.open("rb") as file:  # once, for a pipe is read but once
+            start = file.peek().removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            yield from _array(str(path), file) if start == b"[" else _lines(str(path), file)
+    except OSError as error:  # what was read before it is brought in
+        yield _Record(str(path), 0, error=f"it cannot be read: {error.strerror or error}; what follows in it is not in")
 
 
 def _lines(name: str, file: BinaryIO) -> Iterator[_Record]:

@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from ..errors import InputError
+from ..errors import InputError, StoreError
 from .conversations import (
     Owner,
     Review,
@@ -50,7 +50,7 @@ from .rows import ROWS_A_PAGE, from_interaction, from_memory, to_interaction, tu
 from .stated_rows import add_statements
 from .tables import FeedbackRow, InteractionRow, MemoryRow, TopicRow
 from .tombstones import Tombstones
-from .topic_rows import join, relabel
+from .topic_rows import join, relabel, release
 from .types import Interaction, Memory
 from .writing import add_sources, rated, remove_replaced
 
@@ -110,6 +110,7 @@ class Restoring:
         self._left_out: set[str] = set()  # interactions that were forgotten here
         self._robbed: set[str] = set()  # their topics, which may be named after them
         self._foreign = False  # the tombstones of the file have another salt
+        self._answered: dict[str, str] = {}  # turns of the file that are answered here, and as what
         self._told: set[str] = set()  # interactions of the file, which names what they were shown as it is in the end
         self._ended = False
         self._lines = 0
@@ -130,6 +131,8 @@ class Restoring:
                     raise InputError(f"{self._file}:1: {error}; nothing was imported") from None
                 self.report.errors[self._lines] = str(error)
         join(session, {topic_id: [vectors[text] for text in said] for topic_id, said in self._joined.items()})
+        # only now: a topic that nobody else is in has its answered turn, and stays
+        release(session, self.replaced, {i.id: vectors[i.text] for i in self.replaced if request_of(i.turn)})
         for owner in sorted(wordless):
             inherit_again(session, owner)
         remember_corrections(session, self._corrected)
@@ -188,6 +191,7 @@ class Restoring:
             raise InputError(f"interaction {made.id}: its session was written meanwhile; bring the export in once more")
         if held is not None and answers(made, held):
             self.report.known["interaction"] += 1  # an older copy, from before the answer
+            self._answered[made.id] = held.id
             return
         if held is not None and (not answers(held, made) or rated(session, [held.id])):
             raise InputError(f"interaction {made.id}: its session has something else at position {made.position}")
@@ -212,9 +216,8 @@ class Restoring:
             wordless.add(owner_of(made))
 
     def _replace(self, session: Session, held: Interaction, made: Interaction) -> None:
-        """The held turn had no answer yet."""
-        vectors = {held.id: self._vectors[held.text]} if request_of(held.turn) else {}
-        remove_replaced(session, [held], {held.id: made.id}, vectors)
+        """The held turn had no answer yet. It leaves its topic with the end of the batch."""
+        remove_replaced(session, [held], {held.id: made.id}, {})
         self.replaced.append(held)
 
     def _feedback(self, session: Session, values: dict[str, Any]) -> None:
@@ -240,6 +243,7 @@ class Restoring:
 
     def _note(self, session: Session, tombstones: Tombstones, values: dict[str, Any]) -> None:
         note = _note(values)
+        note = replace(note, source_ids=tuple(self._answered.get(i, i) for i in note.source_ids))
         known = session.get(MemoryRow, note.id) is not None
         if not known and (tombstones.forgotten_notes([note.id]) or not self._left_out.isdisjoint(note.source_ids)):
             self.report.forgotten += 1
@@ -290,9 +294,12 @@ def _checked_salt(head: dict[str, Any]) -> str:
 def batches(path: Path) -> Iterator[list[Line]]:
     if not path.exists() or path.is_dir():
         raise InputError(f"no such file: {path}; nothing was imported")
-    with path.open("rb") as file:
-        while lines := list(islice(file, ROWS_A_PAGE)):
-            yield [_line(line) for line in lines]
+    try:
+        with path.open("rb") as file:
+            while lines := list(islice(file, ROWS_A_PAGE)):
+                yield [_line(line) for line in lines]
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}; what follows is not in") from error
 
 
 def new_texts(session: Session, lines: Sequence[Line]) -> list[str]:
@@ -327,13 +334,13 @@ def _parsed(line: bytes) -> tuple[str, dict[str, Any]]:
     except (ValueError, RecursionError):
         raise InputError("not JSON") from None
     kind = values.get("type") if isinstance(values, dict) else None
-    if kind not in FIELDS:
+    if not isinstance(kind, str) or kind not in FIELDS:
         raise InputError(f"type is not one of {', '.join(FIELDS)}")
     for name, wanted in FIELDS[kind].items():
         given = values.get(name)
         if not isinstance(given, wanted) or (isinstance(given, bool) and wanted is not bool):
             raise InputError(f"{kind}: {name} is missing or of another type than an export has")
-    return str(kind), values
+    return kind, values
 
 
 def _interaction(values: dict[str, Any]) -> Interaction:

@@ -22,7 +22,7 @@ from ..evolve.probes import Probe, load_probes
 from ..evolve.prompts import Words
 from ..evolve.registry import ROLLED_BACK, AliasMoved, Registry
 from ..evolve.sealing import ensure_loaded, intact
-from ..evolve.types import NOTHING, Adapter, Cycle, PhaseCost, Snapshot, Verdict, recipe
+from ..evolve.types import NOTHING, Adapter, Cycle, Phase, PhaseCost, Snapshot, Verdict, recipe
 from ..memory.store import MemoryStore
 from ..serving.base import base_id, context_of, has_weights_vllm_ignores, load_config
 from ..serving.engine import Engine
@@ -112,7 +112,7 @@ def _night(
     snapshot = _gather(store, registry, opened, settings, progress)
     left_out = [asdict(e) for e in snapshot.excluded]
     registry.update_cycle(cycle_id, snapshot_id=snapshot.id, excluded=left_out, trained=[])
-    known = trained_before(snapshot, registry, settings, base_id(settings.serving.base))
+    known = trained_before(snapshot, registry, settings, "dpo" if snapshot.pairs or snapshot.thumbs else "sft")
     if reason := nothing_to_learn(snapshot, known, store, registry, settings, probes, progress):
         return _told(f"{NOTHING}: {reason}", progress)
     if known:
@@ -149,12 +149,12 @@ def _told(line: str, progress: Progress) -> str:
     return line
 
 
-def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, base_id: str) -> Adapter | None:
-    """The adapter that training would make again, if it may still serve."""
+def trained_before(snapshot: Snapshot, registry: Registry, settings: Settings, phase: Phase) -> Adapter | None:
+    """The adapter that training in that phase would make again, if it may still serve."""
     night, tainted = recipe(settings.night), registry.tainted()
-    phase = "dpo" if snapshot.pairs or snapshot.thumbs else "sft"
+    would_be = snapshot.id, base_id(settings.serving.base), phase
     for adapter in registry.adapters():
-        same = (adapter.snapshot_id, adapter.base_id, adapter.phase) == (snapshot.id, base_id, phase)
+        same = (adapter.snapshot_id, adapter.base_id, adapter.phase) == would_be
         if settings.serving.engine == "vllm" and has_weights_vllm_ignores(adapter.path):
             continue  # as it was trained for the engine in process
         if same and adapter.details.get("night") == night and adapter.id not in tainted and _whole(adapter, registry):
@@ -265,16 +265,22 @@ def _learn(snapshot: Snapshot, registry: Registry, settings: Settings, progress:
     examples, few = len(snapshot.examples), settings.night.few_rows
     if examples < few:
         progress(f"{examples} examples are few (night.few_rows is {few}): seen more often")
-    grounded = sft.run(snapshot, settings, folder=registry.building(), progress=progress)
-    registry.add(grounded)
-    registry.update_cycle(cycle_id, trained=[asdict(PhaseCost.of(grounded))])
+    trained = list[Adapter]()
+
+    def keep(adapter: Adapter) -> Adapter:
+        registry.add(adapter)
+        trained.append(adapter)
+        registry.update_cycle(cycle_id, trained=[asdict(PhaseCost.of(a)) for a in trained])
+        return adapter
+
+    if grounded := trained_before(snapshot, registry, settings, "sft"):
+        progress(f"phase 1 was trained by a night that ended before phase 2: {grounded.id}")
+    else:
+        grounded = keep(sft.run(snapshot, settings, folder=registry.building(), progress=progress))
     if not (snapshot.pairs or snapshot.thumbs):
         progress("no pairs and no thumbs: phase 2 is left out")
         return grounded
-    preferred = dpo.run(snapshot, grounded, settings, folder=registry.building(), progress=progress)
-    registry.add(preferred)
-    registry.update_cycle(cycle_id, trained=[asdict(PhaseCost.of(a)) for a in (grounded, preferred)])
-    return preferred
+    return keep(dpo.run(snapshot, grounded, settings, folder=registry.building(), progress=progress))
 
 
 def _judge(

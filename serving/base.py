@@ -200,7 +200,7 @@ def load_base(spec: str, *, dtype: torch.dtype, device: str = "auto") -> Any:
             model, told = AutoModelForCausalLM.from_pretrained(folder, **how, output_loading_info=True)
         _require_whole(spec, told)
         model = model if kind == dtype else _in_dtype(model, dtype)
-    return model.to(choose_device(device)).eval()
+        return model.to(choose_device(device)).eval()
 
 
 def require_tensors(spec: str) -> None:

@@ -19,6 +19,8 @@ from queue import Empty, SimpleQueue
 from threading import Event, RLock, Thread
 from typing import Any, TypeVar
 
+import torch
+
 from ..errors import ServingError
 from .adapters import Lora
 from .decoding import Batch, Forward, Layers, Row
@@ -98,8 +100,9 @@ class Request(Row):
 
 
 class Batcher:
-    def __init__(self, forward: Forward, device: str) -> None:
-        self._forward, self._device = forward, device
+    def __init__(self, forward: Forward, device: str, threads: int) -> None:
+        """`threads` of torch, on a CPU."""
+        self._forward, self._device, self._threads = forward, device, threads
         self.limits = CARD if device.startswith("cuda") else CPU
         self._lock = RLock()  # of the two queues and `_working`; what is collected meanwhile may hand in a job
         self._waiting: deque[Request] = deque()
@@ -148,6 +151,8 @@ class Batcher:
     # -- the thread ---
 
     def _work(self) -> None:
+        # a thread takes over the number that holds when it begins, and an embedder may have set it to one meanwhile
+        torch.set_num_threads(self._threads)
         while self._turn():
             pass
 

@@ -62,7 +62,7 @@ class LocalEngine:
         self._context = context_of(self._model.config)
         self._ends = end_tokens(self._model, self._tokenizer)
         self._adapters: dict[str, Lora] = {}
-        self._batcher = Batcher(self._next, self._device)
+        self._batcher = Batcher(self._next, self._device, settings.threads or torch.get_num_threads())
 
     @property
     def base_id(self) -> str:
@@ -278,7 +278,10 @@ def _loaded(settings: ServingSettings, device: str) -> Any:
     if not _in_fp8(settings, device):
         return load_base(settings.base, dtype=dtype, device=device)
     model = load_base(settings.base, dtype=dtype, device="cpu")
-    return fp8.convert(model, lora_targets(model.config, "attention+mlp"), device)
+    try:
+        return fp8.convert(model, lora_targets(model.config, "attention+mlp"), device)
+    except RuntimeError as error:  # as a card without room for it
+        raise ServingError(f"base {settings.base}: cannot be put on {device}: {error}") from error
 
 
 def _in_fp8(settings: ServingSettings, device: str) -> bool:

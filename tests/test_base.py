@@ -25,6 +25,7 @@ from transformers import (
     MixtralConfig,
     OlmoeConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -380,6 +381,15 @@ def test_base_that_is_quantised_otherwise_is_refused_by_its_method(toy_base: str
     with pytest.raises(ServingError, match=f"weights are quantised by {method}, .*; take"):
         base.load_base(str(folder), dtype=torch.float32, device="cpu")
     assert [p for p in check(str(folder), rank=4).problems if f"quantised by {method}" in p]
+
+
+def test_base_that_the_device_has_no_room_for_is_refused(toy_base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(PreTrainedModel, "to", full)
+    with pytest.raises(ServingError, match=r"cannot be loaded from .*CUDA out of memory"):
+        base.load_base(toy_base, dtype=torch.float32, device="cpu")
 
 
 def test_damaged_base_is_refused_with_its_folder(toy_base: str, tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ def adapters(toy_base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return found
 
 
+def test_thread_of_the_engine_has_its_number_of_threads_whatever_holds_when_it_begins(toy_base: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        engine = LocalEngine(ServingSettings(base=toy_base, device="cpu", threads=2))
+        torch.set_num_threads(1)  # as an embedder does for a while
+        assert engine._batcher.hand_in(torch.get_num_threads).result() == 2
+        engine.close()
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def loaded(toy_base: str, adapters: dict[str, Path]) -> LocalEngine:
     engine = LocalEngine(ServingSettings(base=toy_base, device="cpu", threads=1))

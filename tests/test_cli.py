@@ -842,6 +842,16 @@ def test_chat_goes_on_after_a_command_that_fails(run: Run, monkeypatch: pytest.M
     assert "Tea" in run("recall", "When is tea?").stdout
 
 
+def test_chat_refuses_a_line_that_is_no_text_and_takes_those_around_it(tmp_path: Path) -> None:
+    said = b"/remember Tea is at four.\n/remember caf\xe9\n/remember Lunch is at noon.\n"
+    command = [sys.executable, "-m", "nightschool.interfaces.cli", "chat", "--home", str(tmp_path / "home")]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, input=said, capture_output=True, env=strict)
+    assert done.returncode == 0 and done.stderr.count(b"not done: text holds half of a surrogate pair") == 1
+    with nightschool.open(tmp_path / "home") as assistant:
+        assert {m.text for m in assistant.memories(kind="note")} == {"Tea is at four.", "Lunch is at noon."}
+
+
 def test_chat_goes_on_after_an_answer_that_took_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said = iter(["Hello!", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(said))

@@ -12,6 +12,7 @@ import pytest
 from nightschool.errors import InputError, StoreError
 from nightschool.memory.conversations import Owner, interaction_id
 from nightschool.memory.formats import conversation_of
+from nightschool.memory.importer import import_files
 from nightschool.memory.restoring import Restoring, check_head
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.topic_rows import states
@@ -61,7 +62,7 @@ def rewritten(path, change):
 
 def test_export_that_fails_leaves_nothing_of_what_was_said(told, tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(StoreError, match=r"facts\.jsonl cannot be written: no space left"):
         told.export(tmp_path / "out" / "facts.jsonl")
     assert not list((tmp_path / "out").iterdir())
 
@@ -181,7 +182,7 @@ def test_export_is_for_its_owner_only_and_a_failing_one_leaves_the_last(told, mo
         raise OSError("disk full")
 
     monkeypatch.setattr("nightschool.memory.exporting.os.fsync", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StoreError, match="cannot be written: disk full"):
         told.export()
     assert path.read_bytes() == before
 
@@ -420,6 +421,48 @@ def test_later_export_brings_the_answer_to_what_was_open_and_an_older_one_takes_
     assert facts(other) == facts(quick_store)
     assert other.verify() == []
     assert other.recall("Rome", user_id="ann", threshold=0)[0].memory.text.endswith("In Italy.")
+
+
+def test_later_export_brings_the_answer_to_a_turn_that_had_its_topic_to_itself(quick_store, other, tmp_path):
+    chat = {"session_id": "s", "messages": [{"role": "user", "content": "do you repair wheels"}]}
+    whole = chat | {"messages": [*chat["messages"], {"role": "assistant", "content": "in two days"}]}
+    for name, conversation in (("older", chat), ("later", whole)):
+        (tmp_path / "chat.jsonl").write_text(json.dumps(conversation))
+        import_files(quick_store, tmp_path / "chat.jsonl", now=1.0)
+        other.restore(quick_store.export(tmp_path / f"{name}.jsonl")[0])
+    assert facts(other) == facts(quick_store)
+    assert (len(other.topics(0)), other.verify()) == (1, [])
+
+
+def test_older_export_knows_a_note_of_a_turn_that_was_answered_since(quick_store, other, tmp_path):
+    asked = said(quick_store, "Where is Rome?", "")
+    quick_store.remember("Rome is far.", user_id="ann", source_ids=[asked.id])
+    older, _ = quick_store.export(tmp_path / "older.jsonl")
+    answered = said(quick_store, "please", "In Italy.")
+    restored = quick_store.restore(older)
+    assert (restored.errors, restored.known["note"]) == ({}, 1)
+    said(other, "Where is Rome?", "")
+    said(other, "please", "In Italy.")
+    restored = other.restore(older)  # that has the answer and not the note
+    assert (restored.errors, restored.new["note"]) == ({}, 1)
+    (note,) = other.memories_of("ann", kind="note", limit=9)
+    assert note.source_ids == (answered.id,)
+
+
+@pytest.mark.parametrize("kind", [["object", "null"], {"a": 1}, None, 3])
+def test_type_that_is_no_text_is_told_of_that_line(told, other, kind):
+    path = rewritten(told.export()[0], lambda record: record | ({"type": kind} if record["type"] == "note" else {}))
+    report = other.restore(path)
+    assert sum("type is not one of" in error for error in report.errors.values()) == 2
+    assert report.new["interaction"] == 3
+
+
+def test_file_that_cannot_be_read_or_written_is_an_error_of_the_store(told, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        told.export(tmp_path / "file" / "facts.jsonl")
+    with pytest.raises(StoreError, match="cannot be read: Input/output error"):
+        told.restore("/proc/self/mem")
 
 
 def test_open_turn_that_was_rated_is_not_answered_by_an_export(quick_store, other):

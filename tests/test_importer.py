@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from nightschool.errors import InputError
@@ -201,6 +202,14 @@ def test_missing_file_is_named_before_anything_goes_in(quick_store, tmp_path):
     with pytest.raises(InputError, match=r"no such file: .*gone.jsonl; nothing was brought in"):
         brought(quick_store, path, tmp_path / "gone.jsonl")
     assert quick_store.counts()["interactions"] == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file here that opens and cannot be read")
+def test_file_that_cannot_be_read_is_told_of_and_the_others_go_in(quick_store, tmp_path):
+    first, last = (lines(tmp_path / name, chat(name, "hello")) for name in ("a.jsonl", "b.jsonl"))
+    report = brought(quick_store, first, "/proc/self/mem", last)
+    reason = "it cannot be read: Input/output error; what follows in it is not in"
+    assert report == ImportReport(2, 2, 0, 0, (LineError("/proc/self/mem", 0, reason),))
 
 
 def test_grown_export_adds_what_is_new_and_replaces_the_unanswered_end(quick_store, tmp_path):

@@ -266,6 +266,26 @@ def test_what_a_killed_night_had_accepted_is_put_into_service_by_the_next(
     assert cycle.outcome == "promoted" and live and live.id == cycle.candidate_id
 
 
+def test_phase_1_of_a_night_that_was_killed_in_phase_2_is_not_trained_again(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    listen(assistant)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(dpo, "run", killed)
+        night(assistant)
+    (grounded,) = assistant.registry.adapters()
+    monkeypatch.setattr(sft, "run", killed)
+    said: list[str] = []
+    cycle = night(assistant, said)
+    assert cycle.outcome == "promoted"
+    assert assistant.registry.adapter(cycle.candidate_id or "").parent_id == grounded.id
+    assert [cost.phase for cost in assistant.registry.cycle_trained(cycle) or ()] == ["dpo"]
+    assert any(grounded.id in line and "ended before phase 2" in line for line in said)
+
+
 def test_second_night_at_once_is_refused(assistant: Assistant) -> None:
     with (
         night_lock(assistant.settings.home, assistant.store.database),
@@ -410,23 +430,23 @@ def test_what_was_trained_is_trained_again_for_a_server_that_would_pass_by_a_par
 ) -> None:
     snapshot, local = Snapshot((), (), (), ()), Settings(home=tmp_path)
     details = {"night": recipe(local.night)}
-    adapter = Adapter("b2:one", "b2:base", snapshot.id, "sft", None, tmp_path, 0.0, details)
+    adapter = Adapter("b2:one", base_id("seedling"), snapshot.id, "sft", None, tmp_path, 0.0, details)
     registry = SimpleNamespace(tainted=set, adapters=lambda: [adapter])
     monkeypatch.setattr(nightly, "intact", lambda path: True)
     vllm = replace(local, serving=replace(local.serving, engine="vllm"))
     for leaf, again in (("q_proj", False), ("kv_b_proj", True)):
         save_file({f"base_model.model.x.self_attn.{leaf}.lora_A.weight": torch.zeros(2, 4)}, tmp_path / WEIGHTS)
-        assert nightly.trained_before(snapshot, registry, local, "b2:base") is adapter
-        assert nightly.trained_before(snapshot, registry, vllm, "b2:base") is (None if again else adapter)
+        assert nightly.trained_before(snapshot, registry, local, "sft") is adapter
+        assert nightly.trained_before(snapshot, registry, vllm, "sft") is (None if again else adapter)
 
 
 def test_what_was_trained_by_an_older_recipe_is_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot, settings = Snapshot((), (), (), ()), Settings(home=tmp_path)
     monkeypatch.setattr(nightly, "intact", lambda path: True)
     for trained_by, again in ((recipe(settings.night), False), (plain(asdict(settings.night)), True)):
-        adapter = Adapter("b2:one", "b2:base", snapshot.id, "sft", None, tmp_path, 0.0, {"night": trained_by})
+        adapter = Adapter("b2:one", base_id("seedling"), snapshot.id, "sft", None, tmp_path, 0.0, {"night": trained_by})
         registry = SimpleNamespace(tainted=set, adapters=lambda adapter=adapter: [adapter])
-        assert nightly.trained_before(snapshot, registry, settings, "b2:base") is (None if again else adapter)
+        assert nightly.trained_before(snapshot, registry, settings, "sft") is (None if again else adapter)
 
 
 def test_what_is_forgotten_while_the_memory_is_read_is_in_no_snapshot(

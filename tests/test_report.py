@@ -83,7 +83,7 @@ def rejected(store: MemoryStore, registry: Registry, weights: bytes = b"weights"
         "rows": 5,
         "replay": 2,
         "plan": {"epochs": 0.5},
-        "night": {"sft_epochs": 1.0},
+        "asked": 1.0,
         "steps": 3,
         "seconds": 1.5,
         "peak_mb": 700,
@@ -336,7 +336,7 @@ def test_summary_tells_what_was_seen_what_judges_and_what_was_judged_against_wha
     assert "turns in it that no night before learnt from: 10" in lines
     assert f"held out to judge on: {found.parts['held_out']} answers of {found.judges} users or sessions" in lines
     assert not any("held" in line for line in lines if line.startswith("learnt from"))
-    assert "night.budget_minutes had room for 50% of what was gathered; raise it to learn from all" in lines
+    assert "night.budget_minutes had room for 50% of the passes; raise it to learn all there is" in lines
     told = reporting.summary(replace(found, measures=(), reasons=("only 3 answers",), withdrawn=True))
     assert "not judged: only 3 answers" in told and any("withdrawn since" in line for line in told)
 

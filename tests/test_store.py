@@ -18,7 +18,7 @@ import pytest
 from nightschool.errors import InputError, NotFound, Overtaken, SettingsError, StoreError
 from nightschool.memory import database
 from nightschool.memory.conversations import Conversation, Owner, Review, draft_id, turn_memory_id
-from nightschool.memory.database import Database, file_of
+from nightschool.memory.database import Database, file_of, open_engine
 from nightschool.memory.rows import IDS_A_QUERY
 from nightschool.memory.store import MemoryStore
 from nightschool.memory.tables import SnapshotRow, SnapshotSourceRow
@@ -842,6 +842,16 @@ def postgres_schema():
         with engine.begin() as connection:
             connection.execute(text(f"DROP SCHEMA {name} CASCADE"))
         engine.dispose()
+
+
+@pytest.mark.postgres
+def test_server_that_is_cut_off_is_not_waited_for_by_the_hour():
+    with postgres_schema() as url:
+        engine = open_engine(f"{url}&connect_timeout=7")
+        with engine.connect() as connection:
+            given = connection.connection.dbapi_connection.info.get_parameters()
+        engine.dispose()
+    assert (given["connect_timeout"], given["tcp_user_timeout"]) == ("7", "60000")  # what the URL names stands
 
 
 @pytest.mark.postgres

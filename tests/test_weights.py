@@ -97,6 +97,11 @@ def test_an_outlier_is_capped_and_the_others_share_what_is_left():
     assert normalise([100.0, 1.0, 1.0, 2.0], CAP) == pytest.approx([3.0, 0.25, 0.25, 0.5])
 
 
+@pytest.mark.parametrize("largest", [0.021 + i / 1000 for i in range(200)])
+def test_a_weight_beside_which_others_are_nothing_is_at_the_cap(largest: float):
+    assert normalise([largest, 1e-30, 1e-30], CAP) == pytest.approx([3.0, 0.0, 0.0])
+
+
 def test_nothing_to_normalise_stays_nothing():
     assert normalise([], CAP) == []
     assert normalise([0.0, 0.0], CAP) == [0.0, 0.0]
