@@ -378,12 +378,12 @@ def taught(snapshot: Snapshot) -> set[Words]:
     return {words_of(*said) for said in (*single, *paired)}
 
 
-def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]], *, follow: bool = True) -> Snapshot:
+def from_rows(store: MemoryStore, rows: Sequence[Mapping[str, Any]]) -> Snapshot:
     """The snapshot again, its text read from memory; NotFound names what was forgotten since.
 
-    Turns that were answered since are found by the ids that they have now, unless they are not to `follow`.
+    Turns that were answered since are found by the ids that they have now.
     """
-    return Remembered(store).again(rows, follow=follow)
+    return Remembered(store).again(rows)
 
 
 class Remembered:
@@ -395,12 +395,17 @@ class Remembered:
         self._prompts = Prompts(self._interactions, shown)
         self._corrections = {f.id: f.correction or "" for given in store.feedback().values() for f in given}
 
-    def again(self, rows: Sequence[Mapping[str, Any]], *, follow: bool = True) -> Snapshot:
+    def again(self, rows: Sequence[Mapping[str, Any]]) -> Snapshot:
         """As `from_rows`."""
-        ids_now = answered_since(_named(rows), self._interactions) if follow else {}
+        return resolve(rows, self._prompts, self._texts(rows), answered_since(_named(rows), self._interactions))
+
+    def require(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """NotFound names what of these rows was forgotten or answered since."""
+        _require_remembered(rows, self._prompts, self._texts(rows))
+
+    def _texts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         drafted = self._store.drafts({row["interaction_ids"][0] for row in rows if row.get("draft_ids")})
-        drafts = {draft.id: draft.text for some in drafted.values() for draft in some}
-        return resolve(rows, self._prompts, self._corrections | drafts, ids_now)
+        return self._corrections | {draft.id: draft.text for some in drafted.values() for draft in some}
 
 
 def require_held(store: MemoryStore, interaction_ids: Iterable[str]) -> None:

@@ -245,7 +245,7 @@ def _gather(
     registry.add_snapshot(snapshot, rows)
     try:
         # what is forgotten from now on finds the snapshot, and taints what it teaches, but not by an id of before
-        dataset.from_rows(store, rows, follow=False)
+        dataset.Remembered(store).require(rows)
         dataset.require_held(store, snapshot.reader_ids)
     except NotFound:
         if tries == 1:

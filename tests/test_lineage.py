@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from nightschool.errors import GateRefused, NotFound
-from nightschool.evolve.dataset import freeze, from_rows, to_rows
+from nightschool.evolve.dataset import Remembered, freeze, from_rows, to_rows
 from nightschool.evolve.lineage import events, lineage, verify
 from nightschool.evolve.registry import Registry
 from nightschool.evolve.sealing import seal
@@ -172,7 +172,7 @@ def test_what_is_just_frozen_is_not_followed_to_turns_that_forgetting_would_not_
     rows = registry.snapshot_rows(taught.snapshot_id)
     assert from_rows(quick_store, rows).id == taught.snapshot_id
     with pytest.raises(NotFound):
-        from_rows(quick_store, rows, follow=False)
+        Remembered(quick_store).require(rows)
 
 
 def test_events_tell_what_served_and_how_much_was_forgotten_and_never_whose(
